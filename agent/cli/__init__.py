@@ -1,0 +1,1 @@
+"""The command `driveway`: one file per group of verbs; it talks to the control socket."""

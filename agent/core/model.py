@@ -1,0 +1,96 @@
+"""The values the core thinks in: what a lease is, what came of it, and what was said about it.
+
+Frozen, with units in their names: `_ms` are milliseconds of CLOCK_BOOTTIME (or a duration), `_c` degrees Celsius,
+`_w` watts, `_wh` watt-hours, `_micro` millionths of the currency unit.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class JobKey(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """(`job`, `epoch`): the fencing token of a lease. A job granted again gets the next epoch."""
+
+    job: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.job}/{self.epoch}"
+
+
+class HandInKind(enum.StrEnum):
+    """How a lease ended: all slices done, or given back early."""
+
+    RESULT = "result"
+    YIELD = "yield"
+
+
+class YieldReason(enum.StrEnum):
+    """Why a lease was given back early (on the wire: coarse, since it tells of the owner's habits)."""
+
+    DRIVER = "driver"
+    ENERGY = "energy"
+    THERMAL = "thermal"
+    OWNER = "owner"
+    EXPIRED = "expired"
+    FAULT = "fault"
+    REFUSED = "refused"
+    SHUTDOWN = "shutdown"
+
+
+class Verdict(enum.StrEnum):
+    """The dispatcher's word on a hand-in. Only `LATER` asks for it again."""
+
+    SETTLED = "settled"
+    DUPLICATE = "dup"
+    STALE = "stale"
+    BAD = "bad"
+    LATER = "later"
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """One leased job, as the signed grant names it. Times are durations: the car's clock counts them down.
+
+    `slices` are the slice numbers still wanted; slice n covers items [n * slice_items, (n + 1) * slice_items).
+    """
+
+    job: str
+    epoch: int
+    nonce: str
+    customer: str
+    package: str
+    package_sha256: str
+    input_url: str
+    input_sha256: str
+    input_bytes: int
+    items: int
+    slice_items: int
+    slices: tuple[int, ...]
+    ttl_ms: int
+    price_micro_per_item: int
+    currency: str
+    ticket_sha256: str = ""
+
+    @property
+    def key(self) -> JobKey:
+        """The fencing token."""
+        return JobKey(self.job, self.epoch)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Items [first, last) of slice `index`."""
+        first = index * self.slice_items
+        return first, min(first + self.slice_items, self.items)
+
+
+class SliceOutcome(msgspec.Struct, frozen=True):
+    """What one finished slice was: counts and digests, never the customer's data."""
+
+    index: int
+    items: int
+    failed_items: int
+    output_sha256: str
+    raw_sha256: str
+    compute_ms: int

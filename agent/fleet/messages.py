@@ -1,0 +1,238 @@
+"""The `dw/v1` messages, as typed values: exactly what crosses the broker, and the caps that guard the door.
+
+Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, result, yield. Downward (`dw/v1/d/{unit}/…`): grant and
+verdict, each inside a DSSE envelope signed by the dispatcher, so that a hostile broker can delay, never command.
+Times on the wire are durations. Unknown fields are ignored (newer peers may say more); an unknown version is
+refused with a reason. Messages are JSON and at most 16 KiB; bulk goes by URL and digest.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from agent.core.model import JobKey, Verdict, YieldReason
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 1024
+"""The tightest common limit of the brokers in use, with room for topic and properties."""
+
+GRANT_TYPE = "application/vnd.driveway.grant+json"
+VERDICT_TYPE = "application/vnd.driveway.verdict+json"
+ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
+
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+Text = Annotated[str, msgspec.Meta(max_length=512)]
+Base64 = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]
+
+
+class MessageError(ValueError):
+    """A message that may not be acted on: too large, not JSON, a wrong field, an unknown version."""
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True):
+    """What this unit can run: its device class, executor, and the digests of the packages it holds."""
+
+    device_class: Text
+    executor: Identifier
+    packages: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=64)]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Birth and death of a link; `lost` is the MQTT will. `conn` counts connections, so a late will is ignored."""
+
+    v: int = VERSION
+    state: Identifier
+    boot: Identifier
+    conn: Count
+    version: Text
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """ "Credit one, I hold these": asks for work, and lets the dispatcher repair what was lost."""
+
+    v: int = VERSION
+    rid: Identifier
+    have: Annotated[tuple[JobKey, ...], msgspec.Meta(max_length=64)]
+    credit: Count
+    cap: Capability
+    open_for_s: Count
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """A DSSE envelope as JSON (https://github.com/secure-systems-lab/dsse); names as its specification has them."""
+
+    payload: Base64
+    payloadType: Text  # noqa: N815 - the specification's name
+    signatures: Annotated[tuple[Signature, ...], msgspec.Meta(min_length=1, max_length=4)]
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """One DSSE signature, ECDSA P-256 in DER, base64. `keyid` is a hint for look-up, never a reason to trust."""
+
+    keyid: Text = ""
+    sig: Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class SliceOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """One slice's answers, exactly the bytes whose SHA-256 the statement binds (base64 of a JSON array of items)."""
+
+    index: Count
+    body: Base64
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished lease: the signed statement, the answers, what else is held, and credit for the next grant."""
+
+    v: int = VERSION
+    rid: Identifier
+    job: Identifier
+    epoch: Count
+    statement: Envelope
+    outputs: tuple[SliceOutput, ...]
+    have: tuple[JobKey, ...]
+    credit: Count
+
+
+class Yield(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease given back early, with the slices it finished (none: no statement)."""
+
+    v: int = VERSION
+    rid: Identifier
+    job: Identifier
+    epoch: Count
+    why: YieldReason
+    detail: Text = ""
+    statement: Envelope | None = None
+    outputs: tuple[SliceOutput, ...] = ()
+    have: tuple[JobKey, ...] = ()
+
+
+class PackageRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The package a job runs, by name and by the digest of its manifest."""
+
+    name: Identifier
+    sha256: Sha256
+
+
+class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Bulk data outside the message: where it is, how long it is, and what it must hash to."""
+
+    url: Text
+    sha256: Sha256
+    bytes: Count
+
+
+class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """One leased job; `slices` are the slice numbers still wanted, `ttl_s` counts from when the car asked."""
+
+    job: Identifier
+    epoch: Count
+    nonce: Annotated[str, msgspec.Meta(min_length=16, max_length=64, pattern=r"^[0-9a-f]+$")]
+    customer: Identifier
+    package: PackageRef
+    input: ObjectRef
+    items: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    slice_items: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+    slices: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=1024)]
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+    price_micro_per_item: Count
+    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$")]
+
+
+class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a grant envelope. No job: ask again in `retry_s`."""
+
+    v: int = VERSION
+    rid: Identifier
+    unit: Identifier
+    job: JobGrant | None = None
+    retry_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0
+
+
+class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a verdict envelope: the answer to a result or a yield, with the next grant if there is one."""
+
+    v: int = VERSION
+    rid: Identifier
+    unit: Identifier
+    job: Identifier
+    epoch: Count
+    verdict: Verdict
+    reason: Text = ""
+    paid_micro: Count = 0
+    retry_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0
+    next_grant: JobGrant | None = None
+
+
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a unit sends once, inside a DSSE envelope signed by the key it enrols (which proves possession)."""
+
+    v: int = VERSION
+    code: Text
+    unit: Identifier
+    public_key_pem: Annotated[str, msgspec.Meta(max_length=1024)]
+    key_protection: Identifier
+
+
+class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
+    """The dispatcher's signed answer: the unit is known, and its messages go to this cell."""
+
+    v: int = VERSION
+    unit: Identifier
+    cell: Identifier
+    keyid: Text
+
+
+Message = TypeVar(
+    "Message",
+    Status,
+    Request,
+    Result,
+    Yield,
+    Envelope,
+    GrantMessage,
+    VerdictMessage,
+    Enrolment,
+    Enrolled,
+)
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message as JSON bytes.
+
+    Raises MessageError when it exceeds 16 KiB, which would make a broker drop the link.
+    """
+    body = msgspec.json.encode(message)
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise MessageError(
+            f"{type(message).__name__} is {len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that dw/v1 allows; "
+            "use smaller jobs"
+        )
+    return body
+
+
+def decode(body: bytes, kind: type[Message]) -> Message:
+    """Bytes from the network as a typed message; raises MessageError, which names the field at fault.
+
+    Size comes first, so that nothing large is ever parsed; then the version, so that a newer peer gets a clear
+    answer instead of a list of odd fields.
+    """
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that dw/v1 allows")
+    try:
+        version = msgspec.json.decode(body, type=_Versioned).v
+        if version != VERSION:
+            raise MessageError(f"version {version!r} is not spoken here (this side speaks {VERSION})")
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"not a valid {kind.__name__}: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    """Just the version; an envelope has none and counts as version 1."""
+
+    v: int = VERSION

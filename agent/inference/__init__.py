@@ -1,0 +1,1 @@
+"""The parent side of inference: starting, feeding and ending the worker process."""

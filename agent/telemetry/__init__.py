@@ -1,0 +1,1 @@
+"""Reads the inference computer: temperatures and power."""

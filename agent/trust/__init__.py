@@ -1,0 +1,1 @@
+"""Keys, envelopes, statements and the ledger: what may be believed, and proof of what was done."""

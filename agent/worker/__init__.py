@@ -1,0 +1,1 @@
+"""The child side of inference: it holds the engine, and nothing else. Never imports the daemon."""
