@@ -14,7 +14,7 @@ import enum
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, SliceOutcome, Verdict, YieldReason
 
 SignalValue = float | bool | str
 """A VSS value; integers travel as floats, since a gate only ever compares them."""
@@ -152,7 +152,7 @@ class SliceStored(Event, frozen=True, tag=True):
 
 
 class SliceFailed(Event, frozen=True, tag=True):
-    """A slice could not be computed or stored."""
+    """A slice could not be computed."""
 
     key: JobKey
     index: int
@@ -168,13 +168,21 @@ class HandInStored(Event, frozen=True, tag=True):
 
 
 class StoreFailed(Event, frozen=True, tag=True):
-    """The disk refused a write (full, I/O error): nothing new may be earned until it takes one again."""
+    """The disk refused a write (full, I/O error): nothing new may be earned until it takes one again.
+
+    `slice_index` names the finished slice that could not be kept, if it was one: it is computed again.
+    """
 
     detail: str
+    slice_index: int | None = None
 
 
 class StoreRecovered(Event, frozen=True, tag=True):
     """The disk takes writes again."""
+
+
+class Stopping(Event, frozen=True, tag=True):
+    """The daemon was told to end: give back what is leased and end the worker."""
 
 
 class OwnerSaid(Event, frozen=True, tag=True):
@@ -203,6 +211,7 @@ EventType = (
     | StoreFailed
     | StoreRecovered
     | OwnerSaid
+    | Stopping
 )
 
 
@@ -261,7 +270,8 @@ class HandIn(Effect, frozen=True, tag=True):
     key: JobKey
     kind: HandInKind
     why: YieldReason | None
-    detail: str = ""
+    detail: str
+    facts: LeaseFacts
 
 
 class SendHandIn(Effect, frozen=True, tag=True):
@@ -279,13 +289,6 @@ class SettleHandIn(Effect, frozen=True, tag=True):
     verdict: Verdict
     reason: str
     paid_micro: int
-
-
-class AbandonLease(Effect, frozen=True, tag=True):
-    """Forget a lease that produced nothing and owes no hand-in (its grant is void)."""
-
-    key: JobKey
-    detail: str
 
 
 class RecordVacate(Effect, frozen=True, tag=True):
@@ -313,7 +316,6 @@ EffectType = (
     | HandIn
     | SendHandIn
     | SettleHandIn
-    | AbandonLease
     | RecordVacate
     | Report
 )

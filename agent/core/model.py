@@ -94,3 +94,13 @@ class SliceOutcome(msgspec.Struct, frozen=True):
     output_sha256: str
     raw_sha256: str
     compute_ms: int
+
+
+class LeaseFacts(msgspec.Struct, frozen=True):
+    """What the core measured while a lease ran, for its statement. Times are CLOCK_BOOTTIME."""
+
+    started_ms: int
+    finished_ms: int
+    energy_micro_wh: int
+    sensor: str
+    gate_state: str

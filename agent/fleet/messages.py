@@ -52,7 +52,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """ "Credit one, I hold these": asks for work, and lets the dispatcher repair what was lost."""
+    """Credit one, and what is held already: asks for work, and lets the dispatcher repair what was lost."""
 
     v: int = VERSION
     rid: Identifier
@@ -150,7 +150,7 @@ class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
     rid: Identifier
     unit: Identifier
     job: JobGrant | None = None
-    retry_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0
+    retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
 
 
 class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +164,7 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reason: Text = ""
     paid_micro: Count = 0
-    retry_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0
+    retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     next_grant: JobGrant | None = None
 
 

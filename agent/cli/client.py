@@ -1,0 +1,56 @@
+"""Asks the daemon one question over its control socket (see `agent.control`)."""
+
+from __future__ import annotations
+
+import json
+import socket
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from agent.errors import ConfigError, DrivewayError
+
+TIMEOUT_S = 5.0
+
+
+class UnreachableError(DrivewayError):
+    """No daemon answers."""
+
+
+def socket_path(explicit: Path | None, config: Path) -> Path:
+    """The control socket: as given, or as the configuration names it (relative to the configuration's directory)."""
+    if explicit is not None:
+        return explicit
+    try:
+        named = tomllib.loads(config.read_text("utf-8")).get("control_socket")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {config}: {error.strerror}", hint="give --config FILE or --socket PATH"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config} is not TOML: {error}") from error
+    if not isinstance(named, str):
+        raise ConfigError(f"{config} names no control_socket", hint="give --socket PATH")
+    return config.resolve().parent / named
+
+
+def ask(path: Path, verb: str, **arguments: int) -> Any:
+    """The daemon's answer as JSON data; raises UnreachableError, or DrivewayError with what the daemon said."""
+    request = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(str(path))
+            connection.sendall(request)
+            with connection.makefile("rb") as answers:
+                line = answers.readline()
+    except PermissionError as error:
+        raise UnreachableError(f"may not open {path}", hint="join the socket's group, or use sudo") from error
+    except OSError as error:
+        raise UnreachableError(f"no daemon answers on {path}: {error}", hint="is `driveway run` running?") from error
+    if not line:
+        raise UnreachableError(f"the daemon on {path} closed the connection without an answer")
+    answer = json.loads(line)
+    if not answer["ok"]:
+        raise DrivewayError(answer["error"], hint=answer.get("hint", ""))
+    return answer.get("data")

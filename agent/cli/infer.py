@@ -1,0 +1,91 @@
+"""`driveway infer PACKAGE INPUT…`: run a package here and now, in a worker process of its own.
+
+When a daemon runs on this computer, its gate is obeyed: the driver comes first for a technician's question too.
+Without one (a laptop, a bench) nothing is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent import wire
+from agent.cli import exits
+from agent.cli.client import UnreachableError, ask, socket_path
+from agent.cli.text import print_json
+from agent.clock import SystemClock
+from agent.errors import ConfigError, DrivewayError, PackageError, WorkerError
+from agent.inference.launcher import launch
+from agent.package import open_package
+
+
+def infer(options: argparse.Namespace) -> int:
+    """Print one answer an input, in order."""
+    if (reason := _gate(options)) is not None:
+        print(f"driveway: refused by policy: {reason}", file=sys.stderr)
+        return exits.REFUSED
+    items = [_read(path) for path in options.inputs]
+    answers = asyncio.run(_answers(options.package, items, options.threads))
+    if options.json:
+        print_json([{"input": str(path), **answer} for path, answer in zip(options.inputs, answers, strict=True)])
+    else:
+        for path, answer in zip(options.inputs, answers, strict=True):
+            print(f"{path}: {answer.get('text', answer.get('error', json.dumps(answer)))}")
+    return exits.FAILED if any("error" in answer for answer in answers) else exits.FINE
+
+
+def _gate(options: argparse.Namespace) -> str | None:
+    """Why a running daemon's gate is shut; None when it is open or there is no daemon here."""
+    try:
+        reasons = ask(socket_path(options.socket, options.config), "why")
+    except (UnreachableError, ConfigError):
+        return None
+    return reasons[0]["text"] if reasons else None
+
+
+async def _answers(package: Path, items: list[bytes], threads: int) -> list[dict[str, Any]]:
+    """Run all items as one slice; raises DrivewayError with the worker's own words when it fails."""
+    opened = open_package(package)
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[bytes] = loop.create_future()
+
+    def fail(error: DrivewayError) -> None:
+        if not over.done():
+            over.set_exception(error)
+
+    def said(message: wire.WorkerMessage) -> None:
+        match message:
+            case wire.Loaded():
+                body = wire.encode_input(items)
+                worker.send_input(body, items=len(items))
+                worker.run(0, 0, len(items))
+            case wire.Refused():
+                fail(PackageError(f"the package {package} was refused: {message.detail}"))
+            case wire.SliceError():
+                fail(WorkerError(f"the inputs could not be computed: {message.detail}"))
+            case wire.SliceDone() if not over.done():
+                over.set_result(message.output)
+            case _:
+                pass
+
+    worker = launch(
+        SystemClock(), said, lambda _pid, _expected, detail: fail(WorkerError(f"the worker was lost: {detail}"))
+    )
+    try:
+        worker.load(opened.path.resolve(), threads=threads, memory_mb=opened.manifest.limits.memory_mb)
+        answers: list[dict[str, Any]] = json.loads(await over)
+        return answers
+    finally:
+        worker.stop(0)
+        await worker.gone()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DrivewayError(f"cannot read the input {path}: {error.strerror}") from error

@@ -1,0 +1,19 @@
+"""`driveway run`: the daemon in the foreground, as a service manager or a person starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent import log
+from agent.cli import exits
+from agent.config import load
+
+
+def run(config: Path) -> int:
+    """Run until SIGTERM or SIGINT."""
+    from agent import daemon  # noqa: PLC0415 - after the configuration is known to be right
+
+    loaded = load(config)
+    log.configure()
+    daemon.run(loaded)
+    return exits.FINE

@@ -1,0 +1,123 @@
+"""`driveway status | why | signals | pause | resume`: what the agent does, and why it does not do more."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from agent.cli import exits
+from agent.cli.client import ask, socket_path
+from agent.cli.text import paint, print_json, table, value
+
+STATE_COLOUR = {
+    "running": "green",
+    "ready": "green",
+    "blocked": "yellow",
+    "yielding": "yellow",
+    "paused": "yellow",
+    "fault": "red",
+}
+
+
+def status(options: argparse.Namespace) -> int:
+    """Print the whole status."""
+    data = ask(socket_path(options.socket, options.config), "status")
+    if options.json:
+        print_json(data)
+    else:
+        print(_status_text(data))
+    return exits.DEGRADED if data["state"] == "fault" or data["refused_packages"] else exits.FINE
+
+
+def why(options: argparse.Namespace) -> int:
+    """Print why the gate is not open."""
+    reasons = ask(socket_path(options.socket, options.config), "why")
+    if options.json:
+        print_json(reasons)
+    elif not reasons:
+        print("Nothing is in the way: the gate is open.")
+    else:
+        for reason in reasons:
+            print(_reason_text(reason))
+    return exits.FINE
+
+
+def signals(options: argparse.Namespace) -> int:
+    """Print every signal with its age and quality."""
+    data = ask(socket_path(options.socket, options.config), "signals")
+    if options.json:
+        print_json(data)
+        return exits.FINE
+    rows = [
+        (
+            one["path"],
+            value(one["value"], one["unit"]),
+            "-" if one["age_ms"] is None else f"{one['age_ms'] / 1000:.1f} s",
+            one["source"] or "-",
+            one["problem"] or "good",
+        )
+        for one in data
+    ]
+    print(table(("SIGNAL", "VALUE", "AGE", "SOURCE", "QUALITY"), rows))
+    return exits.FINE
+
+
+def owner(options: argparse.Namespace, verb: str) -> int:
+    """Pause or resume."""
+    reasons = ask(socket_path(options.socket, options.config), verb)
+    if options.json:
+        print_json(reasons)
+    else:
+        print("Paused." if verb == "pause" else "Resumed; the gates decide again.")
+    return exits.FINE
+
+
+def _reason_text(reason: dict[str, Any]) -> str:
+    clears = "" if reason["clears_at"] is None else f" It should clear at {_clock(reason['clears_at'])}."
+    mark = paint(reason["state"], "red" if reason["state"] == "closed" else "yellow")
+    return f"{mark:<6} {reason['gate']}: {reason['text']} Since {_clock(reason['since'])}.{clears}"
+
+
+def _status_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"state     {paint(data['state'], STATE_COLOUR[data['state']])} (gate {data['gate']})",
+        *[f"          {_reason_text(reason)}" for reason in data["reasons"][:3]],
+    ]
+    if len(data["reasons"]) > 3:
+        lines.append(f"          and {len(data['reasons']) - 3} more: driveway why")
+    lease, worker, computer, vacate = data["lease"], data["worker"], data["computer"], data["vacate"]
+    if lease is not None:
+        lines.append(
+            f"lease     {lease['job']} epoch {lease['epoch']}: "
+            f"{lease['slices_done']} of {lease['slices_wanted']} slices, {lease['phase']}"
+        )
+    if worker is not None:
+        lines.append(
+            f"worker    pid {value(worker['pid'])}, {worker['phase']}, {worker['executor']} {worker['package']}"
+        )
+    if computer is not None:
+        lines.append(
+            f"computer  {value(computer['die_c'], '°C')}, {value(computer['power_w'], 'W')} of {data['power_cap_w']} W "
+            f"allowed ({computer['sensor']})"
+        )
+    link = data["link"]
+    lines.append(
+        f"link      {'connected to ' + link['broker'] if link['connected'] else 'down: ' + (link['detail'] or '-')}"
+    )
+    lines.append(f"outbox    {data['outbox']['pending']} hand-ins wait for a verdict")
+    lines.append(f"ledger    {data['ledger']['size']} leaves, root {data['ledger']['root'][:16]}…")
+    earned = data["earnings"]
+    lines.append(
+        f"earnings  {earned['net']:.6f} {earned['currency']} net ({earned['gross']:.6f} paid, "
+        f"{earned['energy_cost']:.6f} for {data['energy_wh']:.3f} Wh)"
+    )
+    if vacate["count"]:
+        times = f"p50 {vacate['p50_ms']} ms, p99 {vacate['p99_ms']} ms, max {vacate['max_ms']} ms"
+        lines.append(f"vacates   {vacate['count']}: {times}")
+    lines += [f"refused   package {name}: {detail}" for name, detail in data["refused_packages"].items()]
+    return "\n".join(lines)
+
+
+def _clock(stamp: str) -> str:
+    """The time of day of an RFC 3339 stamp in UTC, as people say it."""
+    return f"{stamp[11:19]} UTC"

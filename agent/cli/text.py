@@ -1,0 +1,43 @@
+"""Plain text for people: tables whose columns line up, and colour only on a terminal that wants it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COLOURS = {"red": 31, "green": 32, "yellow": 33, "grey": 90}
+
+
+def paint(text: str, colour: str) -> str:
+    """The text in a colour, where standard output is a terminal and NO_COLOR is not set."""
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    lines = [list(heads), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(data, indent=2))
+
+
+def value(found: Any, unit: str = "") -> str:
+    """A signal's value for people."""
+    if found is None:
+        return "-"
+    if isinstance(found, bool):
+        return "yes" if found else "no"
+    if isinstance(found, float):
+        return f"{found:.1f}".removesuffix(".0") + (f" {unit}" if unit else "")
+    return f"{found} {unit}".rstrip()

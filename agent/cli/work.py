@@ -1,0 +1,77 @@
+"""`driveway leases | earnings | ledger`: what was worked, what it earned, and the proof of both."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from agent.cli import exits
+from agent.cli.client import ask, socket_path
+from agent.cli.text import print_json, table, value
+
+
+def leases(options: argparse.Namespace) -> int:
+    """Print the newest leases."""
+    data = _fetch(options, "leases")
+    if options.json:
+        print_json(data)
+        return exits.FINE
+    rows = [
+        (
+            row["opened_at"][:19].replace("T", " "),
+            f"{row['lease']['job']}/{row['lease']['epoch']}",
+            row["lease"]["package"],
+            f"{row['lease']['slices_done']}/{row['lease']['slices_wanted']}",
+            _ending(row["lease"]),
+            value(row["lease"]["verdict"] or row["lease"]["state"]),
+        )
+        for row in data
+    ]
+    print(table(("OPENED (UTC)", "LEASE", "PACKAGE", "SLICES", "ENDED", "VERDICT"), rows))
+    return exits.FINE
+
+
+def earnings(options: argparse.Namespace) -> int:
+    """Print what each lease earned net of its energy, and the sum."""
+    data = _fetch(options, "earnings")
+    if options.json:
+        print_json(data)
+        return exits.FINE
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{row['lease']['job']}/{row['lease']['epoch']}",
+            f"{row['energy_wh']:.4f}",
+            f"{row['gross']:.6f}",
+            f"{row['energy_cost']:.6f}",
+            f"{row['net']:.6f}",
+            row["lease"]["currency"],
+        )
+        for row in data
+    ]
+    sums = [f"{sum(row[column] for row in data):.6f}" for column in ("gross", "energy_cost", "net")]
+    rows.append(("sum", f"{sum(row['energy_wh'] for row in data):.4f}", *sums, ""))
+    print(table(("LEASE", "WH", "PAID", "ENERGY COST", "NET", "CURRENCY"), rows))
+    return exits.FINE
+
+
+def ledger(options: argparse.Namespace) -> int:
+    """Print the newest leaves of the ledger."""
+    data = _fetch(options, "ledger")
+    if options.json:
+        print_json(data)
+        return exits.FINE
+    rows = [
+        (str(leaf["index"]), leaf["kind"], f"{leaf['job']}/{leaf['epoch']}", str(len(leaf["leaf"]))) for leaf in data
+    ]
+    print(table(("LEAF", "KIND", "LEASE", "BASE64 CHARACTERS"), rows))
+    return exits.FINE
+
+
+def _fetch(options: argparse.Namespace, verb: str) -> Any:
+    return ask(socket_path(options.socket, options.config), verb, limit=options.limit)
+
+
+def _ending(lease: dict[str, Any]) -> str:
+    if lease["kind"] == "result":
+        return "finished"
+    return f"given back: {lease['why']}" if lease["kind"] == "yield" else "-"

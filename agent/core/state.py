@@ -1,0 +1,103 @@
+"""Everything the core knows, as one frozen value; `agent.core.machine.step` makes the next one."""
+
+from __future__ import annotations
+
+import enum
+import zlib
+
+import msgspec
+
+from agent.core.energy import Meter
+from agent.core.events import ComputeSeen
+from agent.core.gates import Gates, shut
+from agent.core.lease import Lease, Pending
+from agent.core.model import JobKey
+from agent.core.policy import Policy
+from agent.core.signals import Vehicle
+
+
+class WorkerPhase(enum.StrEnum):
+    """Where the worker process is in its life."""
+
+    ABSENT = "absent"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """The inference worker as the core knows it."""
+
+    phase: WorkerPhase = WorkerPhase.ABSENT
+    customer: str = ""
+    package_sha256: str = ""
+    pid: int | None = None
+    executor: str = ""
+    device: str = ""
+    package: str = ""
+    micro_batch_ms: float = 0.0
+    since_ms: int = 0
+    idle_since_ms: int = 0
+    duty_permille: int = 1000
+    not_before_ms: int = 0
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """A request (or a hand-in with credit) whose answer is awaited. `sent_ms` is when its lease would begin."""
+
+    rid: str
+    sent_ms: int
+
+
+class Vacating(msgspec.Struct, frozen=True):
+    """Giving the computer back: from the first sign to the worker idle and gone."""
+
+    cause: str
+    sign_ms: int
+    idle_ms: int | None = None
+
+
+class State(msgspec.Struct, frozen=True):
+    """The whole state. `name` seeds what must differ between cars (identifiers, jitter) without randomness."""
+
+    name: str
+    policy: Policy
+    now_ms: int
+    gates: Gates
+    vehicle: Vehicle = Vehicle()
+    compute: ComputeSeen | None = None
+    meter: Meter = Meter()
+    power_cap_w: float = 0.0
+    owner_paused: bool = False
+    store_problem: str = ""
+    stopping: bool = False
+    connected: bool = False
+    broker: str = ""
+    link_detail: str = ""
+    worker: WorkerState = WorkerState()
+    vacating: Vacating | None = None
+    lease: Lease | None = None
+    outbox: tuple[Pending, ...] = ()
+    asking: Asking | None = None
+    ask_not_before_ms: int = 0
+    asked: int = 0
+
+    @property
+    def have(self) -> tuple[JobKey, ...]:
+        """What this car holds: the lease it works on and the hand-ins that await a verdict."""
+        held = () if self.lease is None else (self.lease.key,)
+        return held + tuple(pending.key for pending in self.outbox if pending.key not in held)
+
+    def jitter(self, salt: int) -> float:
+        """A number in [0, 1) that differs between cars and calls, and is the same when the night is replayed."""
+        return zlib.crc32(f"{self.name}:{self.asked}:{salt}".encode()) / 2**32
+
+
+def initial(name: str, policy: Policy, now_ms: int) -> State:
+    """The state at start: nothing known, so everything shut. `name` is unique to this run of this unit."""
+    return State(name=name, policy=policy, now_ms=now_ms, gates=shut(now_ms))
+
+
+def resume(state: State, outbox: tuple[Pending, ...], lease: Lease | None) -> State:
+    """The state at start with what an earlier run left: hand-ins without a verdict, and perhaps an open lease."""
+    return msgspec.structs.replace(state, outbox=outbox, lease=lease)

@@ -1,0 +1,234 @@
+"""The composition root: builds the shells from the configuration, pumps events through the core, shuts down.
+
+An event is handled in the stack of whoever emits it, so a frame that shows the driver has stopped the worker before
+the bus reader returns. One thread, one writer: an event emitted while another is handled waits its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+from agent import handin, view
+from agent.clock import SystemClock, boot_id
+from agent.config import Config
+from agent.control import ControlRequest, ControlServer
+from agent.core import lease as leases
+from agent.core.events import EventType, OwnerSaid, Stopping, Tick
+from agent.core.machine import step
+from agent.core.state import State, WorkerPhase, initial, resume
+from agent.errors import ConfigError
+from agent.fleet.desk import Desk
+from agent.fleet.enrol import enrol
+from agent.fleet.link import LinkConfig
+from agent.hands import Hands
+from agent.inference.shelf import Shelf
+from agent.inference.station import WorkerLimits
+from agent.log import logger
+from agent.ports import Source
+from agent.store import Store, StoreThread
+from agent.telemetry.hwmon import Hwmon
+from agent.telemetry.jetson import JetsonSysfs
+from agent.trust.keys import FileSigner, keyid, load_public_key
+from agent.vehicle.profile import load_profile
+from agent.vehicle.source import build_source
+
+TICK_S = 0.1
+SHUTDOWN_S = 5.0
+
+
+class Daemon:
+    """One running agent."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._clock = SystemClock()
+        self._queue: deque[EventType] = deque()
+        self._pumping = False
+        self._stop = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._store = StoreThread(config.path(config.state_dir) / "driveway.db")
+        boot = boot_id() or "unknown"
+        now_ms = self._clock.boot_ms()
+        self.state: State = initial(f"{config.unit.id[:32]}-{now_ms}", config.policy, now_ms)
+        self._signer = FileSigner.open_or_create(config.path(config.state_dir) / "unit.key")
+        dispatcher = load_public_key(_read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key"))
+        publisher = load_public_key(_read_key(config, config.inference.publisher_key, "inference.publisher_key"))
+        self._dispatcher_keys = {keyid(dispatcher): dispatcher}
+        self._shelf = Shelf(config.path(config.inference.packages_dir), {keyid(publisher): publisher})
+        self._sources = _build_sources(config, self._clock)
+        self._desk = Desk(
+            unit=config.unit.id,
+            cell=config.unit.cell,
+            boot=boot,
+            link=LinkConfig(
+                brokers=config.fleet.addresses(),
+                client_id=config.unit.id,
+                filters=(),
+                keepalive_s=config.fleet.keepalive_s,
+                tls=config.fleet.tls,
+            ),
+            dispatcher_keys=self._dispatcher_keys,
+            emit=self.emit,
+            clock=self._clock,
+        )
+        self._hands = Hands(
+            emit=self.emit,
+            clock=self._clock,
+            store=self._store,
+            desk=self._desk,
+            shelf=self._shelf,
+            signer=self._signer,
+            unit=handin.Unit(
+                id=config.unit.id,
+                device_class=config.unit.device_class,
+                boot=boot,
+                agent_sha256=handin.agent_sha256(),
+                policy_sha256=handin.policy_sha256(config.policy),
+            ),
+            limits=WorkerLimits(config.inference.threads, config.inference.memory_mb),
+            executor=config.inference.executor,
+            lease_energy=self._lease_energy,
+        )
+        self._control = ControlServer(config.path(config.control_socket), self._answer)
+
+    def emit(self, event: EventType) -> None:
+        """Take one event through the core now, or after the one at hand."""
+        self._queue.append(event)
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._queue:
+                self.state, effects = step(self.state, self._queue.popleft())
+                for effect in effects:
+                    self._hands.perform(effect)
+        finally:
+            self._pumping = False
+        if self.state.stopping and self.state.lease is None and self.state.worker.phase is WorkerPhase.ABSENT:
+            self._quiet.set()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; raises DrivewayError when it cannot begin."""
+        await self._control.start()
+        await self._store.open()
+        try:
+            await self._resume()
+            await self._enrol()
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop.set)
+            self._desk.start()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(source.run(self.emit)) for source in self._sources]
+                tasks.append(group.create_task(self._tick()))
+                logger().info("started", unit=self._config.unit.id, packages=len(self._shelf.packages))
+                await self._stop.wait()
+                await self._give_back()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._hands.close()
+            await self._desk.close()
+            await self._control.close()
+            await self._store.close()
+            logger().info("stopped")
+
+    async def _resume(self) -> None:
+        """What an earlier run left: hand-ins without a verdict, and a lease that was open."""
+        now_ms = self._clock.boot_ms()
+        pending = [leases.Pending(key, kind, now_ms) for key, kind in await self._store.call(Store.outbox)]
+        rows = await self._store.call(Store.open_leases)
+        for row in rows:
+            self._hands.remember(row.grant)
+        lease = leases.left_over(rows[0].grant, rows[0].done, rows[0].energy_micro_wh, now_ms) if rows else None
+        self.state = resume(self.state, tuple(pending), lease)
+
+    async def _enrol(self) -> None:
+        """Introduce this unit's key to the dispatcher, once."""
+        fleet, done = self._config.fleet, self._config.path(self._config.state_dir) / "enrolled"
+        if not fleet.enrol_url or done.exists():
+            return
+        await enrol(fleet.enrol_url, fleet.enrol_code, self._config.unit.id, self._signer, self._dispatcher_keys)
+        done.write_text(self._signer.keyid + "\n")
+
+    async def _tick(self) -> None:
+        while True:
+            self.emit(Tick(at_ms=self._clock.boot_ms()))
+            await asyncio.sleep(TICK_S)
+
+    async def _give_back(self) -> None:
+        """End the worker and hand in what is finished, as far as there is time."""
+        self.emit(Stopping(at_ms=self._clock.boot_ms()))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), SHUTDOWN_S)
+
+    def _lease_energy(self) -> int:
+        lease = self.state.lease
+        return 0 if lease is None else round(self.state.meter.total_micro_wh - lease.energy_start_micro_wh)
+
+    async def _answer(self, request: ControlRequest) -> object:
+        """One request of the control socket."""
+        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
+        match request.verb:
+            case "status":
+                return await self._status(offset_ms)
+            case "why":
+                return view.reasons(self.state, offset_ms)
+            case "signals":
+                return view.signal_list(self.state, self._clock.boot_ms())
+            case "leases" | "earnings":
+                rows = await self._store.call(Store.leases, request.limit)
+                return [view.lease_earnings(self.state, row) for row in rows]
+            case "ledger":
+                return await self._store.call(Store.ledger, request.limit)
+            case "pause" | "resume":
+                self.emit(OwnerSaid(at_ms=self._clock.boot_ms(), paused=request.verb == "pause"))
+                return view.reasons(self.state, offset_ms)
+
+    async def _status(self, offset_ms: int) -> view.StatusView:
+        return view.status(
+            self.state,
+            wall_offset_ms=offset_ms,
+            items_done_in_slice=self._hands.items_done_in_slice,
+            pending=len(await self._store.call(Store.outbox)),
+            ledger=await self._store.call(Store.ledger_head),
+            totals=await self._store.call(Store.totals),
+            vacate=await self._store.call(Store.vacate_stats),
+            refused_messages=dict(self._desk.refused),
+            refused_packages=self._shelf.refused,
+        )
+
+
+def _build_sources(config: Config, clock: SystemClock) -> list[Source]:
+    profiles = [load_profile(name) for name in config.vehicle.profiles]
+    sources: list[Source] = [build_source(bus, profiles, clock) for bus in config.vehicle.bus]
+    computer = config.computer
+    if computer.reader == "jetson":
+        sources.append(JetsonSysfs(config.path(computer.sysfs_root), computer.interval_ms, clock))
+    else:
+        sources.append(Hwmon(computer.interval_ms, clock))
+    return sources
+
+
+def _read_key(config: Config, value: str, name: str) -> str:
+    path: Path = config.path(value)
+    try:
+        return path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot read the public key {path}: {error}") from error
+
+
+def run(config: Config) -> None:
+    """Run the daemon in this process until it is told to stop."""
+    if sys.platform != "linux":
+        raise ConfigError("the daemon needs Linux (CLOCK_BOOTTIME, pidfd, Unix sockets)")
+
+    async def main() -> None:
+        await Daemon(config).run()
+
+    asyncio.run(main())

@@ -1,0 +1,157 @@
+"""The desk between the link and the core: signed messages become events, and effects become messages.
+
+Whatever arrives is counted against by default: it must be small, for this unit, a DSSE envelope signed by the pinned
+dispatcher key, of a known version, and well formed; then it becomes an event. What is refused is counted by reason and
+logged the first time, so that a hostile broker can neither command nor fill the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from agent import __version__
+from agent.core.events import GrantSeen, LinkChanged, SendRequest, VerdictSeen
+from agent.core.model import Grant, JobKey
+from agent.errors import TrustError
+from agent.fleet import messages
+from agent.fleet.link import Link, LinkConfig
+from agent.log import logger
+from agent.ports import Clock, Emit
+from agent.trust import dsse
+
+REQUEST_EXPIRY_S = 60
+
+
+class Desk:
+    """One unit's side of `dw/v1`. Use from the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        unit: str,
+        cell: str,
+        boot: str,
+        link: LinkConfig,
+        dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
+        emit: Emit,
+        clock: Clock,
+    ) -> None:
+        self._unit, self._up, self._boot = unit, f"dw/v1/u/{cell}/{unit}", boot
+        self._keys, self._emit, self._clock = dispatcher_keys, emit, clock
+        self._connections = 0
+        self._verdicts: dict[JobKey, bytes] = {}
+        self.refused: Counter[str] = Counter()
+        will = (f"{self._up}/status", self._status("lost"))
+        config = msgspec.structs.replace(link, client_id=unit, filters=(f"dw/v1/d/{unit}/+",), will=will)
+        self._link = Link(config, on_message=self.receive, on_state=self._link_changed)
+
+    def start(self) -> None:
+        """Begin connecting."""
+        self._link.start()
+
+    async def close(self) -> None:
+        """Say that this unit leaves, and disconnect."""
+        self._link.publish(f"{self._up}/status", self._status("bye"))
+        await self._link.close()
+
+    def request(self, effect: SendRequest, capability: messages.Capability) -> bool:
+        """Ask for work; False when the link cannot take it now."""
+        message = messages.Request(
+            rid=effect.rid, have=effect.have, credit=1, cap=capability, open_for_s=effect.open_for_s
+        )
+        return self._link.publish(f"{self._up}/request", messages.encode(message), expiry_s=REQUEST_EXPIRY_S)
+
+    def hand_in(self, verb: str, body: bytes) -> bool:
+        """Publish a result or a yield; False when the link cannot take it now."""
+        return self._link.publish(f"{self._up}/{verb}", body)
+
+    def verdict_envelope(self, key: JobKey) -> bytes:
+        """The signed envelope of the verdict just seen, for the ledger."""
+        return self._verdicts.pop(key, b"")
+
+    def receive(self, topic: str, body: bytes) -> None:
+        """One message from the broker, trusted in nothing."""
+        try:
+            event = self._understand(topic, body)
+        except (messages.MessageError, TrustError) as error:
+            kind = f"{topic.rpartition('/')[2]}: {type(error).__name__}"
+            self.refused[kind] += 1
+            if self.refused[kind] == 1:
+                logger().warning("message_refused", topic=topic, bytes=len(body), error=str(error))
+            return
+        self._emit(event)
+
+    def _understand(self, topic: str, body: bytes) -> GrantSeen | VerdictSeen:
+        verb = topic.removeprefix(f"dw/v1/d/{self._unit}/")
+        if len(body) > messages.MAX_MESSAGE_BYTES:
+            raise messages.MessageError(f"{len(body)} bytes, more than the {messages.MAX_MESSAGE_BYTES} of dw/v1")
+        match verb:
+            case "grant":
+                return self._grant(dsse.verify(body, messages.GRANT_TYPE, self._keys))
+            case "verdict":
+                return self._verdict(dsse.verify(body, messages.VERDICT_TYPE, self._keys), body)
+            case _:
+                raise messages.MessageError(f"nothing is expected on {topic}")
+
+    def _grant(self, payload: bytes) -> GrantSeen:
+        message = messages.decode(payload, messages.GrantMessage)
+        self._check_unit(message.unit)
+        grant = None if message.job is None else to_grant(message.job, payload)
+        return GrantSeen(at_ms=self._clock.boot_ms(), rid=message.rid, grant=grant, retry_ms=message.retry_s * 1000)
+
+    def _verdict(self, payload: bytes, envelope: bytes) -> VerdictSeen:
+        message = messages.decode(payload, messages.VerdictMessage)
+        self._check_unit(message.unit)
+        key = JobKey(message.job, message.epoch)
+        self._verdicts = {key: envelope}
+        return VerdictSeen(
+            at_ms=self._clock.boot_ms(),
+            key=key,
+            verdict=message.verdict,
+            reason=message.reason,
+            paid_micro=message.paid_micro,
+            retry_ms=message.retry_s * 1000,
+            next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
+        )
+
+    def _check_unit(self, unit: str) -> None:
+        if unit != self._unit:
+            raise messages.MessageError(f"it names the unit {unit!r}, this is {self._unit!r}")
+
+    def _status(self, state: str) -> bytes:
+        return messages.encode(
+            messages.Status(state=state, boot=self._boot, conn=self._connections, version=__version__)
+        )
+
+    def _link_changed(self, connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - Link's callback
+        if connected:
+            self._connections += 1
+            self._link.publish(f"{self._up}/status", self._status("up"))
+        self._emit(LinkChanged(at_ms=self._clock.boot_ms(), connected=connected, broker=broker, detail=detail))
+
+
+def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
+    """A job of a signed payload as the core sees it; the payload's digest is the ticket the statement names."""
+    return Grant(
+        job=job.job,
+        epoch=job.epoch,
+        nonce=job.nonce,
+        customer=job.customer,
+        package=job.package.name,
+        package_sha256=job.package.sha256,
+        input_url=job.input.url,
+        input_sha256=job.input.sha256,
+        input_bytes=job.input.bytes,
+        items=job.items,
+        slice_items=job.slice_items,
+        slices=job.slices,
+        ttl_ms=job.ttl_s * 1000,
+        price_micro_per_item=job.price_micro_per_item,
+        currency=job.currency,
+        ticket_sha256=hashlib.sha256(payload).hexdigest(),
+    )

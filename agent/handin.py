@@ -1,0 +1,181 @@
+"""Turning a lease's finished slices into what is handed in: the signed statement, and the message that carries it.
+
+The statement binds the answers to the grant, the code, the input, the energy and the gate; see
+`agent.trust.statement`. It is built inside the store's transaction, so its counter, the ledger leaf and the outbox
+row are one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+import agent
+import kernels
+from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, YieldReason
+from agent.core.policy import Policy
+from agent.fleet import messages
+from agent.ports import Signer
+from agent.store import Engine, HandInRow, StoredSlice
+from agent.trust import dsse, statement
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """Who hands in: fixed for the life of the daemon."""
+
+    id: str
+    device_class: str
+    boot: str
+    agent_sha256: str
+    policy_sha256: str
+
+
+def build(
+    *,
+    unit: Unit,
+    signer: Signer,
+    grant: Grant,
+    facts: LeaseFacts,
+    kind: HandInKind,
+    why: YieldReason | None,
+    detail: str,
+    wall_ms: int,
+    counter: int,
+    slices: list[StoredSlice],
+) -> HandInRow:
+    """The hand-in of one lease; a yield without a finished slice has no statement.
+
+    Answers that do not fit in one message make it a yield of nothing, which says so: the job was cut too large, and
+    the dispatcher should know rather than wait. Raises TrustError when signing fails.
+    """
+    envelope = None
+    if slices:
+        envelope = _attest(
+            unit=unit,
+            signer=signer,
+            grant=grant,
+            engine=slices[-1].engine,
+            facts=facts,
+            kind=kind,
+            wall_ms=wall_ms,
+            counter=counter,
+            slices=slices,
+        )
+    outputs = tuple(
+        messages.SliceOutput(index=one.outcome.index, body=base64.b64encode(one.output).decode("ascii"))
+        for one in slices
+    )
+    parsed = None if envelope is None else msgspec.json.decode(envelope, type=messages.Envelope)
+    rid = f"{grant.job}-{grant.epoch}"
+    message: messages.Result | messages.Yield
+    if kind is HandInKind.RESULT and parsed is not None:
+        message = messages.Result(
+            rid=rid, job=grant.job, epoch=grant.epoch, statement=parsed, outputs=outputs, have=(), credit=0
+        )
+    else:
+        message = messages.Yield(
+            rid=rid,
+            job=grant.job,
+            epoch=grant.epoch,
+            why=why or YieldReason.FAULT,
+            detail=detail[:512],
+            statement=parsed,
+            outputs=outputs,
+        )
+    try:
+        body = messages.encode(message)
+    except messages.MessageError as error:
+        if not slices:
+            raise
+        return build(
+            unit=unit,
+            signer=signer,
+            grant=grant,
+            facts=facts,
+            kind=HandInKind.YIELD,
+            why=YieldReason.FAULT,
+            detail=str(error),
+            wall_ms=wall_ms,
+            counter=counter,
+            slices=[],
+        )
+    return HandInRow(
+        kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
+        body=body,
+        statement=envelope,
+    )
+
+
+def _attest(
+    *,
+    unit: Unit,
+    signer: Signer,
+    grant: Grant,
+    engine: Engine,
+    facts: LeaseFacts,
+    kind: HandInKind,
+    wall_ms: int,
+    counter: int,
+    slices: list[StoredSlice],
+) -> bytes:
+    said = statement.Statement(
+        outcome=kind.value,
+        lease=statement.Lease(job=grant.job, epoch=grant.epoch, nonce=grant.nonce, ticket_sha256=grant.ticket_sha256),
+        unit=unit.id,
+        package=statement.Package(name=grant.package, sha256=grant.package_sha256),
+        model_sha256=engine.model_sha256,
+        kernels_sha256=engine.kernels_sha256,
+        agent=statement.Agent(version=agent.__version__, sha256=unit.agent_sha256),
+        input_sha256=grant.input_sha256,
+        slices=tuple(
+            statement.Slice(
+                index=one.outcome.index,
+                items=one.outcome.items,
+                failed_items=one.outcome.failed_items,
+                output_sha256=one.outcome.output_sha256,
+                raw_sha256=one.outcome.raw_sha256,
+                compute_ms=one.outcome.compute_ms,
+            )
+            for one in slices
+        ),
+        device=statement.Device(class_=unit.device_class, executor=engine.executor),
+        times=statement.Times(
+            started_boot_ms=facts.started_ms,
+            finished_boot_ms=facts.finished_ms,
+            boot_id=unit.boot,
+            finished_wall_ms=wall_ms,
+        ),
+        energy=statement.Energy(micro_wh=facts.energy_micro_wh, sensor=facts.sensor),
+        gate=statement.Gate(state=facts.gate_state, policy_sha256=unit.policy_sha256),
+        key_protection=signer.protection,
+        counter=counter,
+    )
+    return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), signer)
+
+
+def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...]) -> bytes:
+    """A stored hand-in as it is sent now: what the car holds and asks for belongs to the moment, not to the outbox."""
+    if kind is HandInKind.RESULT:
+        result = messages.decode(body, messages.Result)
+        return messages.encode(msgspec.structs.replace(result, credit=credit, have=have))
+    given_back = messages.decode(body, messages.Yield)
+    return messages.encode(msgspec.structs.replace(given_back, have=have))
+
+
+def policy_sha256(policy: Policy) -> str:
+    """The digest of the policy in force, over its canonical JSON."""
+    return hashlib.sha256(msgspec.json.encode(policy, order="sorted")).hexdigest()
+
+
+def agent_sha256() -> str:
+    """The digest of the code that runs: every Python file of the agent and the kernels, by name and content."""
+    digest = hashlib.sha256()
+    for package in (agent, kernels):
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root.parent)}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,380 @@
+"""The one SQLite connection, on a thread of its own: leases, finished slices, outbox, ledger, vacates and log.
+
+WAL with `synchronous=FULL`, and exactly one connection (SQLite before 3.51.3 can corrupt a WAL database that two
+connections reset at once). What is acknowledged has been committed first. Two transactions carry the promise that
+nothing earned is lost and nothing is earned twice: a hand-in's statement, message and ledger leaf are committed
+together, and so are a verdict, its leaf and the end of the outbox row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import msgspec
+
+from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
+from agent.errors import StoreError
+from agent.trust.merkle import leaf_hash, tree_root
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS leases (
+  job TEXT, epoch INTEGER, nonce TEXT UNIQUE, ticket BLOB, state TEXT,
+  opened_wall_ms INTEGER, closed_wall_ms INTEGER, kind TEXT, why TEXT, slices_done INTEGER,
+  energy_micro_wh INTEGER DEFAULT 0, verdict TEXT, reason TEXT, paid_micro INTEGER DEFAULT 0,
+  PRIMARY KEY (job, epoch));
+CREATE TABLE IF NOT EXISTS slices (
+  job TEXT, epoch INTEGER, idx INTEGER,
+  outcome BLOB, output BLOB, engine BLOB, energy_micro_wh INTEGER,
+  PRIMARY KEY (job, epoch, idx));
+CREATE TABLE IF NOT EXISTS outbox (
+  job TEXT, epoch INTEGER, kind TEXT, body BLOB, PRIMARY KEY (job, epoch));
+CREATE TABLE IF NOT EXISTS ledger (idx INTEGER PRIMARY KEY, kind TEXT, job TEXT, epoch INTEGER, leaf BLOB, hash BLOB);
+CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTEGER, gone_ms INTEGER);
+CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+"""
+LOG_ROWS = 20_000
+"""The log keeps this many rows: it must never fill the disk."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Engine(msgspec.Struct, frozen=True):
+    """What computed a slice: the executor and the digests of the model and of the kernels."""
+
+    executor: str
+    model_sha256: str
+    kernels_sha256: str
+
+
+class StoredSlice(msgspec.Struct, frozen=True):
+    """A finished slice with its answers and what computed it, as it was committed."""
+
+    outcome: SliceOutcome
+    output: bytes
+    engine: Engine
+
+
+class LeaseRow(msgspec.Struct, frozen=True):
+    """One lease of the past or the present, for people."""
+
+    job: str
+    epoch: int
+    state: str
+    customer: str
+    package: str
+    items: int
+    slices_done: int
+    slices_wanted: int
+    opened_wall_ms: int
+    kind: str | None
+    why: str | None
+    energy_micro_wh: int
+    verdict: str | None
+    reason: str | None
+    paid_micro: int
+    currency: str
+
+
+class OpenRow(msgspec.Struct, frozen=True):
+    """A lease that was running when the daemon ended."""
+
+    grant: Grant
+    done: tuple[int, ...]
+    energy_micro_wh: int
+
+
+class VacateStats(msgspec.Struct, frozen=True):
+    """How fast the computer was given back, over all vacates: from the sign on the bus to the worker's end."""
+
+    count: int
+    p50_ms: int | None
+    p99_ms: int | None
+    max_ms: int | None
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Energy drawn (at the computer) and money paid over all leases."""
+
+    energy_micro_wh: int
+    paid_micro: int
+
+
+class LedgerHead(msgspec.Struct, frozen=True):
+    """The size and RFC 9162 root of the ledger."""
+
+    size: int
+    root: str
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """One leaf: a statement this car made, or a verdict it was given."""
+
+    index: int
+    kind: str
+    job: str
+    epoch: int
+    leaf: bytes
+
+
+class HandInRow(msgspec.Struct, frozen=True):
+    """What a hand-in puts into the store: the message for the outbox, and the statement if slices were finished."""
+
+    kind: HandInKind
+    body: bytes
+    statement: bytes | None
+
+
+class Store:
+    """The database itself; every method runs on the store's thread (see StoreThread)."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(SCHEMA)
+        self._hashes = [bytes(row[0]) for row in self._db.execute("SELECT hash FROM ledger ORDER BY idx")]
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        self._db.close()
+
+    def open_lease(self, grant: Grant, wall_ms: int) -> bool:
+        """Make a lease durable; False when this nonce or token was taken before (a replayed grant)."""
+        try:
+            self._db.execute(
+                "INSERT INTO leases (job, epoch, nonce, ticket, state, opened_wall_ms) VALUES (?, ?, ?, ?, 'open', ?)",
+                (grant.job, grant.epoch, grant.nonce, msgspec.json.encode(grant), wall_ms),
+            )
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def add_slice(self, key: JobKey, stored: StoredSlice, energy_micro_wh: int) -> None:
+        """Keep a finished slice; the same slice again changes nothing."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *key_row(key),
+                stored.outcome.index,
+                msgspec.json.encode(stored.outcome),
+                stored.output,
+                msgspec.json.encode(stored.engine),
+                energy_micro_wh,
+            ),
+        )
+
+    def hand_in(
+        self,
+        key: JobKey,
+        *,
+        why: str | None,
+        energy_micro_wh: int,
+        wall_ms: int,
+        build: Callable[[int, list[StoredSlice]], HandInRow],
+    ) -> tuple[HandInKind, int]:
+        """Close a lease: `build(counter, slices)` makes its message, and all of it is committed together.
+
+        The counter rises with every statement. Returns what kind of hand-in it became, and of how many slices.
+        """
+        with _Transaction(self._db):
+            slices = self._slices(key)
+            counter = self._one("SELECT count(*) FROM ledger WHERE kind = 'statement'") + 1
+            row = build(counter, slices)
+            self._db.execute(
+                "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
+                "closed_wall_ms = ? WHERE job = ? AND epoch = ?",
+                (row.kind.value, why, len(slices), energy_micro_wh, wall_ms, *key_row(key)),
+            )
+            self._db.execute(
+                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", (*key_row(key), row.kind.value, row.body)
+            )
+            leaves = [] if row.statement is None else [self._append("statement", key, row.statement)]
+        self._hashes += leaves
+        return row.kind, len(slices)
+
+    def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
+        """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
+        with _Transaction(self._db):
+            self._db.execute(
+                "UPDATE leases SET state = 'closed', verdict = ?, reason = ?, paid_micro = ? "
+                "WHERE job = ? AND epoch = ?",
+                (verdict.value, reason, paid_micro, *key_row(key)),
+            )
+            leaf = self._append("verdict", key, envelope)
+            self._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", key_row(key))
+            self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
+        self._hashes.append(leaf)
+
+    def outbox(self) -> list[tuple[JobKey, HandInKind]]:
+        """The hand-ins that await a verdict, oldest first."""
+        rows = self._db.execute("SELECT job, epoch, kind FROM outbox ORDER BY rowid")
+        return [(JobKey(job, epoch), HandInKind(kind)) for job, epoch, kind in rows]
+
+    def outbox_message(self, key: JobKey) -> tuple[HandInKind, bytes] | None:
+        """One hand-in's message, if the outbox still holds it."""
+        row = self._db.execute("SELECT kind, body FROM outbox WHERE job = ? AND epoch = ?", key_row(key)).fetchone()
+        return None if row is None else (HandInKind(row[0]), bytes(row[1]))
+
+    def open_leases(self) -> list[OpenRow]:
+        """Leases that were running when the daemon last ended."""
+        rows = self._db.execute("SELECT job, epoch, ticket FROM leases WHERE state = 'open'").fetchall()
+        found = []
+        for job, epoch, ticket in rows:
+            kept = self._db.execute(
+                "SELECT idx, energy_micro_wh FROM slices WHERE job = ? AND epoch = ? ORDER BY idx", (job, epoch)
+            ).fetchall()
+            energy = max((row[1] for row in kept), default=0)
+            grant = msgspec.json.decode(ticket, type=Grant)
+            found.append(OpenRow(grant, tuple(row[0] for row in kept), energy))
+        return found
+
+    def leases(self, limit: int) -> list[LeaseRow]:
+        """The newest leases, newest first."""
+        rows = self._db.execute(
+            "SELECT job, epoch, ticket, state, opened_wall_ms, kind, why, slices_done, energy_micro_wh, verdict, "
+            "reason, paid_micro FROM leases ORDER BY rowid DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [self._lease_row(row) for row in rows]
+
+    def totals(self) -> Totals:
+        """What all leases together drew and were paid."""
+        row = self._db.execute("SELECT coalesce(sum(energy_micro_wh), 0), coalesce(sum(paid_micro), 0) FROM leases")
+        return Totals(*row.fetchone())
+
+    def vacate(self, wall_ms: int, cause: str, idle_ms: int, gone_ms: int) -> None:
+        """Note one vacate."""
+        self._db.execute("INSERT INTO vacates VALUES (?, ?, ?, ?)", (wall_ms, cause, idle_ms, gone_ms))
+
+    def vacate_stats(self) -> VacateStats:
+        """Percentiles over every vacate so far (nearest rank)."""
+        times = [row[0] for row in self._db.execute("SELECT gone_ms FROM vacates ORDER BY gone_ms")]
+        if not times:
+            return VacateStats(0, None, None, None)
+        return VacateStats(len(times), times[(len(times) - 1) // 2], times[-(-99 * len(times) // 100) - 1], times[-1])
+
+    def log(self, wall_ms: int, name: str, fields: bytes) -> None:
+        """Keep one log event, and forget the oldest beyond the bound."""
+        self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (wall_ms, name, fields))
+        self._db.execute("DELETE FROM log WHERE rowid <= (SELECT max(rowid) FROM log) - ?", (LOG_ROWS,))
+
+    def ledger_head(self) -> LedgerHead:
+        """The ledger's size and root."""
+        return LedgerHead(len(self._hashes), tree_root(self._hashes).hex())
+
+    def ledger(self, limit: int) -> list[LedgerRow]:
+        """The newest leaves, oldest first."""
+        query = "SELECT idx, kind, job, epoch, leaf FROM ledger ORDER BY idx DESC LIMIT ?"
+        rows = self._db.execute(query, (limit,))
+        return [LedgerRow(*row) for row in rows][::-1]
+
+    def probe(self) -> None:
+        """Write and commit something small; raises sqlite3.Error while the disk takes no writes."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
+
+    def _append(self, kind: str, key: JobKey, leaf: bytes) -> bytes:
+        """Write a leaf, within the caller's transaction; its hash counts once that is committed."""
+        index, digest = len(self._hashes), leaf_hash(leaf)
+        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", (index, kind, *key_row(key), leaf, digest))
+        return digest
+
+    def _slices(self, key: JobKey) -> list[StoredSlice]:
+        rows = self._db.execute(
+            "SELECT outcome, output, engine FROM slices WHERE job = ? AND epoch = ? ORDER BY idx", key_row(key)
+        )
+        return [
+            StoredSlice(
+                msgspec.json.decode(outcome, type=SliceOutcome),
+                bytes(output),
+                msgspec.json.decode(engine, type=Engine),
+            )
+            for outcome, output, engine in rows
+        ]
+
+    def _lease_row(self, row: tuple[str, int, bytes, str, int, str, str, int | None, int, str, str, int]) -> LeaseRow:
+        job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid = row
+        grant = msgspec.json.decode(ticket, type=Grant)
+        if done is None:
+            done = self._one("SELECT count(*) FROM slices WHERE job = ? AND epoch = ?", job, epoch)
+        return LeaseRow(
+            job=job,
+            epoch=epoch,
+            state=state,
+            customer=grant.customer,
+            package=grant.package,
+            items=grant.items,
+            slices_done=done,
+            slices_wanted=len(grant.slices),
+            opened_wall_ms=opened,
+            kind=kind,
+            why=why,
+            energy_micro_wh=energy,
+            verdict=verdict,
+            reason=reason,
+            paid_micro=paid,
+            currency=grant.currency,
+        )
+
+    def _one(self, query: str, *values: str | int) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+
+def key_row(key: JobKey) -> tuple[str, int]:
+    """A token as the two columns that hold it."""
+    return key.job, key.epoch
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the body raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+class StoreThread:
+    """The store behind its thread: `await thread.call(Store.leases, 20)`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._store: Store | None = None
+
+    async def open(self) -> None:
+        """Open the database; raises StoreError when it cannot be."""
+        try:
+            self._store = await asyncio.get_running_loop().run_in_executor(self._pool, Store, self._path)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"cannot open the store {self._path}: {error}", hint="check the disk and its owner"
+            ) from error
+
+    async def call(self, method: Callable[Concatenate[Store, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one method on the store's thread; raises StoreError when the disk refuses."""
+        store = self._store
+        if store is None:
+            raise StoreError("the store is not open")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: method(store, *args, **kwargs))
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the store refused to write or read: {error}", hint="free some disk space") from error
+
+    async def close(self) -> None:
+        """Close the database and end the thread."""
+        if self._store is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._store.close)
+            self._store = None
+        self._pool.shutdown()

@@ -1,0 +1,273 @@
+"""What the control socket shows: the core's state as plain, documented values. `--json` prints exactly these.
+
+Times are RFC 3339 in UTC, derived from boot time and the wall clock as it is now; money is in units of the currency.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from agent import __version__
+from agent.core import signals
+from agent.core.energy import cost_micro
+from agent.core.events import SignalValue
+from agent.core.gates import Reason
+from agent.core.state import State, WorkerPhase
+from agent.explain import sentence
+from agent.store import LeaseRow, LedgerHead, Totals, VacateStats
+
+
+class ReasonView(msgspec.Struct, frozen=True):
+    """Why the gate is not open; `text` is for people, `code` for programs."""
+
+    code: str
+    gate: str
+    state: str
+    signal: str
+    value: SignalValue | None
+    limit: SignalValue | None
+    unit: str
+    since: str
+    clears_at: str | None
+    text: str
+
+
+class LeaseView(msgspec.Struct, frozen=True):
+    """The lease at work."""
+
+    job: str
+    epoch: int
+    customer: str
+    package: str
+    phase: str
+    slices_done: int
+    slices_wanted: int
+    items_done_in_slice: int
+    expires_at: str
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """The inference worker."""
+
+    phase: str
+    pid: int | None
+    executor: str
+    device: str
+    package: str
+
+
+class ComputerView(msgspec.Struct, frozen=True):
+    """The last reading of the inference computer."""
+
+    die_c: float | None
+    power_w: float | None
+    sensor: str
+
+
+class LinkView(msgspec.Struct, frozen=True):
+    """The MQTT link."""
+
+    connected: bool
+    broker: str
+    detail: str
+
+
+class OutboxView(msgspec.Struct, frozen=True):
+    """Hand-ins that await a verdict."""
+
+    pending: int
+
+
+class EarningsView(msgspec.Struct, frozen=True):
+    """Paid, what the energy for it cost at the plug, and what remains."""
+
+    gross: float
+    energy_cost: float
+    net: float
+    currency: str
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """`driveway status`."""
+
+    version: str
+    state: str
+    gate: str
+    reasons: list[ReasonView]
+    power_cap_w: float
+    computer: ComputerView | None
+    lease: LeaseView | None
+    worker: WorkerView | None
+    link: LinkView
+    outbox: OutboxView
+    ledger: LedgerHead
+    earnings: EarningsView
+    energy_wh: float
+    vacate: VacateStats
+    refused_messages: dict[str, int]
+    refused_packages: dict[str, str]
+
+
+class SignalView(msgspec.Struct, frozen=True):
+    """`driveway signals`: one leaf with its age; `problem` is empty when it may be believed."""
+
+    path: str
+    value: SignalValue | None
+    unit: str
+    age_ms: int | None
+    source: str
+    problem: str
+
+
+class LeaseEarningsView(msgspec.Struct, frozen=True):
+    """`driveway leases` and `driveway earnings`: one lease, with what it earned net of its energy."""
+
+    lease: LeaseRow
+    opened_at: str
+    energy_wh: float
+    gross: float
+    energy_cost: float
+    net: float
+
+
+def activity(state: State) -> str:
+    """One word for what the agent does: blocked, ready, running, yielding, paused or fault."""
+    if state.store_problem:
+        return "fault"
+    if state.vacating is not None or (state.lease is not None and state.lease.ending is not None):
+        return "yielding"
+    if state.owner_paused:
+        return "paused"
+    if state.gates.state.value == "closed":
+        return "blocked"
+    return "ready" if state.lease is None else "running"
+
+
+def reasons(state: State, wall_offset_ms: int) -> list[ReasonView]:
+    """All reasons, most severe first."""
+    return [_reason(reason, wall_offset_ms) for reason in state.gates.reasons]
+
+
+def _reason(reason: Reason, wall_offset_ms: int) -> ReasonView:
+    return ReasonView(
+        code=reason.code,
+        gate=reason.gate,
+        state=reason.state.value,
+        signal=reason.signal,
+        value=reason.value,
+        limit=reason.limit,
+        unit=reason.unit,
+        since=stamp(reason.since_ms + wall_offset_ms),
+        clears_at=None if reason.clears_at_ms is None else stamp(reason.clears_at_ms + wall_offset_ms),
+        text=sentence(reason),
+    )
+
+
+def lease(state: State, items_done_in_slice: int, wall_offset_ms: int) -> LeaseView | None:
+    """The lease at work, if there is one."""
+    held = state.lease
+    if held is None:
+        return None
+    return LeaseView(
+        job=held.grant.job,
+        epoch=held.grant.epoch,
+        customer=held.grant.customer,
+        package=held.grant.package,
+        phase=held.phase.value if held.ending is None else f"ending: {held.ending.value}",
+        slices_done=len(held.done),
+        slices_wanted=len(held.grant.slices),
+        items_done_in_slice=items_done_in_slice,
+        expires_at=stamp(held.expires_ms + wall_offset_ms),
+    )
+
+
+def worker(state: State) -> WorkerView | None:
+    """The worker, if there is one."""
+    one = state.worker
+    if one.phase is WorkerPhase.ABSENT:
+        return None
+    return WorkerView(one.phase.value, one.pid, one.executor, one.device, one.package)
+
+
+def status(
+    state: State,
+    *,
+    wall_offset_ms: int,
+    items_done_in_slice: int,
+    pending: int,
+    ledger: LedgerHead,
+    totals: Totals,
+    vacate: VacateStats,
+    refused_messages: dict[str, int],
+    refused_packages: dict[str, str],
+) -> StatusView:
+    """The whole status."""
+    compute = state.compute
+    return StatusView(
+        version=__version__,
+        state=activity(state),
+        gate=state.gates.state.value,
+        reasons=reasons(state, wall_offset_ms),
+        power_cap_w=round(state.power_cap_w, 1),
+        computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
+        lease=lease(state, items_done_in_slice, wall_offset_ms),
+        worker=worker(state),
+        link=LinkView(state.connected, state.broker, state.link_detail),
+        outbox=OutboxView(pending),
+        ledger=ledger,
+        earnings=earnings(state, totals),
+        energy_wh=round(totals.energy_micro_wh / 1e6, 6),
+        vacate=vacate,
+        refused_messages=refused_messages,
+        refused_packages=refused_packages,
+    )
+
+
+def earnings(state: State, totals: Totals) -> EarningsView:
+    """What all leases earned net of the energy that earned it."""
+    cost = _cost(state, totals.energy_micro_wh)
+    return EarningsView(
+        gross=totals.paid_micro / 1e6,
+        energy_cost=cost / 1e6,
+        net=(totals.paid_micro - cost) / 1e6,
+        currency=state.policy.currency,
+    )
+
+
+def lease_earnings(state: State, row: LeaseRow) -> LeaseEarningsView:
+    """One lease, with its net."""
+    cost = _cost(state, row.energy_micro_wh)
+    return LeaseEarningsView(
+        lease=row,
+        opened_at=stamp(row.opened_wall_ms),
+        energy_wh=row.energy_micro_wh / 1e6,
+        gross=row.paid_micro / 1e6,
+        energy_cost=cost / 1e6,
+        net=(row.paid_micro - cost) / 1e6,
+    )
+
+
+def signal_list(state: State, now_ms: int) -> list[SignalView]:
+    """Every leaf a gate reads and every leaf a source sent, by name."""
+    views = []
+    for path in sorted({*signals.LEAVES, *state.vehicle.known}):
+        reading = state.vehicle.read(path, now_ms)
+        known = state.vehicle.known.get(path)
+        unit = signals.LEAVES.get(path, signals.DEFAULT_LEAF).unit
+        source = "" if known is None else known.source
+        value = None if known is None else known.value
+        views.append(SignalView(path, value, unit, reading.age_ms, source, reading.problem))
+    return views
+
+
+def _cost(state: State, energy_micro_wh: int) -> int:
+    policy = state.policy
+    return cost_micro(energy_micro_wh, policy.energy_price_micro_per_kwh, policy.charge_efficiency)
+
+
+def stamp(wall_ms: int) -> str:
+    """RFC 3339 in UTC, to the millisecond."""
+    moment = dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

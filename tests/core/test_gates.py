@@ -1,0 +1,196 @@
+"""Every gate, every way a signal can fail, and the timing between them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.core import signals
+from agent.core.events import OwnerSaid, Quality, Sample, SignalsSeen, SignalValue, SourceChanged, StoreFailed, Tick
+from agent.core.gates import LOOKS, PATIENT, GateState
+from agent.core.machine import world_of
+from agent.explain import SENTENCES, sentence
+from tests.core.world import PARKED, Shell, car, computer
+
+
+def opened() -> Shell:
+    shell = Shell()
+    shell.advance(4_000)
+    assert shell.state.gates.state is GateState.OPEN
+    return shell
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        (signals.SPEED, 3.0, "moving"),
+        (signals.SPEED, -3.0, "moving"),
+        (signals.GEAR, 127.0, "gear_not_park"),
+        (signals.GEAR, 0.0, "gear_not_park"),
+        (signals.BRAKE, 100.0, "brake_pressed"),
+        (signals.LOW_VOLTAGE_STATE, "ACC", "powered_for_driving"),
+        (signals.LOW_VOLTAGE_STATE, "UNDEFINED", "powered_for_driving"),
+        (signals.DOOR_HANDLE, True, "door_handle_pulled"),
+        *[(door, True, "door_open") for door in (*signals.DOORS, signals.TRUNK)],
+        (signals.SEAT, "OCCUPIED", "seat_occupied"),
+        (signals.SEAT, "UNKNOWN", "seat_occupied"),
+        (signals.DRIVER_PRESENT, True, "driver_present"),
+        (signals.CABLE, False, "not_plugged_in"),
+        (signals.CHARGE, 51.0, "charge_below_reserve"),
+    ],
+)
+def test_one_sign_shuts_the_gate_at_once_and_says_why(path: str, value: SignalValue, code: str) -> None:
+    shell = opened()
+    shell.tell(car(shell.now_ms + 1, {path: value}))
+    assert shell.state.gates.state is GateState.CLOSED
+    reason = shell.state.gates.reasons[0]
+    assert (reason.code, reason.signal, reason.value, reason.since_ms) == (code, path, value, shell.now_ms + 1)
+    assert code in SENTENCES
+    assert sentence(reason)
+
+
+@pytest.mark.parametrize("path", sorted(PARKED))
+@pytest.mark.parametrize("quality", [Quality.UNKNOWN, Quality.INVALID, Quality.OUT_OF_RANGE])
+def test_a_signal_that_is_not_good_counts_as_the_driver(path: str, quality: Quality) -> None:
+    shell = opened()
+    shell.tell(SignalsSeen(at_ms=shell.now_ms + 1, source="bus", samples=(Sample(path, None, quality),)))
+    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.state.gates.reasons[0].code == f"signal_{quality.value}"
+    assert f"signal_{quality.value}" in SENTENCES
+
+
+@pytest.mark.parametrize("path", sorted(PARKED))
+@pytest.mark.parametrize("value", [math.nan, 17.0, "nonsense", True])
+def test_no_absurd_value_is_taken_for_safe(path: str, value: SignalValue) -> None:
+    shell = opened()
+    shell.tell(car(shell.now_ms + 1, {path: value}))
+    if (path, value) != (signals.CABLE, True):
+        assert shell.state.gates.state is GateState.CLOSED
+
+
+@pytest.mark.parametrize("path", sorted(PARKED))
+def test_a_signal_never_seen_keeps_the_gate_shut(path: str) -> None:
+    shell = Shell()
+    for _ in range(100):
+        shell.now_ms += 100
+        samples = tuple(Sample(one, value) for one, value in PARKED.items() if one != path)
+        shell.tell(SignalsSeen(at_ms=shell.now_ms, source="bus", samples=samples))
+        shell.tell(computer(shell.now_ms))
+    assert [reason.code for reason in shell.state.gates.reasons] == ["signal_missing"]
+
+
+def test_silence_shuts_the_gate_within_the_staleness_of_its_class() -> None:
+    shell = opened()
+    shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS))
+    assert shell.state.gates.state is GateState.OPEN
+    shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS + 1))
+    assert shell.state.gates.state is GateState.CLOSED
+    assert {reason.code for reason in shell.state.gates.reasons} == {"signal_stale"}
+
+
+def test_a_dead_source_shuts_the_gate_at_once() -> None:
+    shell = opened()
+    shell.tell(SourceChanged(at_ms=shell.now_ms + 1, source="bus", alive=False, detail="interface down"))
+    assert shell.state.gates.reasons[0].code == "signal_source_down"
+
+
+def test_the_gate_opens_only_after_every_sign_agreed_for_long_enough() -> None:
+    shell = Shell()
+    shell.advance(2_900)
+    assert shell.state.gates.state is GateState.CLOSED
+    waiting = shell.state.gates.reasons[0]
+    assert waiting.code == "parked_not_long_enough"
+    assert waiting.clears_at_ms == 100 + 3_000
+    shell.changes = {signals.BRAKE: 100.0}
+    shell.advance(100)
+    shell.changes = {}
+    shell.advance(3_000)
+    assert shell.state.gates.state is GateState.CLOSED, "one touch of the brake starts the wait again"
+    shell.advance(100)
+    assert shell.state.gates.state is GateState.OPEN
+
+
+def test_the_reserve_has_two_thresholds() -> None:
+    shell = opened()
+    shell.changes = {signals.CHARGE: 53.0}
+    shell.advance(1_000)
+    assert shell.state.gates.state is GateState.OPEN, "above the stopping threshold of 52"
+    shell.changes = {signals.CHARGE: 52.0}
+    shell.advance(100)
+    assert shell.state.gates.state is GateState.CLOSED
+    shell.changes = {signals.CHARGE: 54.0}
+    shell.advance(1_000)
+    assert shell.state.gates.state is GateState.CLOSED, "below the starting threshold of 55"
+    shell.changes = {signals.CHARGE: 55.5}
+    shell.advance(100)
+    assert shell.state.gates.state is GateState.OPEN
+
+
+@pytest.mark.parametrize(
+    ("die_c", "state"),
+    [(None, "closed"), (74.0, "open"), (87.9, "open"), (88.0, "hold"), (94.9, "hold"), (95.0, "closed")],
+)
+def test_temperature_while_working(die_c: float | None, state: str) -> None:
+    shell = opened()
+    shell.tell(computer(shell.now_ms + 1, die_c))
+    assert shell.state.gates.state.value == state
+
+
+def test_a_hot_computer_does_not_start() -> None:
+    shell = Shell(die_c=76.0)
+    shell.advance(5_000)
+    assert [reason.code for reason in shell.state.gates.reasons] == ["die_hot"]
+    shell.die_c = 74.0
+    shell.advance(600)
+    assert shell.state.gates.state is GateState.OPEN
+
+
+def test_an_old_temperature_is_no_temperature() -> None:
+    shell = opened()
+    last_ms = shell.now_ms
+    for late_ms in range(100, 3_200, 100):
+        shell.tell(car(last_ms + late_ms))
+    assert shell.state.gates.reasons[0].code == "temperature_stale"
+
+
+def test_the_owner_and_the_disk_have_gates_too() -> None:
+    shell = opened()
+    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
+    assert shell.state.gates.state is GateState.HOLD
+    shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
+    assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused", "storage_failed"]
+
+
+changes = st.dictionaries(
+    st.sampled_from(sorted(PARKED)),
+    st.one_of(st.booleans(), st.floats(-50, 150), st.sampled_from(["EMPTY", "OCCUPIED", "OFF", "ON", ""])),
+    max_size=3,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(changes, st.integers(0, 40)), max_size=12))
+def test_no_sequence_of_signals_opens_the_gate_early_or_leaves_it_shut_without_a_reason(
+    script: list[tuple[dict[str, SignalValue], int]],
+) -> None:
+    """Whatever the car says: open needs 3 s of agreement, closed has a reason, and the gate never chatters."""
+    shell = Shell()
+    agreed_since_ms: int | None = None
+    for spoken, steps in script:
+        for _ in range(steps):
+            shell.now_ms += 100
+            shell.tell(car(shell.now_ms, spoken))
+            shell.tell(computer(shell.now_ms))
+            patient = [gate for gate in shell.state.gates.gates if gate.name in PATIENT]
+            clear = all(
+                not list(LOOKS[gate.name](world_of(shell.state), shell.state.policy, False)) for gate in patient
+            )
+            agreed_since_ms = (agreed_since_ms or shell.now_ms) if clear else None
+            if shell.state.gates.state is GateState.OPEN:
+                assert agreed_since_ms is not None
+                assert shell.now_ms - agreed_since_ms >= 3_000
+            else:
+                assert shell.state.gates.reasons
