@@ -78,7 +78,7 @@ class InferenceConfig(Section, frozen=True):
     publisher_key: str
     executor: Literal["onnxruntime"] = "onnxruntime"
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
-    memory_mb: Annotated[int, msgspec.Meta(ge=128, le=262_144)] = 1024
+    memory_mb: Annotated[int, msgspec.Meta(ge=128, le=262_144)] = 2048
 
 
 class Config(Section, frozen=True):

@@ -11,7 +11,6 @@ import contextlib
 import signal
 import sys
 from collections import deque
-from pathlib import Path
 
 from agent import handin, view
 from agent.clock import SystemClock, boot_id
@@ -23,9 +22,9 @@ from agent.core.machine import step
 from agent.core.state import State, WorkerPhase, initial, resume
 from agent.errors import ConfigError
 from agent.fleet.desk import Desk
-from agent.fleet.enrol import enrol
 from agent.fleet.link import LinkConfig
 from agent.hands import Hands
+from agent.identity import Identity, establish, read_key
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.log import logger
@@ -33,7 +32,7 @@ from agent.ports import Source
 from agent.store import Store, StoreThread
 from agent.telemetry.hwmon import Hwmon
 from agent.telemetry.jetson import JetsonSysfs
-from agent.trust.keys import FileSigner, keyid, load_public_key
+from agent.trust.keys import keyid, load_public_key
 from agent.vehicle.profile import load_profile
 from agent.vehicle.source import build_source
 
@@ -44,7 +43,7 @@ SHUTDOWN_S = 5.0
 class Daemon:
     """One running agent."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, identity: Identity) -> None:
         self._config = config
         self._clock = SystemClock()
         self._queue: deque[EventType] = deque()
@@ -55,15 +54,12 @@ class Daemon:
         boot = boot_id() or "unknown"
         now_ms = self._clock.boot_ms()
         self.state: State = initial(f"{config.unit.id[:32]}-{now_ms}", config.policy, now_ms)
-        self._signer = FileSigner.open_or_create(config.path(config.state_dir) / "unit.key")
-        dispatcher = load_public_key(_read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key"))
-        publisher = load_public_key(_read_key(config, config.inference.publisher_key, "inference.publisher_key"))
-        self._dispatcher_keys = {keyid(dispatcher): dispatcher}
+        publisher = load_public_key(read_key(config, config.inference.publisher_key, "inference.publisher_key"))
         self._shelf = Shelf(config.path(config.inference.packages_dir), {keyid(publisher): publisher})
         self._sources = _build_sources(config, self._clock)
         self._desk = Desk(
             unit=config.unit.id,
-            cell=config.unit.cell,
+            cell=identity.cell,
             boot=boot,
             link=LinkConfig(
                 brokers=config.fleet.addresses(),
@@ -72,7 +68,7 @@ class Daemon:
                 keepalive_s=config.fleet.keepalive_s,
                 tls=config.fleet.tls,
             ),
-            dispatcher_keys=self._dispatcher_keys,
+            dispatcher_keys=identity.dispatcher_keys,
             emit=self.emit,
             clock=self._clock,
         )
@@ -82,7 +78,7 @@ class Daemon:
             store=self._store,
             desk=self._desk,
             shelf=self._shelf,
-            signer=self._signer,
+            signer=identity.signer,
             unit=handin.Unit(
                 id=config.unit.id,
                 device_class=config.unit.device_class,
@@ -118,7 +114,6 @@ class Daemon:
         await self._store.open()
         try:
             await self._resume()
-            await self._enrol()
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
@@ -147,14 +142,6 @@ class Daemon:
             self._hands.remember(row.grant)
         lease = leases.left_over(rows[0].grant, rows[0].done, rows[0].energy_micro_wh, now_ms) if rows else None
         self.state = resume(self.state, tuple(pending), lease)
-
-    async def _enrol(self) -> None:
-        """Introduce this unit's key to the dispatcher, once."""
-        fleet, done = self._config.fleet, self._config.path(self._config.state_dir) / "enrolled"
-        if not fleet.enrol_url or done.exists():
-            return
-        await enrol(fleet.enrol_url, fleet.enrol_code, self._config.unit.id, self._signer, self._dispatcher_keys)
-        done.write_text(self._signer.keyid + "\n")
 
     async def _tick(self) -> None:
         while True:
@@ -215,20 +202,12 @@ def _build_sources(config: Config, clock: SystemClock) -> list[Source]:
     return sources
 
 
-def _read_key(config: Config, value: str, name: str) -> str:
-    path: Path = config.path(value)
-    try:
-        return path.read_text("ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot read the public key {path}: {error}") from error
-
-
 def run(config: Config) -> None:
     """Run the daemon in this process until it is told to stop."""
     if sys.platform != "linux":
         raise ConfigError("the daemon needs Linux (CLOCK_BOOTTIME, pidfd, Unix sockets)")
 
     async def main() -> None:
-        await Daemon(config).run()
+        await Daemon(config, await establish(config)).run()
 
     asyncio.run(main())

@@ -18,9 +18,10 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, BinaryIO, Literal, Union
 
 import msgspec
 
@@ -135,15 +136,6 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex, without holding it in memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def open_package(path: Path) -> Package:
     """Open and check the package in the directory `path`; raises PackageError, which names the file at fault."""
     manifest_bytes = _read_regular(path, MANIFEST, MAX_MANIFEST_BYTES)
@@ -160,7 +152,7 @@ def open_package(path: Path) -> Package:
             raise _damaged(path, f"{name} is listed but missing")
         if present[name] > MAX_FILE_BYTES:
             raise _damaged(path, f"{name} is {present[name]} bytes, more than {MAX_FILE_BYTES}")
-        if file_sha256(path / name) != expected:
+        if _sha256(path, name) != expected:
             raise _damaged(path, f"{name} does not have the listed SHA-256")
     signature = _read_regular(path, SIGNATURE, MAX_MANIFEST_BYTES) if SIGNATURE in present else None
     return Package(path, manifest, manifest_bytes, signature)
@@ -191,33 +183,55 @@ def _walk(path: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     waiting = [path]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                name = str(Path(entry.path).relative_to(path))
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    sizes[name] = entry.stat(follow_symlinks=False).st_size
-                else:
-                    raise _damaged(path, f"{name} is a link or a special file")
-                if len(sizes) + len(waiting) > MAX_FILES + 2:
-                    raise _damaged(path, f"more than {MAX_FILES} files")
+        for found in _list(path, waiting.pop()):
+            name, status = str(found.relative_to(path)), found.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                waiting.append(found)
+            elif stat.S_ISREG(status.st_mode):
+                sizes[name] = status.st_size
+            else:
+                raise _damaged(path, f"{name} is a link or a special file")
+            if len(sizes) + len(waiting) > MAX_FILES + 2:
+                raise _damaged(path, f"more than {MAX_FILES} files")
     return sizes
+
+
+def _list(path: Path, directory: Path) -> Iterator[Path]:
+    """What is in a directory of the package `path`."""
+    try:
+        yield from directory.iterdir()
+    except OSError as error:
+        raise _damaged(path, f"{directory.name} cannot be read ({error.strerror})") from error
 
 
 def _read_regular(path: Path, name: str, limit: int) -> bytes:
     """A plain file's bytes, never through a link and never more than `limit`."""
+    with _open_regular(path, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise _damaged(path, f"{name} is {size} bytes, more than {limit}")
+        return file.read(size)
+
+
+def _sha256(path: Path, name: str) -> str:
+    """SHA-256 of a plain file, hex, without holding it in memory."""
+    digest = hashlib.sha256()
+    with _open_regular(path, name) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _open_regular(path: Path, name: str) -> BinaryIO:
+    """A plain file of the package `path`, never through a link; raises PackageError."""
     try:
         descriptor = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _damaged(path, f"{name} cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _damaged(path, f"{name} is not a plain file")
-        if status.st_size > limit:
-            raise _damaged(path, f"{name} is {status.st_size} bytes, more than {limit}")
-        return file.read(status.st_size)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _damaged(path, f"{name} is not a plain file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _damaged(path: Path, what: str) -> PackageError:

@@ -80,6 +80,13 @@ class OutboxView(msgspec.Struct, frozen=True):
     pending: int
 
 
+class SlicesView(msgspec.Struct, frozen=True):
+    """Slices since the daemon started: begun, and kept on disk. The difference was lost, or is in flight."""
+
+    started: int
+    kept: int
+
+
 class EarningsView(msgspec.Struct, frozen=True):
     """Paid, what the energy for it cost at the plug, and what remains."""
 
@@ -100,6 +107,7 @@ class StatusView(msgspec.Struct, frozen=True):
     computer: ComputerView | None
     lease: LeaseView | None
     worker: WorkerView | None
+    slices: SlicesView
     link: LinkView
     outbox: OutboxView
     ledger: LedgerHead
@@ -214,6 +222,7 @@ def status(
         computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
         lease=lease(state, items_done_in_slice, wall_offset_ms),
         worker=worker(state),
+        slices=SlicesView(state.slices_started, state.slices_kept),
         link=LinkView(state.connected, state.broker, state.link_detail),
         outbox=OutboxView(pending),
         ledger=ledger,

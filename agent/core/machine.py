@@ -87,6 +87,7 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
         case WorkerReady() | WorkerRefused() | WorkerIdle() | WorkerGone():
             return _worker_changed(state, event)
         case SliceStored():
+            state = REPLACE(state, slices_kept=state.slices_kept + 1)
             return _with_lease(state, event.key, lambda lease: lease.stored(event.outcome.index)), ()
         case SliceFailed():
             return _with_lease(state, event.key, Lease.lost_worker), ()

@@ -181,7 +181,7 @@ def run_slice(state: State) -> Step:
         return state, ()
     index = lease.remaining[0]
     first, last = lease.grant.span(index)
-    state = REPLACE(state, lease=REPLACE(lease, in_flight=index))
+    state = REPLACE(state, lease=REPLACE(lease, in_flight=index), slices_started=state.slices_started + 1)
     return state, (RunSlice(key=lease.key, index=index, first=first, last=last),)
 
 

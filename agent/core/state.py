@@ -81,6 +81,8 @@ class State(msgspec.Struct, frozen=True):
     asking: Asking | None = None
     ask_not_before_ms: int = 0
     asked: int = 0
+    slices_started: int = 0
+    slices_kept: int = 0
 
     @property
     def have(self) -> tuple[JobKey, ...]:

@@ -1,0 +1,69 @@
+"""Who this unit is: its key, the cell its messages go to, and the dispatcher it believes.
+
+The key is made at the first start and introduced to the dispatcher once; what the dispatcher answered is kept beside
+the key, so later starts need nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+from agent.config import Config
+from agent.errors import ConfigError, TrustError
+from agent.fleet import messages
+from agent.fleet.enrol import enrol
+from agent.ports import Signer
+from agent.trust.keys import FileSigner, keyid, load_public_key
+
+ENROLLED = "enrolled.json"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What signing and listening need."""
+
+    signer: Signer
+    cell: str
+    dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
+
+
+async def establish(config: Config) -> Identity:
+    """The unit's identity, made and enrolled if this is the first start.
+
+    Raises ConfigError for a path that cannot be used, FleetError when enrolment is refused or nobody answers.
+    """
+    folder = config.path(config.state_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"state_dir: cannot make {folder}: {error.strerror}") from error
+    signer = FileSigner.open_or_create(folder / "unit.key")
+    key = load_public_key(read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key"))
+    keys = {keyid(key): key}
+    if not config.fleet.enrol_url:
+        return Identity(signer, config.unit.cell, keys)
+    done = folder / ENROLLED
+    if not done.exists():
+        enrolled = await enrol(config.fleet.enrol_url, config.fleet.enrol_code, config.unit.id, signer, keys)
+        part = done.with_suffix(".part")
+        part.write_bytes(messages.encode(enrolled))
+        part.replace(done)
+    try:
+        enrolled = messages.decode(done.read_bytes(), messages.Enrolled)
+    except messages.MessageError as error:
+        raise TrustError(f"{done} is damaged: {error}", hint="remove it to enrol again") from error
+    if enrolled.unit != config.unit.id or enrolled.keyid != signer.keyid:
+        raise TrustError(f"{done} is for another unit or key", hint="remove it to enrol this one")
+    return Identity(signer, enrolled.cell, keys)
+
+
+def read_key(config: Config, value: str, name: str) -> str:
+    """The PEM text of a public key that the configuration names; raises ConfigError."""
+    path = config.path(value)
+    try:
+        return path.read_text("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot read the public key {path}: {error}") from error

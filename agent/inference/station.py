@@ -1,0 +1,168 @@
+"""The one place where a worker stands: the core's orders go in, its messages come out as events.
+
+Holds what belongs to the worker's life and to nothing else: the process, which input it was given, which slice it
+computes. A finished slice is handed to `on_slice` to be made durable; only then does the core hear of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+import msgspec
+
+from agent import wire
+from agent.core.events import SliceFailed, WorkerGone, WorkerIdle, WorkerReady, WorkerRefused
+from agent.core.model import Grant, JobKey, SliceOutcome
+from agent.errors import DrivewayError, WorkerError
+from agent.inference.launcher import WorkerProcess, launch
+from agent.inference.shelf import Shelf
+from agent.package import Package
+from agent.ports import Clock, Emit
+from agent.store import Engine, StoredSlice
+
+OnSlice = Callable[[JobKey, StoredSlice], None]
+
+
+class WorkerLimits(msgspec.Struct, frozen=True):
+    """What the worker may use."""
+
+    threads: int
+    memory_mb: int
+
+
+class Running(msgspec.Struct, frozen=True):
+    """The slice being computed, of which lease."""
+
+    key: JobKey
+    index: int
+
+
+class Station:
+    """At most one worker. Use from the event loop's thread."""
+
+    def __init__(self, *, emit: Emit, clock: Clock, shelf: Shelf, limits: WorkerLimits, on_slice: OnSlice) -> None:
+        self._emit, self._clock, self._shelf, self._limits, self._on_slice = emit, clock, shelf, limits, on_slice
+        self._process: WorkerProcess | None = None
+        self._package: Package | None = None
+        self._engine: Engine | None = None
+        self._input_of: JobKey | None = None
+        self._running: Running | None = None
+        self.items_done = 0
+
+    def start(self, grant: Grant) -> None:
+        """Start a worker for the grant's package; WorkerReady, WorkerRefused or WorkerGone follows."""
+        try:
+            self._package = self._shelf.find(grant.package_sha256)
+            self._process = launch(self._clock, self._said, self._gone)
+            self._process.load(self._package.path, threads=self._limits.threads, memory_mb=self._limits.memory_mb)
+        except DrivewayError as error:
+            self._broken(grant.package, error)
+
+    def run(self, key: JobKey, index: int, span: tuple[int, int], body: bytes, items: int) -> None:
+        """Compute items [first, last) of the input `body`, which crosses once per lease."""
+        self._running, self.items_done = Running(key, index), 0
+        try:
+            process = self._live()
+            if self._input_of != key:
+                process.send_input(body, items=items)
+                self._input_of = key
+            process.run(index, *span)
+        except DrivewayError as error:
+            self._slice_failed(str(error))
+            self.stop(0)
+
+    def pace(self, duty_permille: int) -> None:
+        """Let the worker compute for this share of the time."""
+        try:
+            self._live().pace(duty_permille)
+        except WorkerError:
+            self.stop(0)  # a worker that takes no orders is broken; WorkerGone follows
+
+    def stop(self, budget_ms: int) -> None:
+        """End the worker: the order is on its way when this returns."""
+        if self._process is not None:
+            self._process.stop(budget_ms)
+
+    async def close(self) -> None:
+        """Kill a worker that is still there, and wait for its end."""
+        if self._process is not None:
+            process = self._process
+            process.stop(0)
+            await process.gone()
+
+    def _live(self) -> WorkerProcess:
+        if self._process is None:
+            raise WorkerError("there is no worker")
+        return self._process
+
+    def _broken(self, package: str, error: DrivewayError) -> None:
+        now_ms = self._clock.boot_ms()
+        self._emit(WorkerRefused(at_ms=now_ms, package=package, detail=str(error)))
+        if self._process is None:
+            self._emit(WorkerGone(at_ms=now_ms, pid=0, expected=True, detail=str(error)))
+        else:
+            self._process.stop(0)
+
+    def _said(self, message: wire.WorkerMessage) -> None:
+        match message:
+            case wire.Hello():
+                pass
+            case wire.Loaded():
+                self._loaded(message)
+            case wire.Refused():
+                name = "" if self._package is None else self._package.manifest.name
+                self._emit(WorkerRefused(at_ms=self._clock.boot_ms(), package=name, detail=message.detail))
+            case wire.Progress():
+                self.items_done = message.done
+            case wire.SliceDone():
+                self._slice_done(message)
+            case wire.SliceError():
+                self._slice_failed(message.detail)
+            case wire.Idle():
+                self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=self._live().pid))
+            case _:
+                assert_never(message)
+
+    def _loaded(self, message: wire.Loaded) -> None:
+        package = self._package
+        if package is None or message.package_sha256 != package.package_sha256:
+            self._broken("", WorkerError(f"the worker loaded another package, {message.package_sha256[:16]}…"))
+            return
+        manifest = package.manifest
+        self._engine = Engine(message.executor, manifest.files[manifest.model], message.kernels_sha256)
+        self._emit(
+            WorkerReady(
+                at_ms=self._clock.boot_ms(),
+                pid=self._live().pid,
+                executor=message.executor,
+                device=message.device,
+                package=manifest.name,
+                micro_batch_ms=message.micro_batch_ms,
+            )
+        )
+
+    def _slice_done(self, message: wire.SliceDone) -> None:
+        running, engine = self._running, self._engine
+        if running is None or engine is None or running.index != message.index:
+            return  # an answer to a slice that is no longer asked for
+        self._running = None
+        outcome = SliceOutcome(
+            index=message.index,
+            items=message.items,
+            failed_items=message.failed_items,
+            output_sha256=message.output_sha256,
+            raw_sha256=message.raw_sha256,
+            compute_ms=message.compute_ms,
+        )
+        self._on_slice(running.key, StoredSlice(outcome, message.output, engine))
+
+    def _slice_failed(self, detail: str) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            self._emit(SliceFailed(at_ms=self._clock.boot_ms(), key=running.key, index=running.index, detail=detail))
+
+    def _gone(self, pid: int, expected: bool, detail: str) -> None:  # noqa: FBT001 - the launcher's callback
+        self._process = self._package = self._engine = self._input_of = self._running = None
+        self.items_done = 0
+        self._emit(WorkerGone(at_ms=self._clock.boot_ms(), pid=pid, expected=expected, detail=detail))

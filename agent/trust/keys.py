@@ -1,0 +1,129 @@
+"""Keys: the file key that signs on computers without a TPM or secure element, and reading public keys of others.
+
+A file key is an ECDSA P-256 private key in PEM (PKCS#8), readable by its owner only. It can be copied by whoever is
+root, which is why every statement says `keyProtection: file`. It is created whole or not at all: written under another
+name, synced, and linked to its own, which never replaces a key that another process made in the meantime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Self
+
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from agent.errors import TrustError
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class FileSigner:
+    """A signing key in a file; see `agent.ports.Signer`."""
+
+    protection = "file"
+
+    def __init__(self, key: EllipticCurvePrivateKey) -> None:
+        self._key = key
+        self.keyid = keyid(key.public_key())
+
+    @classmethod
+    def open_or_create(cls, path: Path) -> Self:
+        """The key in `path`, made now when there is none.
+
+        Raises TrustError when others may read the file, or when it is no P-256 private key.
+        """
+        try:
+            return cls(_load(path))
+        except FileNotFoundError:
+            _create(path)
+            return cls(_load(path))
+
+    def public_key(self) -> EllipticCurvePublicKey:
+        """The public key, as a verifier wants it."""
+        return self._key.public_key()
+
+    def public_key_pem(self) -> str:
+        """The public key as PEM."""
+        return self.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+    def sign(self, message: bytes) -> bytes:
+        """ECDSA P-256 over SHA-256 of `message`, in DER."""
+        return self._key.sign(message, ECDSA(SHA256()))
+
+
+def keyid(key: EllipticCurvePublicKey) -> str:
+    """SHA-256 of the key's SubjectPublicKeyInfo in DER, as hex."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def load_public_key(pem: str) -> EllipticCurvePublicKey:
+    """A P-256 public key from PEM; raises TrustError for anything else."""
+    try:
+        key = load_pem_public_key(pem.encode("ascii"))
+    except (ValueError, TypeError) as error:
+        raise TrustError(f"not a public key in PEM: {error}") from error
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+        raise TrustError("the public key is not ECDSA P-256", hint="make one with `driveway keys`")
+    return key
+
+
+def _load(path: Path) -> EllipticCurvePrivateKey:
+    """Open first and look at what was opened, so that the file checked is the file read."""
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & OTHERS:
+            raise TrustError(
+                f"others than its owner may read the key {path} (mode {mode:04o})", hint=f"chmod 600 {path}"
+            )
+        pem = file.read()
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError) as error:
+        raise TrustError(f"{path} is not a private key in PEM: {error}", hint="restore it or enrol again") from error
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
+        raise TrustError(f"the key in {path} is not ECDSA P-256")
+    return key
+
+
+def _create(path: Path) -> None:
+    pem = generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise TrustError(f"cannot create the key {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(file, "wb") as stream:
+            stream.write(pem)
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return  # another process was first: its key is the key
+    finally:
+        temporary.unlink()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

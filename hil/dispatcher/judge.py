@@ -1,0 +1,182 @@
+"""Is this hand-in what it says? Two kinds of no, because the broker between car and dispatcher is not trusted.
+
+* `UnprovenError`: nothing shows that the unit said this about this lease, or the answers are not those it signed. The
+  pipe may have bent it, or somebody else may have made it, so it must never cost the unit anything: the answer is
+  `later`, and an honest unit's own copy still counts.
+* `MisstatementError`: the unit itself signed, for this very lease, something that is wrong. That is final: `bad`.
+
+A counter has to be new for the key, not higher than the last one seen: hand-ins may overtake each other on the way, and
+arriving late is not a crime. Two different statements with one counter are.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from agent.core.model import HandInKind, JobKey
+from agent.errors import TrustError
+from agent.fleet.messages import Envelope, SliceOutput
+from agent.trust import dsse
+from agent.trust.keys import load_public_key
+from agent.trust.statement import PAYLOAD_TYPE, Slice, Statement, parse_statement
+from hil.dispatcher.units import Unit
+
+MAX_POWER_W = 2000
+"""More than any inference computer in a car draws; a lease that claims more was not measured."""
+SLACK_MS = 1000
+CLOCK_DRIFT = 1.01
+"""Two crystals differ by far less than a percent; suspends and restarts are in boot time already."""
+
+
+class UnprovenError(TrustError):
+    """Nothing shows that the unit said this."""
+
+
+class MisstatementError(TrustError):
+    """The unit signed something wrong about this lease."""
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease as the book has it; `tickets` are the digests of the signed grants that were sent for it."""
+
+    key: JobKey
+    unit: str
+    nonce: str
+    tickets: frozenset[str]
+    package: str
+    package_sha256: str
+    input_sha256: str
+    items: int
+    slice_items: int
+    wanted: tuple[int, ...]
+    held_ms: int
+    price_micro_per_item: int
+
+    def items_of(self, index: int) -> int:
+        """How many items slice `index` has."""
+        return min(self.slice_items, self.items - index * self.slice_items)
+
+
+class HandIn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a result and a yield with finished slices have in common."""
+
+    kind: HandInKind
+    statement: Envelope
+    outputs: tuple[SliceOutput, ...]
+
+
+class AcceptedSlice(msgspec.Struct, frozen=True, kw_only=True):
+    """One slice's answers: a JSON array of `items` entries."""
+
+    index: int
+    items: int
+    failed_items: int
+    body: bytes
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """A hand-in that holds, with the envelope that proves it."""
+
+    statement: Statement
+    slices: tuple[AcceptedSlice, ...]
+    keyid: str
+    envelope: bytes
+
+
+def judge(hand_in: HandIn, lease: Lease, unit: Unit, *, counter_is_new: Callable[[str, int], bool]) -> Accepted:
+    """The hand-in, verified; raises UnprovenError or MisstatementError with the reason."""
+    envelope = msgspec.json.encode(hand_in.statement)
+    statement = _authentic(envelope, hand_in.kind, lease, unit)
+    _check_bindings(statement, lease, unit)
+    _check_slices(statement.slices, lease)
+    _check_plausible(statement, lease)
+    if not counter_is_new(unit.keyid, statement.counter):
+        raise MisstatementError(f"counter {statement.counter} was used in another statement of this key")
+    return Accepted(
+        statement=statement,
+        slices=_answers(hand_in.outputs, statement.slices),
+        keyid=unit.keyid,
+        envelope=envelope,
+    )
+
+
+def _authentic(envelope: bytes, kind: HandInKind, lease: Lease, unit: Unit) -> Statement:
+    """The statement, if this unit signed it for this lease."""
+    key = load_public_key(unit.public_key_pem)
+    try:
+        statement = parse_statement(dsse.verify(envelope, PAYLOAD_TYPE, {unit.keyid: key}))
+    except TrustError as error:
+        raise UnprovenError(error.what) from error
+    about = (statement.lease.job, statement.lease.epoch, statement.unit, statement.outcome)
+    if about != (lease.key.job, lease.key.epoch, unit.unit, kind.value):
+        raise UnprovenError("the statement is about another lease, unit or outcome than the message around it")
+    return statement
+
+
+def _check_bindings(statement: Statement, lease: Lease, unit: Unit) -> None:
+    if statement.lease.ticket_sha256 not in lease.tickets:
+        raise MisstatementError("ticketSha256 is not the digest of a grant that was sent for this lease")
+    for name, said, granted in (
+        ("nonce", statement.lease.nonce, lease.nonce),
+        ("package", statement.package.name, lease.package),
+        ("package digest", statement.package.sha256, lease.package_sha256),
+        ("input digest", statement.input_sha256, lease.input_sha256),
+        ("keyProtection", statement.key_protection, unit.key_protection),
+    ):
+        if said != granted:
+            raise MisstatementError(f"{name} is {said}, expected {granted}")
+
+
+def _check_slices(slices: tuple[Slice, ...], lease: Lease) -> None:
+    for entry in slices:
+        if entry.index not in lease.wanted:
+            raise MisstatementError(f"slice {entry.index} was not asked for")
+        if entry.items != lease.items_of(entry.index):
+            raise MisstatementError(
+                f"slice {entry.index} has {entry.items} items, expected {lease.items_of(entry.index)}"
+            )
+
+
+def _check_plausible(statement: Statement, lease: Lease) -> None:
+    """Lazy fraud only: work that took longer than the lease was held, or power that no such computer draws."""
+    duration_ms = statement.times.finished_boot_ms - statement.times.started_boot_ms
+    if duration_ms > lease.held_ms * CLOCK_DRIFT + SLACK_MS:
+        raise MisstatementError(f"the work took {duration_ms} ms of a lease that was granted {lease.held_ms} ms ago")
+    for entry in statement.slices:
+        if entry.compute_ms > duration_ms + SLACK_MS:
+            raise MisstatementError(f"slice {entry.index} computed for {entry.compute_ms} ms of {duration_ms} ms")
+    most_micro_wh = MAX_POWER_W * (duration_ms + SLACK_MS) / 3.6  # 1 W for 1 ms is 1/3.6 microwatt-hours
+    if statement.energy.micro_wh > most_micro_wh:
+        raise MisstatementError(f"{statement.energy.micro_wh} uWh in {duration_ms} ms is more than {MAX_POWER_W} W")
+
+
+def _answers(outputs: tuple[SliceOutput, ...], slices: tuple[Slice, ...]) -> tuple[AcceptedSlice, ...]:
+    """The answers, if they are exactly those whose digests were signed."""
+    bodies = {output.index: _from_base64(output) for output in outputs}
+    if len(bodies) != len(outputs) or bodies.keys() != {entry.index for entry in slices}:
+        raise UnprovenError("the outputs are not one for each slice of the statement")
+    return tuple(_answer(entry, bodies[entry.index]) for entry in slices)
+
+
+def _answer(entry: Slice, body: bytes) -> AcceptedSlice:
+    if hashlib.sha256(body).hexdigest() != entry.output_sha256:
+        raise UnprovenError(f"the output of slice {entry.index} is not the one that was signed")
+    try:
+        answers = msgspec.json.decode(body, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MisstatementError(f"the output of slice {entry.index} is not a JSON array: {error}") from error
+    if len(answers) != entry.items:
+        raise MisstatementError(f"the output of slice {entry.index} has {len(answers)} answers for {entry.items} items")
+    return AcceptedSlice(index=entry.index, items=entry.items, failed_items=entry.failed_items, body=body)
+
+
+def _from_base64(output: SliceOutput) -> bytes:
+    try:
+        return base64.b64decode(output.body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UnprovenError(f"the output of slice {output.index} is not base64") from error

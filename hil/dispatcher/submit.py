@@ -1,0 +1,60 @@
+"""Putting a job up: its items become one input object, and the job a row in the book.
+
+The input is `msgpack` of the list of items, so that a worker splits it without knowing what the items are. What a car
+could not be granted in one message (16 KiB) is refused here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from agent.errors import FleetError
+from agent.fleet.messages import JobGrant, ObjectRef, PackageRef
+from hil.dispatcher.book import Book
+from hil.dispatcher.objects import Objects
+
+
+def add_job(
+    book: Book,
+    objects: Objects,
+    *,
+    package: PackageRef,
+    items: Sequence[bytes],
+    slice_items: int,
+    customer: str,
+    price_micro_per_item: int,
+    currency: str,
+    ttl_s: int,
+) -> str:
+    """Put `items` up to be run through `package`, `slice_items` at a time; the new job's name.
+
+    The price is in millionths of `currency` for each item that is answered; `ttl_s` is how long a lease of it lasts.
+    Raises FleetError for what `dw/v1` cannot carry.
+    """
+    job = f"job-{secrets.token_hex(6)}"
+    if not items or slice_items < 1:
+        raise FleetError("a job needs at least one item, and slices of at least one item")
+    body = msgspec.msgpack.encode(list(items))
+    grant = JobGrant(
+        job=job,
+        epoch=0,
+        nonce="0" * 32,
+        customer=customer,
+        package=package,
+        input=ObjectRef(url="", sha256=objects.put(body), bytes=len(body)),
+        items=len(items),
+        slice_items=slice_items,
+        slices=tuple(range(-(-len(items) // slice_items))),
+        ttl_s=ttl_s,
+        price_micro_per_item=price_micro_per_item,
+        currency=currency,
+    )
+    try:
+        msgspec.json.decode(msgspec.json.encode(grant), type=JobGrant)
+    except msgspec.ValidationError as error:
+        raise FleetError(f"the job cannot be granted: {error}") from error
+    book.add_job(grant)
+    return job

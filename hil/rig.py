@@ -1,0 +1,263 @@
+"""A rig on one machine: broker, dispatcher, simulated car and the real daemon, each a process of its own.
+
+`Rig` makes the folder (keys, package, configuration, jobs), starts the processes in order, and ends all of them however
+the run ends. What each process said is in `<folder>/<name>.log`. The daemon under test is exactly `driveway run`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from agent.cli.client import ask
+from agent.clock import SystemClock
+from agent.errors import DrivewayError
+from agent.fleet.messages import PackageRef
+from agent.package import MANIFEST, PAYLOAD_TYPE, SIGNATURE, Package, open_package
+from agent.trust import dsse
+from agent.trust.keys import FileSigner
+from hil.broker import EmbeddedBroker, free_port
+from hil.dispatcher.book import Book
+from hil.dispatcher.objects import Objects
+from hil.dispatcher.submit import add_job
+from hil.packages.ocr import build_ocr_package
+
+UNIT = "car-0001"
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.05
+MULTICAST_GROUP = "239.74.163.2"
+
+CONFIG = """\
+# Written by the rig. Times are shortened for a demonstration: on a vehicle, parked_for_s is 60.
+state_dir = "state"
+control_socket = "{control_socket}"
+
+[unit]
+id = "{unit}"
+device_class = "rig-laptop"
+
+[vehicle]
+profiles = ["tesla-model3", "driveway-energy"]
+{buses}
+[computer]
+reader = "jetson"
+sysfs_root = "car/sysfs"
+interval_ms = 200
+
+[fleet]
+brokers = ["127.0.0.1:{broker_port}"]
+dispatcher_key = "dispatcher/dispatcher.pub"
+enrol_url = "{enrol_url}"
+enrol_code = "{enrol_code}"
+
+[inference]
+packages_dir = "packages"
+publisher_key = "publisher.pub"
+threads = 2
+
+[policy]
+parked_for_s = 3
+reserve_percent = 40
+"""
+BUS = """
+[[vehicle.bus]]
+name = "{name}"
+interface = "udp_multicast"
+channel = "{group}"
+port = {port}
+"""
+BUS_NAMES = ("party", "vehicle", "energy")
+
+
+class Rig:
+    """Everything a car and a fleet need, on this machine. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "agent.toml"
+        self._broker_port = free_port()
+        self._bus_ports = [free_port() for _ in BUS_NAMES]
+        self._enrol_code = os.urandom(8).hex()
+        self._closing = ExitStack()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._sockets = Path()
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        # Unix socket paths are short, and the folder's may be long.
+        self._sockets = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="driveway-")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in ("daemon", "car", "dispatcher"):
+            self.stop(name)
+        self._closing.close()
+
+    # --- before anything runs -----------------------------------------------------------------------------------
+
+    def build_package(self) -> Package:
+        """Build the OCR package and sign it with the publisher's key."""
+        publisher = FileSigner.open_or_create(self.folder / "publisher.key")
+        (self.folder / "publisher.pub").write_text(publisher.public_key_pem(), "ascii")
+        package = build_ocr_package(self.folder / "packages" / "ocr")
+        sign_package(package.path, publisher)
+        return open_package(package.path)
+
+    def submit(self, package: Package, items: Sequence[bytes], *, slice_items: int, price_micro_per_item: int) -> str:
+        """Put one job up; before the dispatcher runs, since its book has one writer."""
+        folder = self.folder / "dispatcher"
+        folder.mkdir(exist_ok=True)
+        book = Book.open(folder, SystemClock().wall_ms)
+        try:
+            return add_job(
+                book,
+                Objects(folder / "objects"),
+                package=PackageRef(name=package.manifest.name, sha256=package.package_sha256),
+                items=items,
+                slice_items=slice_items,
+                customer="acme",
+                price_micro_per_item=price_micro_per_item,
+                currency="USD",
+                ttl_s=600,
+            )
+        finally:
+            book.close()
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start broker, dispatcher, car and daemon, each once the one before can be talked to."""
+        self._closing.enter_context(EmbeddedBroker(self.folder / "broker", self._broker_port))
+        self.start_dispatcher()
+        self.start_car()
+        self.start_daemon()
+
+    def start_dispatcher(self) -> None:
+        """Start the dispatcher, and wait until it hears its topics."""
+        broker = f"127.0.0.1:{self._broker_port}"
+        folder = str(self.folder / "dispatcher")
+        self._spawn(
+            "dispatcher",
+            "hil.dispatcher",
+            *("--dir", folder, "--broker", broker, "--retry-s", "2", "--enrol-code", self._enrol_code),
+        )
+        self._wait_for("dispatcher", (self.folder / "dispatcher" / "ready").exists)
+
+    def start_car(self) -> None:
+        """Start the car, driving."""
+        buses = [
+            f"--bus={name}=udp_multicast:{MULTICAST_GROUP}:{port}"
+            for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
+        ]
+        self._spawn(
+            "car",
+            "hil.car",
+            *("--dir", str(self.folder / "car"), "--start", "driving"),
+            *("--computer-pid-file", str(self.folder / "daemon.pid"), *buses),
+        )
+        self._wait_for("car", (self.folder / "car" / "control.sock").exists)
+
+    def start_daemon(self) -> None:
+        """Start `driveway run`, and wait until its control socket answers."""
+        ready = json.loads((self.folder / "dispatcher" / "ready").read_text("ascii"))
+        self.config.write_text(
+            CONFIG.format(
+                control_socket=self._sockets / "control.sock",
+                unit=UNIT,
+                buses="".join(
+                    BUS.format(name=name, group=MULTICAST_GROUP, port=port)
+                    for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
+                ),
+                broker_port=self._broker_port,
+                enrol_url=f"{ready['http_url']}/enrol",
+                enrol_code=self._enrol_code,
+            ),
+            "utf-8",
+        )
+        process = self._spawn("daemon", "agent", "run", "--config", str(self.config))
+        (self.folder / "daemon.pid").write_text(f"{process.pid}\n", "ascii")
+        self._wait_for("daemon", lambda: self.status() is not None)
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End one process, and kill it when it does not end by itself."""
+        process = self._processes.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def alive(self) -> None:
+        """Raise DrivewayError, with its last words, when a process of the rig has ended."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise DrivewayError(f"{name} ended with status {process.returncode}: {self._last_words(name)}")
+
+    def _spawn(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", module, *arguments]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._processes[name] = process
+        return process
+
+    def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready():
+            self.alive()
+            if time.monotonic() > deadline:
+                raise DrivewayError(f"{name} did not come up in {START_TIMEOUT_S:.0f} s: {self._last_words(name)}")
+            time.sleep(POLL_S)
+
+    def _last_words(self, name: str) -> str:
+        lines = (self.folder / f"{name}.log").read_text("utf-8", "replace").splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def ask(self, verb: str) -> Any:
+        """One question to the daemon's control socket."""
+        return ask(self._sockets / "control.sock", verb)
+
+    def status(self) -> dict[str, Any] | None:
+        """`driveway status --json`, or None while nobody answers."""
+        try:
+            answer: dict[str, Any] = self.ask("status")
+        except DrivewayError:
+            return None
+        return answer
+
+    def car(self, do: str, **arguments: str | int) -> dict[str, Any]:
+        """One order to the car; raises DrivewayError when it refuses."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(START_TIMEOUT_S)
+            connection.connect(str(self.folder / "car" / "control.sock"))
+            connection.sendall(msgspec.json.encode({"do": do, **arguments}) + b"\n")
+            with connection.makefile("rb") as answers:
+                answer: dict[str, Any] = msgspec.json.decode(answers.readline())
+        if not answer["ok"]:
+            raise DrivewayError(f"the car would not {do}: {answer.get('error', '')}")
+        return answer
+
+
+def sign_package(path: Path, publisher: FileSigner) -> None:
+    """Put the publisher's signature beside the manifest."""
+    manifest = (path / MANIFEST).read_bytes()
+    (path / SIGNATURE).write_bytes(dsse.sign(PAYLOAD_TYPE, manifest, publisher))

@@ -1,0 +1,279 @@
+"""An honest car for the dispatcher's tests, and a dispatcher without a broker whose clock the test turns."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
+
+from agent.core.model import JobKey, YieldReason
+from agent.fleet.messages import (
+    ENROLMENT_TYPE,
+    GRANT_TYPE,
+    VERDICT_TYPE,
+    Capability,
+    Enrolled,
+    Enrolment,
+    Envelope,
+    GrantMessage,
+    JobGrant,
+    PackageRef,
+    Request,
+    Result,
+    SliceOutput,
+    VerdictMessage,
+    Yield,
+    decode,
+    encode,
+)
+from agent.trust import dsse
+from agent.trust.keys import FileSigner
+from agent.trust.statement import (
+    PAYLOAD_TYPE,
+    Agent,
+    Device,
+    Energy,
+    Gate,
+    Lease,
+    Package,
+    Slice,
+    Statement,
+    Times,
+)
+from hil.dispatcher.book import Book
+from hil.dispatcher.objects import Objects
+from hil.dispatcher.service import Dispatcher
+from hil.dispatcher.submit import add_job
+
+PACKAGE = PackageRef(name="ocr", sha256="ab" * 32)
+PRICE = 250
+TTL_S = 600
+
+
+def new_signer() -> FileSigner:
+    return FileSigner(generate_private_key(SECP256R1()))
+
+
+class Peer(Protocol):
+    """How a car reaches a dispatcher: in memory or over a broker."""
+
+    def tell(self, topic: str, payload: bytes) -> None: ...
+
+    def hear(self) -> tuple[str, bytes]: ...
+
+    def enrol(self, envelope: bytes) -> bytes: ...
+
+    def trusted(self) -> Mapping[str, EllipticCurvePublicKey]: ...
+
+
+class Desk:
+    """A dispatcher over a real book; what it publishes lies in `sent` until a car reads it. `now_ms` is its clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now_ms = 1_000_000
+        self.folder = folder
+        self.key = new_signer()
+        self.book = Book.open(folder, lambda: self.now_ms)
+        self.objects = Objects(folder / "objects")
+        self.sent: list[tuple[str, bytes]] = []
+        self.service = Dispatcher(
+            self.book, self.key, publish=self._publish, object_url=lambda name: f"http://here/{name}", retry_s=7
+        )
+
+    def _publish(self, topic: str, payload: bytes, expiry_s: int) -> bool:
+        assert expiry_s > 0
+        assert len(payload) <= 16 * 1024
+        self.sent.append((topic, payload))
+        return True
+
+    def tell(self, topic: str, payload: bytes) -> None:
+        self.service.on_message(topic, payload)
+
+    def hear(self) -> tuple[str, bytes]:
+        return self.sent.pop(0)
+
+    def enrol(self, envelope: bytes) -> bytes:
+        return self.service.enrol(envelope)
+
+    def trusted(self) -> Mapping[str, EllipticCurvePublicKey]:
+        return {self.key.keyid: self.key.public_key()}
+
+    def new_car(self, unit: str) -> Car:
+        self.book.units.add_code(f"code of {unit}")
+        return Car(self, unit, f"code of {unit}")
+
+    def add_job(self, items: int = 10, slice_items: int = 4, ttl_s: int = TTL_S) -> str:
+        return add_job(
+            self.book,
+            self.objects,
+            package=PACKAGE,
+            items=[b"item %d" % number for number in range(items)],
+            slice_items=slice_items,
+            customer="customer-1",
+            price_micro_per_item=PRICE,
+            currency="EUR",
+            ttl_s=ttl_s,
+        )
+
+
+class Car:
+    """Says what an honest car says; `build` lets a test bend one thing before it is signed."""
+
+    def __init__(self, peer: Peer, unit: str, code: str) -> None:
+        self.peer = peer
+        self.unit = unit
+        self.signer = new_signer()
+        self.tickets: dict[JobKey, str] = {}
+        self._counter = itertools.count(1)
+        self._rid = itertools.count(1)
+        answer = peer.enrol(self.enrolment(code))
+        self.cell = decode(self._open(answer, ENROLMENT_TYPE), Enrolled).cell
+
+    def enrolment(self, code: str) -> bytes:
+        message = Enrolment(
+            code=code, unit=self.unit, public_key_pem=self.signer.public_key_pem(), key_protection="file"
+        )
+        return dsse.sign(ENROLMENT_TYPE, encode(message), self.signer)
+
+    def request(self, *have: JobKey, credit: int = 1, packages: tuple[str, ...] = (PACKAGE.sha256,)) -> JobGrant | None:
+        capability = Capability(device_class="cpu-x86_64", executor="onnxruntime", packages=packages)
+        rid = f"rq{next(self._rid)}"
+        self.say("request", encode(Request(rid=rid, have=have, credit=credit, cap=capability, open_for_s=600)))
+        message = self.hear_grant()
+        assert message.rid == rid
+        assert (message.retry_s > 0) == (message.job is None)
+        return message.job
+
+    def must_request(self, *have: JobKey) -> JobGrant:
+        grant = self.request(*have)
+        assert grant is not None
+        return grant
+
+    def hand_in(self, message: Result | Yield) -> VerdictMessage:
+        self.say("result" if isinstance(message, Result) else "yield", encode(message))
+        return self.hear_verdict()
+
+    def result(
+        self,
+        grant: JobGrant,
+        *,
+        bend: Callable[[Statement], Statement] = lambda statement: statement,
+        signer: FileSigner | None = None,
+        have: tuple[JobKey, ...] = (),
+        credit: int = 0,
+    ) -> Result:
+        """The finished lease; `bend` changes the statement before it is signed by `signer`."""
+        statement, outputs = self.work(grant, grant.slices, "result")
+        return Result(
+            rid=f"rs{next(self._rid)}",
+            job=grant.job,
+            epoch=grant.epoch,
+            statement=self.sign(bend(statement), signer or self.signer),
+            outputs=outputs,
+            have=have,
+            credit=credit,
+        )
+
+    def yielded(self, grant: JobGrant, slices: tuple[int, ...] = (), why: YieldReason = YieldReason.DRIVER) -> Yield:
+        """The lease given back with `slices` done."""
+        envelope: Envelope | None = None
+        outputs: tuple[SliceOutput, ...] = ()
+        if slices:
+            statement, outputs = self.work(grant, slices, "yield")
+            envelope = self.sign(statement, self.signer)
+        rid = f"ye{next(self._rid)}"
+        return Yield(rid=rid, job=grant.job, epoch=grant.epoch, why=why, statement=envelope, outputs=outputs)
+
+    def work(self, grant: JobGrant, slices: tuple[int, ...], outcome: str) -> tuple[Statement, tuple[SliceOutput, ...]]:
+        bodies = {index: self.answers(grant, index) for index in slices}
+        statement = Statement(
+            outcome=outcome,
+            lease=Lease(
+                job=grant.job,
+                epoch=grant.epoch,
+                nonce=grant.nonce,
+                ticket_sha256=self.tickets[JobKey(grant.job, grant.epoch)],
+            ),
+            unit=self.unit,
+            package=Package(name=grant.package.name, sha256=grant.package.sha256),
+            model_sha256="0a" * 32,
+            kernels_sha256="0b" * 32,
+            agent=Agent(version="0.1.0", sha256="0c" * 32),
+            input_sha256=grant.input.sha256,
+            slices=tuple(
+                Slice(
+                    index=index,
+                    items=len(msgspec.json.decode(body)),
+                    failed_items=body.count(b"null"),
+                    output_sha256=hashlib.sha256(body).hexdigest(),
+                    raw_sha256="0d" * 32,
+                    compute_ms=40,
+                )
+                for index, body in bodies.items()
+            ),
+            device=Device(class_="cpu-x86_64", executor="onnxruntime"),
+            times=Times(started_boot_ms=5000, finished_boot_ms=5200, boot_id="b" * 32, finished_wall_ms=1),
+            energy=Energy(micro_wh=900, sensor="simulated"),
+            gate=Gate(state="open", policy_sha256="0e" * 32),
+            key_protection="file",
+            counter=next(self._counter),
+        )
+        return statement, tuple(
+            SliceOutput(index=index, body=base64.b64encode(body).decode()) for index, body in bodies.items()
+        )
+
+    def answers(self, grant: JobGrant, index: int) -> bytes:
+        """One answer an item: its number, with item 3 failing."""
+        first = index * grant.slice_items
+        numbers = range(first, min(first + grant.slice_items, grant.items))
+        return msgspec.json.encode([None if number == 3 else {"item": number} for number in numbers])
+
+    def sign(self, statement: Statement, signer: FileSigner) -> Envelope:
+        return msgspec.json.decode(dsse.sign(PAYLOAD_TYPE, statement.to_bytes(), signer), type=Envelope)
+
+    def say(self, verb: str, payload: bytes) -> None:
+        self.peer.tell(f"dw/v1/u/{self.cell}/{self.unit}/{verb}", payload)
+
+    def hear_grant(self) -> GrantMessage:
+        payload = self._hear("grant", GRANT_TYPE)
+        message = decode(payload, GrantMessage)
+        self._keep_ticket(message.job, payload)
+        return message
+
+    def hear_verdict(self) -> VerdictMessage:
+        payload = self._hear("verdict", VERDICT_TYPE)
+        message = decode(payload, VerdictMessage)
+        self._keep_ticket(message.next_grant, payload)
+        return message
+
+    def _keep_ticket(self, grant: JobGrant | None, payload: bytes) -> None:
+        if grant is not None:
+            self.tickets[JobKey(grant.job, grant.epoch)] = hashlib.sha256(payload).hexdigest()
+
+    def _hear(self, verb: str, payload_type: str) -> bytes:
+        topic, envelope = self.peer.hear()
+        assert topic == f"dw/v1/d/{self.unit}/{verb}"
+        return self._open(envelope, payload_type)
+
+    def _open(self, envelope: bytes, payload_type: str) -> bytes:
+        return dsse.verify(envelope, payload_type, self.peer.trusted())
+
+
+def bent(**change: Any) -> Callable[[Statement], Statement]:
+    """A statement with other fields; `lease__nonce=...` reaches into a part."""
+
+    def bend(statement: Statement) -> Statement:
+        for name, value in change.items():
+            part, _, field = name.partition("__")
+            new = replace(getattr(statement, part), **{field: value}) if field else value
+            statement = replace(statement, **{part: new})
+        return statement
+
+    return bend
