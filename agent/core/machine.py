@@ -77,7 +77,7 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             cap_w = power_cap_w(event.die_c, state.policy)
             return REPLACE(state, compute=event, meter=state.meter.read(event), power_cap_w=cap_w), ()
         case LinkChanged():
-            return _link_changed(state, event), ()
+            return _link_changed(state, event)
         case GrantSeen():
             return _grant_seen(state, event), ()
         case VerdictSeen():
@@ -144,14 +144,22 @@ def _with_lease(state: State, key: JobKey, change: Callable[[Lease], Lease]) -> 
     return REPLACE(state, lease=change(lease), worker=worker)
 
 
-def _link_changed(state: State, event: LinkChanged) -> State:
-    """After a reconnect everything owed is offered again; answers to old questions may be lost."""
+def _link_changed(state: State, event: LinkChanged) -> Step:
+    """After a reconnect everything owed is offered again; answers to old questions may be lost.
+
+    A link that stays down is told of once, not with every attempt.
+    """
     outbox = state.outbox
+    news: tuple[Report, ...] = ()
+    if event.connected != state.connected or event.detail != state.link_detail:
+        name = "link_up" if event.connected else "link_down"
+        news = (Report(name=name, fields={"broker": event.broker, "detail": event.detail}),)
     if event.connected:
         outbox = tuple(REPLACE(pending, next_ms=state.now_ms) for pending in outbox)
-    return REPLACE(
+    state = REPLACE(
         state, connected=event.connected, broker=event.broker, link_detail=event.detail, outbox=outbox, asking=None
     )
+    return state, news
 
 
 def _adopt(state: State, grant: Grant, sent_ms: int) -> State:

@@ -16,11 +16,12 @@ from in_toto_attestation.v1.statement import Statement as OtherStatement
 from securesystemslib.dsse import Envelope as OtherEnvelope
 from securesystemslib.signer._key import SSlibKey
 
-from agent.core.model import JobKey, Verdict, YieldReason
+from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from agent.errors import FleetError
 from agent.fleet.messages import JobGrant, SliceOutput
 from agent.trust.keys import load_public_key
 from agent.trust.statement import Statement
+from hil.dispatcher.judge import HandIn, Lease, judge
 from hil.dispatcher.view import View
 from tests.hil.honest_car import PRICE, TTL_S, Car, Desk, bent, new_signer
 
@@ -306,6 +307,27 @@ def test_jobs_that_were_tried_least_come_first(desk: Desk, car: Car) -> None:
     assert grant.job == first
     car.hand_in(car.yielded(grant, why=YieldReason.FAULT))
     assert car.must_request().job == second
+
+
+def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, other: Car) -> None:
+    """Between looking and settling the lease moves on: the compare-and-set notices, nothing is paid."""
+    desk.add_job(ttl_s=10)
+    grant = car.must_request()
+    standing = desk.book.standing(car.unit, key(grant))
+    unit = desk.book.units.get(car.unit)
+    assert isinstance(standing, Lease)
+    assert unit is not None
+    result = car.result(grant)
+    hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
+    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new)
+    desk.now_ms += 10_000
+    car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
+    assert desk.book.settle(standing, accepted) is None
+    desk.book.refuse(standing, "too late")
+    assert other.hand_in(other.result(other.must_request())).paid_micro == 9 * PRICE
+    assert desk.book.settle(standing, accepted) is None
+    with View(desk.folder) as view:
+        assert [payout.unit for payout in view.payouts()] == [other.unit]
 
 
 def test_everything_is_still_there_after_a_restart(desk: Desk, car: Car) -> None:

@@ -27,7 +27,7 @@ from agent.trust.keys import FileSigner, keyid
 from agent.trust.statement import PAYLOAD_TYPE
 
 TYPE = "application/vnd.driveway.test+json"
-PAYLOAD = b'{"v":1,"rid":"r1","list":[1,2,3]}'
+PAYLOAD = b'{"v":1,"rid":"r1","list":[1,2,34]}'
 
 
 def test_round_trip_returns_exactly_the_signed_bytes(signer: FileSigner) -> None:
@@ -89,6 +89,9 @@ def tampered(envelope: dict[str, Any], stranger: FileSigner) -> Iterator[tuple[s
     yield "payload changed", {**envelope, "payload": base64.b64encode(flipped).decode()}
     yield "payload cut", {**envelope, "payload": base64.b64encode(payload[:-1]).decode()}
     yield "payload empty", {**envelope, "payload": ""}
+    respelled = envelope["payload"].removesuffix("Q==") + "R=="  # the same bytes, with a bit that means nothing
+    assert base64.b64decode(respelled, validate=True) == payload
+    yield "payload in another spelling", {**envelope, "payload": respelled}
     yield "payload not base64", {**envelope, "payload": envelope["payload"] + "!"}
     yield "payload of another type", {**envelope, "payload": 7}
     yield "payload missing", {name: value for name, value in envelope.items() if name != "payload"}

@@ -131,6 +131,7 @@ def test_sizes_and_indexes_that_cannot_be() -> None:
     refuse_inclusion(b"", 0, 1, [], b"")
     refuse_consistency(0, 0, EMPTY_ROOT, LEAVES[0], [])
     refuse_consistency(0, 3, LEAVES[0], mth(LEAVES[:3]), [])
+    refuse_consistency(2, 2, b"short", b"short", [])
     refuse_consistency(-1, 3, EMPTY_ROOT, mth(LEAVES[:3]), [])
     with pytest.raises(ProofError):
         inclusion_proof(LEAVES, len(LEAVES))

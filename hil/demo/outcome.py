@@ -1,0 +1,99 @@
+"""What came of a run, and whether it was good enough: from the dispatcher's book, the daemon's figures and the truth.
+
+Attestations are verified by `securesystemslib`, which shares no code with ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import Error as VerificationError
+from securesystemslib.signer._key import SSlibKey
+
+from hil.dispatcher.view import Attestation, View
+from hil.images import LineImage, accuracy
+from hil.record import Limit, Outcome
+
+ACCURACY_MIN = 0.95
+SLICES_LOST_MAX = 1
+VACATE_MAX_MS = 250.0
+
+
+def assess(
+    view: View, jobs: Sequence[tuple[str, Sequence[LineImage]]], status: dict[str, Any], vacate_ms: float
+) -> Outcome:
+    """The figures of the run; `jobs` are the jobs' names with the images that went into each."""
+    truths, answers = [], []
+    for job, images in jobs:
+        for image, answer in zip(images, view.answers(job), strict=True):
+            if image.text is not None:
+                truths.append(image.text)
+                answers.append(answer.get("text", ""))
+    attestations = view.attestations()
+    earned = status["earnings"]
+    return Outcome(
+        images=sum(job.items_done for job in view.jobs()),
+        accuracy=accuracy(truths, answers),
+        slices_done=sum(job.slices_done for job in view.jobs()),
+        slices_lost=status["slices"]["started"] - status["slices"]["kept"],
+        vacate_ms=vacate_ms,
+        attestations=len(attestations),
+        attestations_verified=sum(map(independently_verified, attestations)),
+        energy_wh=status["energy_wh"],
+        gross=earned["gross"],
+        energy_cost=earned["energy_cost"],
+        net=earned["net"],
+        currency=earned["currency"],
+    )
+
+
+def independently_verified(attestation: Attestation) -> bool:
+    """Whether securesystemslib accepts the envelope under the unit's enrolled key."""
+    key = SSlibKey.from_crypto(load_pem_public_key(attestation.public_key_pem.encode()), keyid=attestation.keyid)
+    envelope = Envelope.from_dict(msgspec.json.decode(attestation.envelope))
+    try:
+        envelope.verify([key], 1)
+    except VerificationError:
+        return False
+    return True
+
+
+def limits(outcome: Outcome, images_expected: int, paid_micro: int) -> list[Limit]:
+    """Each figure that decides the exit code, against its limit."""
+    return [
+        _limit("images answered", str(outcome.images), str(images_expected), outcome.images == images_expected),
+        _limit("characters right", f"{outcome.accuracy:.4f}", f">= {ACCURACY_MIN}", outcome.accuracy >= ACCURACY_MIN),
+        _limit(
+            "attestations verified",
+            str(outcome.attestations_verified),
+            f"all {outcome.attestations}",
+            0 < outcome.attestations == outcome.attestations_verified,
+        ),
+        _limit(
+            "slices lost to the driver",
+            str(outcome.slices_lost),
+            f"<= {SLICES_LOST_MAX}, the one in flight",
+            0 <= outcome.slices_lost <= SLICES_LOST_MAX,
+        ),
+        _limit(
+            "vacate, door to worker gone",
+            f"{outcome.vacate_ms:.0f} ms",
+            f"< {VACATE_MAX_MS:.0f} ms",
+            outcome.vacate_ms < VACATE_MAX_MS,
+        ),
+        _limit(
+            "paid, by the car and by the dispatcher",
+            f"{outcome.gross:.6f}",
+            f"{paid_micro / 1e6:.6f}",
+            round(outcome.gross * 1e6) == paid_micro,
+        ),
+        _limit("energy measured", f"{outcome.energy_wh:.4f} Wh", "> 0", outcome.energy_wh > 0),
+    ]
+
+
+def _limit(name: str, value: str, limit: str, held: bool) -> Limit:  # noqa: FBT001 - the verdict itself
+    return Limit(name=name, value=value, limit=limit, held=held)
