@@ -136,7 +136,8 @@ class Daemon:
     async def _resume(self) -> None:
         """What an earlier run left: hand-ins without a verdict, and a lease that was open."""
         now_ms = self._clock.boot_ms()
-        pending = [leases.Pending(key, kind, now_ms) for key, kind in await self._store.call(Store.outbox)]
+        rows_out = await self._store.call(Store.outbox)
+        pending = [leases.Pending(row.key, row.kind, row.statement_sha256, now_ms) for row in rows_out]
         rows = await self._store.call(Store.open_leases)
         for row in rows:
             self._hands.remember(row.grant)

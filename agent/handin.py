@@ -106,6 +106,7 @@ def build(
         kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
         body=body,
         statement=envelope,
+        statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
     )
 
 

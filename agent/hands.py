@@ -166,7 +166,7 @@ class Hands:
     async def _hand_in(self, effect: HandIn) -> None:
         grant = self._grants[effect.key]
         wall_ms = self._clock.wall_ms()
-        kind, slices = await self._store.call(
+        stored = await self._store.call(
             Store.hand_in,
             effect.key,
             why=None if effect.why is None else effect.why.value,
@@ -191,16 +191,23 @@ class Hands:
             "lease_closed",
             {
                 "lease": str(effect.key),
-                "outcome": kind.value,
+                "outcome": stored.kind.value,
                 "why": "" if effect.why is None else effect.why.value,
                 "detail": effect.detail,
-                "slices": slices,
+                "slices": stored.slices,
                 "wanted": len(grant.slices),
                 "energy_micro_wh": effect.facts.energy_micro_wh,
                 "duration_ms": effect.facts.finished_ms - effect.facts.started_ms,
             },
         )
-        self._emit(HandInStored(at_ms=self._clock.boot_ms(), key=effect.key, kind=kind, slices=slices))
+        self._emit(
+            HandInStored(
+                at_ms=self._clock.boot_ms(),
+                key=effect.key,
+                kind=stored.kind,
+                statement_sha256=stored.statement_sha256,
+            )
+        )
 
     async def _send_hand_in(self, effect: SendHandIn) -> None:
         message = await self._store.call(Store.outbox_message, effect.key)

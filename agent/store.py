@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS slices (
   outcome BLOB, output BLOB, engine BLOB, energy_micro_wh INTEGER,
   PRIMARY KEY (job, epoch, idx));
 CREATE TABLE IF NOT EXISTS outbox (
-  job TEXT, epoch INTEGER, kind TEXT, body BLOB, PRIMARY KEY (job, epoch));
+  job TEXT, epoch INTEGER, kind TEXT, body BLOB, statement_sha256 TEXT, PRIMARY KEY (job, epoch));
 CREATE TABLE IF NOT EXISTS ledger (idx INTEGER PRIMARY KEY, kind TEXT, job TEXT, epoch INTEGER, leaf BLOB, hash BLOB);
 CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTEGER, gone_ms INTEGER);
 CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
@@ -129,6 +129,16 @@ class HandInRow(msgspec.Struct, frozen=True):
     kind: HandInKind
     body: bytes
     statement: bytes | None
+    statement_sha256: str
+
+
+class OutboxRow(msgspec.Struct, frozen=True):
+    """A hand-in that awaits a verdict on this statement ("" when it has none), of so many slices."""
+
+    key: JobKey
+    kind: HandInKind
+    statement_sha256: str
+    slices: int
 
 
 class Store:
@@ -147,14 +157,18 @@ class Store:
         self._db.close()
 
     def open_lease(self, grant: Grant, wall_ms: int) -> bool:
-        """Make a lease durable; False when this nonce or token was taken before (a replayed grant)."""
+        """Make a lease durable; False when its nonce or token was used up before (a replayed grant).
+
+        The same lease again, while it is open, changes nothing.
+        """
         try:
             self._db.execute(
                 "INSERT INTO leases (job, epoch, nonce, ticket, state, opened_wall_ms) VALUES (?, ?, ?, ?, 'open', ?)",
                 (grant.job, grant.epoch, grant.nonce, msgspec.json.encode(grant), wall_ms),
             )
         except sqlite3.IntegrityError:
-            return False
+            query = "SELECT count(*) FROM leases WHERE job = ? AND epoch = ? AND nonce = ? AND state = 'open'"
+            return self._one(query, grant.job, grant.epoch, grant.nonce) == 1
         return True
 
     def add_slice(self, key: JobKey, stored: StoredSlice, energy_micro_wh: int) -> None:
@@ -179,10 +193,10 @@ class Store:
         energy_micro_wh: int,
         wall_ms: int,
         build: Callable[[int, list[StoredSlice]], HandInRow],
-    ) -> tuple[HandInKind, int]:
+    ) -> OutboxRow:
         """Close a lease: `build(counter, slices)` makes its message, and all of it is committed together.
 
-        The counter rises with every statement. Returns what kind of hand-in it became, and of how many slices.
+        The counter rises with every statement. Returns what it became.
         """
         with _Transaction(self._db):
             slices = self._slices(key)
@@ -194,11 +208,12 @@ class Store:
                 (row.kind.value, why, len(slices), energy_micro_wh, wall_ms, *key_row(key)),
             )
             self._db.execute(
-                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)", (*key_row(key), row.kind.value, row.body)
+                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
+                (*key_row(key), row.kind.value, row.body, row.statement_sha256),
             )
             leaves = [] if row.statement is None else [self._append("statement", key, row.statement)]
         self._hashes += leaves
-        return row.kind, len(slices)
+        return OutboxRow(key, row.kind, row.statement_sha256, len(slices))
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
         """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
@@ -213,10 +228,15 @@ class Store:
             self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
         self._hashes.append(leaf)
 
-    def outbox(self) -> list[tuple[JobKey, HandInKind]]:
+    def outbox(self) -> list[OutboxRow]:
         """The hand-ins that await a verdict, oldest first."""
-        rows = self._db.execute("SELECT job, epoch, kind FROM outbox ORDER BY rowid")
-        return [(JobKey(job, epoch), HandInKind(kind)) for job, epoch, kind in rows]
+        rows = self._db.execute(
+            "SELECT job, epoch, kind, statement_sha256, coalesce(slices_done, 0) FROM outbox "
+            "JOIN leases USING (job, epoch) ORDER BY outbox.rowid"
+        )
+        return [
+            OutboxRow(JobKey(job, epoch), HandInKind(kind), sha256, slices) for job, epoch, kind, sha256, slices in rows
+        ]
 
     def outbox_message(self, key: JobKey) -> tuple[HandInKind, bytes] | None:
         """One hand-in's message, if the outbox still holds it."""

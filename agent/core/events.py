@@ -96,6 +96,7 @@ class VerdictSeen(Event, frozen=True, tag=True):
     verdict: Verdict
     reason: str
     paid_micro: int
+    statement_sha256: str
     retry_ms: int
     next_grant: Grant | None = None
 
@@ -160,11 +161,14 @@ class SliceFailed(Event, frozen=True, tag=True):
 
 
 class HandInStored(Event, frozen=True, tag=True):
-    """The signed hand-in of a lease (result or yield) is in the outbox and its statement in the ledger."""
+    """The signed hand-in of a lease (result or yield) is in the outbox and its statement in the ledger.
+
+    `statement_sha256` is empty for a yield of nothing, which has no statement.
+    """
 
     key: JobKey
     kind: HandInKind
-    slices: int
+    statement_sha256: str
 
 
 class StoreFailed(Event, frozen=True, tag=True):

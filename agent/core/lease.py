@@ -96,6 +96,7 @@ class Pending(msgspec.Struct, frozen=True):
 
     key: JobKey
     kind: HandInKind
+    statement_sha256: str
     next_ms: int
     tries: int = 0
     first_sent_ms: int | None = None

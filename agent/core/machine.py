@@ -48,6 +48,8 @@ from agent.core.thermal import power_cap_w
 Step = tuple[State, tuple[EffectType, ...]]
 
 WORKER_RETRY_MS = 2_000
+AGAIN_FROM = {Phase.HANDING_IN: Phase.RUNNING, Phase.OPENING: Phase.GRANTED}
+"""Where a lease goes back to when the disk refused a step of it."""
 REPLACE = msgspec.structs.replace
 
 
@@ -128,8 +130,8 @@ def _gate_report(state: State, before: GateState) -> Report:
 def _store_failed(state: State, event: StoreFailed) -> Step:
     """What could not be written is done again once the disk takes writes: the slice, or the hand-in."""
     lease = state.lease
-    if lease is not None and lease.phase is Phase.HANDING_IN:
-        lease = REPLACE(lease, phase=Phase.RUNNING)
+    if lease is not None and lease.phase in AGAIN_FROM:
+        lease = REPLACE(lease, phase=AGAIN_FROM[lease.phase])
     if lease is not None and event.slice_index is not None and lease.in_flight == event.slice_index:
         lease = REPLACE(lease, in_flight=None)
     news = () if state.store_problem else (Report(name="store_failed", fields={"detail": event.detail}),)
@@ -189,6 +191,9 @@ def _verdict_seen(state: State, event: VerdictSeen) -> Step:
     pending = next((one for one in state.outbox if one.key == event.key), None)
     if pending is None:
         return state, ()
+    if event.verdict is not Verdict.LATER and event.statement_sha256 != pending.statement_sha256:
+        fields: dict[str, str | int | float | bool] = {"lease": str(event.key), "verdict": event.verdict.value}
+        return state, (Report(name="verdict_on_another_statement", fields=fields),)
     answered = state.asking is not None and state.asking.rid == str(event.key)
     if answered:
         state = _answered(state, 0 if event.next_grant else event.retry_ms)
@@ -271,6 +276,6 @@ def _worker_gone(state: State, event: WorkerGone) -> Step:
 def _hand_in_stored(state: State, event: HandInStored) -> State:
     if state.lease is None or state.lease.key != event.key:
         return state
-    pending = Pending(key=event.key, kind=event.kind, next_ms=state.now_ms)
+    pending = Pending(event.key, event.kind, event.statement_sha256, state.now_ms)
     worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
     return REPLACE(state, lease=None, outbox=(*state.outbox, pending), worker=worker)

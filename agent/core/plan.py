@@ -149,7 +149,7 @@ def ask(state: State) -> Step:
 def open_lease(state: State) -> Step:
     """A fresh grant becomes durable before anything else happens with it."""
     lease = state.lease
-    if lease is None or lease.phase is not Phase.GRANTED or lease.ending is not None:
+    if lease is None or lease.phase is not Phase.GRANTED or lease.ending is not None or state.store_problem:
         return state, ()
     return REPLACE(state, lease=REPLACE(lease, phase=Phase.OPENING)), (OpenLease(grant=lease.grant),)
 

@@ -115,6 +115,7 @@ class Desk:
             verdict=message.verdict,
             reason=message.reason,
             paid_micro=message.paid_micro,
+            statement_sha256=message.statement_sha256,
             retry_ms=message.retry_s * 1000,
             next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
         )

@@ -184,6 +184,8 @@ class _Connection:
             self._client.disconnect()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._over), CONNECT_TIMEOUT_S + 1)
+        if self._over.done():
+            self._thread.join()  # it has said its last word
 
     def _build(self) -> mqtt.Client:
         client = mqtt.Client(

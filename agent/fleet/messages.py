@@ -24,6 +24,7 @@ ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")]
+Sha256OrNone = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9a-f]{64})?$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Text = Annotated[str, msgspec.Meta(max_length=512)]
 Base64 = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]
@@ -154,7 +155,11 @@ class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a verdict envelope: the answer to a result or a yield, with the next grant if there is one."""
+    """The payload of a verdict envelope: the answer to a result or a yield, with the next grant if there is one.
+
+    `statement_sha256` is the digest of the statement that was judged ("" for a yield without one): a car lets go of
+    nothing for a verdict on another, so a broker that strips or swaps a statement on the way up gains nothing.
+    """
 
     v: int = VERSION
     rid: Identifier
@@ -164,6 +169,7 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reason: Text = ""
     paid_micro: Count = 0
+    statement_sha256: Sha256OrNone = ""
     retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     next_grant: JobGrant | None = None
 

@@ -38,6 +38,7 @@ class HandedIn(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reason: str
     paid_micro: int
+    statement_sha256: str
 
 
 class Book:
@@ -154,13 +155,17 @@ class Book:
     def standing(self, unit: str, key: JobKey) -> Lease | HandedIn | None:
         """What a hand-in of `unit` for `key` meets: its lease, the verdict it has had, or None when it is stale."""
         judged = self._database.execute(
-            "SELECT unit, verdict, reason, paid_micro FROM handins WHERE job = ? AND epoch = ?", (key.job, key.epoch)
+            "SELECT unit, verdict, reason, paid_micro, statement_sha256 FROM handins WHERE job = ? AND epoch = ?",
+            (key.job, key.epoch),
         ).fetchone()
         if judged is not None:
             if judged["unit"] != unit:
                 return None
             return HandedIn(
-                verdict=Verdict(judged["verdict"]), reason=judged["reason"], paid_micro=judged["paid_micro"]
+                verdict=Verdict(judged["verdict"]),
+                reason=judged["reason"],
+                paid_micro=judged["paid_micro"],
+                statement_sha256=judged["statement_sha256"],
             )
         row = self._row(key.job)
         if row is None or (row["epoch"], row["holder"]) != (key.epoch, unit):
@@ -186,7 +191,7 @@ class Book:
         row = self._database.execute("SELECT 1 FROM handins WHERE keyid = ? AND counter = ?", (keyid, counter))
         return row.fetchone() is None
 
-    def settle(self, lease: Lease, accepted: Accepted) -> int | None:
+    def settle(self, lease: Lease, accepted: Accepted, statement_sha256: str) -> int | None:
         """Take the slices, pay for them, and end the lease; what was paid, or None when the fence had moved."""
         paid_by_slice = {
             entry.index: lease.price_micro_per_item * (entry.items - entry.failed_items) for entry in accepted.slices
@@ -198,10 +203,11 @@ class Book:
             if not self._end_lease(lease, state):
                 return None
             self._database.execute(
-                "INSERT INTO handins (job, epoch, unit, verdict, paid_micro, micro_wh, at_ms, keyid, counter, envelope)"
-                " VALUES (?, ?, ?, 'settled', ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO handins (job, epoch, unit, verdict, statement_sha256, paid_micro, micro_wh, at_ms, keyid,"
+                " counter, envelope) VALUES (?, ?, ?, 'settled', ?, ?, ?, ?, ?, ?, ?)",
                 (
-                    *(lease.key.job, lease.key.epoch, lease.unit, paid_micro, statement.energy.micro_wh),
+                    *(lease.key.job, lease.key.epoch, lease.unit),
+                    *(statement_sha256, paid_micro, statement.energy.micro_wh),
                     *(self._now_ms(), accepted.keyid, statement.counter, accepted.envelope),
                 ),
             )
@@ -215,13 +221,14 @@ class Book:
             )
         return paid_micro
 
-    def refuse(self, lease: Lease, reason: str) -> None:
+    def refuse(self, lease: Lease, reason: str, statement_sha256: str) -> None:
         """The unit itself signed something wrong: the lease is over, unpaid, and its slices are wanted again."""
         with transaction(self._database):
             if self._end_lease(lease, "free"):
                 self._database.execute(
-                    "INSERT INTO handins (job, epoch, unit, verdict, reason, at_ms) VALUES (?, ?, ?, 'bad', ?, ?)",
-                    (lease.key.job, lease.key.epoch, lease.unit, reason, self._now_ms()),
+                    "INSERT INTO handins (job, epoch, unit, verdict, reason, statement_sha256, at_ms)"
+                    " VALUES (?, ?, ?, 'bad', ?, ?, ?)",
+                    (lease.key.job, lease.key.epoch, lease.unit, reason, statement_sha256, self._now_ms()),
                 )
 
     def give_back(self, lease: Lease) -> None:

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS handins (
     job TEXT NOT NULL REFERENCES jobs, epoch INTEGER NOT NULL, unit TEXT NOT NULL REFERENCES units,
     verdict TEXT NOT NULL CHECK (verdict IN ('settled', 'bad')), reason TEXT NOT NULL DEFAULT '',
     paid_micro INTEGER NOT NULL DEFAULT 0, micro_wh INTEGER NOT NULL DEFAULT 0, at_ms INTEGER NOT NULL,
-    keyid TEXT, counter INTEGER, envelope BLOB,
+    statement_sha256 TEXT NOT NULL, keyid TEXT, counter INTEGER, envelope BLOB,
     PRIMARY KEY (job, epoch), UNIQUE (keyid, counter)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS results (

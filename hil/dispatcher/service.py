@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
+from agent.errors import TrustError
 from agent.fleet.messages import (
     ENROLMENT_TYPE,
     GRANT_TYPE,
@@ -27,6 +28,7 @@ from agent.fleet.messages import (
     VERDICT_TYPE,
     Enrolled,
     Enrolment,
+    Envelope,
     GrantMessage,
     Identifier,
     JobGrant,
@@ -157,32 +159,45 @@ class Dispatcher:
         """The verdict on a hand-in. The fence comes first: what was judged or is stale is not looked at again."""
         standing = self._book.standing(unit.unit, key)
         if standing is None or isinstance(standing, HandedIn):
-            return self._verdict_again(unit, key, rid, standing)
+            return self._verdict_again(unit, key, rid, standing, statement_sha256(hand_in.statement))
+        judged = statement_sha256(hand_in.statement)
         try:
             accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new)
         except UnprovenError as error:
             self._complain(unit.unit, f"unproven: {error.what}")
             return self._verdict(unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
         except MisstatementError as error:
-            self._book.refuse(standing, error.what)
+            self._book.refuse(standing, error.what, judged)
             log.warning("hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
-            return self._verdict(unit, key, rid, Verdict.BAD, error.what)
-        paid_micro = self._book.settle(standing, accepted)
+            return self._verdict(unit, key, rid, Verdict.BAD, error.what, statement_sha256=judged)
+        paid_micro = self._book.settle(standing, accepted, judged)
         if paid_micro is None:  # another replica moved the fence since we looked
             return self._verdict(unit, key, rid, Verdict.LATER, "the lease changed meanwhile", retry_s=1)
         log.info("settled", unit=unit.unit, job=str(key), slices=len(accepted.slices), paid_micro=paid_micro)
-        return self._verdict(unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro)
+        return self._verdict(unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro, statement_sha256=judged)
 
-    def _verdict_again(self, unit: Unit, key: JobKey, rid: str, judged: HandedIn | None) -> VerdictMessage:
+    def _verdict_again(
+        self, unit: Unit, key: JobKey, rid: str, judged: HandedIn | None, claimed_sha256: str
+    ) -> VerdictMessage:
+        """A verdict that stands already names the statement it was on; a stale lease is so whatever was claimed."""
         if judged is None:
-            return self._verdict(unit, key, rid, Verdict.STALE, "the lease is not this unit's, or no longer")
+            reason = "the lease is not this unit's, or no longer"
+            return self._verdict(unit, key, rid, Verdict.STALE, reason, statement_sha256=claimed_sha256)
         kind = Verdict.DUPLICATE if judged.verdict is Verdict.SETTLED else judged.verdict
-        return self._verdict(unit, key, rid, kind, judged.reason, paid_micro=judged.paid_micro)
+        return self._verdict(
+            unit,
+            key,
+            rid,
+            kind,
+            judged.reason,
+            paid_micro=judged.paid_micro,
+            statement_sha256=judged.statement_sha256,
+        )
 
     def _give_back(self, unit: Unit, key: JobKey, yielded: Yield) -> VerdictMessage:
         standing = self._book.standing(unit.unit, key)
         if standing is None or isinstance(standing, HandedIn):
-            return self._verdict_again(unit, key, yielded.rid, standing)
+            return self._verdict_again(unit, key, yielded.rid, standing, "")
         self._book.give_back(standing)
         if yielded.why is YieldReason.REFUSED:
             self._book.note_refusal(standing)
@@ -211,6 +226,7 @@ class Dispatcher:
         *,
         paid_micro: int = 0,
         retry_s: int = 0,
+        statement_sha256: str = "",
     ) -> VerdictMessage:
         return VerdictMessage(
             rid=rid,
@@ -220,6 +236,7 @@ class Dispatcher:
             verdict=verdict,
             reason=reason[:512],
             paid_micro=paid_micro,
+            statement_sha256=statement_sha256,
             retry_s=retry_s,
         )
 
@@ -247,3 +264,11 @@ class Dispatcher:
         if (who, reason) not in self._complaints:
             self._complaints.add((who, reason))
             log.warning("message_refused", who=who, reason=reason)
+
+
+def statement_sha256(envelope: Envelope) -> str:
+    """The digest by which a verdict names the statement it is on; "" when there is none to read."""
+    try:
+        return hashlib.sha256(dsse.parse(msgspec.json.encode(envelope)).payload).hexdigest()
+    except TrustError:
+        return ""

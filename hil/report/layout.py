@@ -5,15 +5,17 @@ Pure functions over the record; lengths are points (1/72 inch) where they are no
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hil.record import LeaseSpan, RunRecord, Sample
+from hil.record import LeaseSpan, Moment, RunRecord, Sample
 
+TEXT_PT = 7.5
+"""The size of all text in the plots but their headings."""
 _SHORTEST_AXIS_S = 1.0
-_NARROW_EM, _WIDE_EM = 0.6, 1.05
 _LABEL_GAP_PT = 3.0
 _LINE_CLEARANCE_PT = 2.0
 
@@ -31,6 +33,7 @@ class Band:
 class Label:
     """A label beside its mark: the row it stands in (0 is the lowest) and where it starts and ends, in points."""
 
+    text: str
     row: int
     mark: float
     left: float
@@ -45,10 +48,15 @@ def axis_end_s(record: RunRecord) -> float:
     return max([_SHORTEST_AXIS_S, *times])
 
 
+def in_order(record: RunRecord) -> list[Moment]:
+    """The moments as they are numbered in the plots and in the table."""
+    return sorted(record.moments, key=lambda moment: moment.t_s)
+
+
 def bands(samples: Sequence[Sample], value: Callable[[Sample], str]) -> list[Band]:
     """Merge equal neighbours; a sample stands for the time until the next one, the last only ends its band."""
     merged: list[Band] = []
-    for sample, following in zip(samples, samples[1:], strict=False):
+    for sample, following in itertools.pairwise(samples):
         word = value(sample)
         start_s = merged.pop().start_s if merged and merged[-1].value == word else sample.t_s
         merged.append(Band(start_s, following.t_s, word))
@@ -72,15 +80,23 @@ def lanes(leases: Sequence[LeaseSpan]) -> list[int]:
     chosen = [0] * len(leases)
     for i in sorted(range(len(leases)), key=lambda i: leases[i].start_s):
         lane = next((k for k, end_s in enumerate(ends_s) if end_s <= leases[i].start_s), len(ends_s))
-        ends_s[lane:lane + 1] = [leases[i].end_s]
+        ends_s[lane : lane + 1] = [leases[i].end_s]
         chosen[i] = lane
     return chosen
 
 
-def width_pt(text: str, size_pt: float) -> float:
-    """About how wide a text is in any common sans-serif; a little too wide rather than too narrow."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return size_pt * (_NARROW_EM * (len(text) - wide) + _WIDE_EM * wide)
+def width_pt(text: str) -> float:
+    """About how wide a text is in any common sans-serif of `TEXT_PT`; a little too wide rather than too narrow."""
+    return TEXT_PT * sum(_advance_em(character) for character in text)
+
+
+def _advance_em(character: str) -> float:
+    """By kind, after DejaVu Sans, the widest of the fonts we ask for."""
+    if character in " fijlrt.,:;'|!/()-":
+        return 0.4
+    if unicodedata.east_asian_width(character) in "WF" or character in "mwMW@%…":
+        return 1.05
+    return 0.72 if character.isupper() else 0.64
 
 
 def shorten(text: str, most: int) -> str:
@@ -89,29 +105,46 @@ def shorten(text: str, most: int) -> str:
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
-def place_labels(marks: Sequence[float], widths: Sequence[float], axis_pt: float, rows: int) -> list[Label | None]:
+def place_labels(
+    marks: Sequence[float], texts: Sequence[Sequence[str]], axis_pt: float, rows: int
+) -> list[Label | None]:
     """Stack labels above an axis so that none covers another or the line that falls from another's mark.
 
-    `marks` are positions on an axis `axis_pt` long, ascending. Placing from right to left puts earlier labels higher,
-    so lines fall past later labels. A label that fits in none of the rows is None: its mark stays, its text does not.
+    `marks` are ascending positions on an axis `axis_pt` long; each has its texts, the best first. A label stands right
+    of its mark, or left where the axis ends too soon. Placing from right to left puts earlier labels higher, so their
+    lines fall past the later ones; those that must stand left come last, above what they cover. Where no text fits in
+    any row, the answer is None.
     """
     placed: list[Label | None] = [None] * len(marks)
-    for i in reversed(range(len(marks))):
+    stands_left = [mark + _reach(choice[0]) > axis_pt for mark, choice in zip(marks, texts, strict=True)]
+    for i in sorted(range(len(marks)), key=lambda i: (stands_left[i], -marks[i], -i)):
         others = [label for label in placed if label]
-        left = marks[i] + _LABEL_GAP_PT
-        if left + widths[i] > axis_pt:
-            left = max(0.0, marks[i] - _LABEL_GAP_PT - widths[i])
-        candidates = (Label(row, marks[i], left, left + widths[i]) for row in range(rows))
+        candidates = (label for text in texts[i] for label in _candidates(marks[i], text, axis_pt, rows))
         placed[i] = next((label for label in candidates if not any(_collide(label, other) for other in others)), None)
     return placed
 
 
+def _reach(text: str) -> float:
+    return _LABEL_GAP_PT + width_pt(text)
+
+
+def _candidates(mark: float, text: str, axis_pt: float, rows: int) -> Iterator[Label]:
+    """Right of the mark from the lowest row up, then left of it."""
+    reach = _reach(text)
+    if mark + reach <= axis_pt:
+        yield from (Label(text, row, mark, mark + _LABEL_GAP_PT, mark + reach) for row in range(rows))
+    if mark >= reach:
+        yield from (Label(text, row, mark, mark - reach, mark - _LABEL_GAP_PT) for row in range(rows))
+
+
 def _collide(one: Label, other: Label) -> bool:
-    same_row = one.row == other.row and one.left < other.right + _LABEL_GAP_PT and other.left < one.right + _LABEL_GAP_PT
+    same_row = (
+        one.row == other.row and one.left < other.right + _LABEL_GAP_PT and other.left < one.right + _LABEL_GAP_PT
+    )
     return same_row or _struck(one, other) or _struck(other, one)
 
 
 def _struck(label: Label, other: Label) -> bool:
-    """Does the line from the other's mark, which falls from its row, run through this label?"""
+    """Whether the line that falls from the other label to its mark runs through this one."""
     within = label.left - _LINE_CLEARANCE_PT < other.mark < label.right + _LINE_CLEARANCE_PT
     return within and other.row >= label.row

@@ -59,7 +59,7 @@ _BY_LIGHT = {tone.light: tone for tone in Tone}
 
 
 def themed(style: str) -> str:
-    """An SVG style in the light colours, rewritten to follow the page's variables."""
+    """An SVG style or colour in the light colours, rewritten to follow the page's variables."""
 
     def variable(match: re.Match[str]) -> str:
         tone = _BY_LIGHT.get(match.group())
@@ -92,13 +92,14 @@ p{margin:.25rem 0;max-width:75ch}
 .unjudged{background:var(--hold);color:var(--ink)}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr));gap:0 3rem;align-items:start}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;min-width:min(34rem,100%);font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:0 0 .4rem;font-size:.88rem}
-th,td{text-align:left;vertical-align:top;padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--grid);
+th,td{text-align:left;vertical-align:top;padding:.32rem 1.3rem .32rem 0;border-bottom:1px solid var(--grid);
 overflow-wrap:anywhere}
 th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--muted);font-weight:600;font-size:.82rem;white-space:nowrap}
 tbody th{font-weight:500}
+.pair table{width:100%;min-width:0}
 .number{text-align:right;white-space:nowrap}
 td.no{color:var(--fault);font-weight:700}
 .read{font-family:ui-monospace,"SFMono-Regular",Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;

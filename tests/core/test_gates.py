@@ -19,7 +19,7 @@ from tests.core.world import PARKED, Shell, car, computer
 def opened() -> Shell:
     shell = Shell()
     shell.advance(4_000)
-    assert shell.state.gates.state is GateState.OPEN
+    assert shell.gate() is GateState.OPEN
     return shell
 
 
@@ -45,7 +45,7 @@ def opened() -> Shell:
 def test_one_sign_shuts_the_gate_at_once_and_says_why(path: str, value: SignalValue, code: str) -> None:
     shell = opened()
     shell.tell(car(shell.now_ms + 1, {path: value}))
-    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.gate() is GateState.CLOSED
     reason = shell.state.gates.reasons[0]
     assert (reason.code, reason.signal, reason.value, reason.since_ms) == (code, path, value, shell.now_ms + 1)
     assert code in SENTENCES
@@ -57,7 +57,7 @@ def test_one_sign_shuts_the_gate_at_once_and_says_why(path: str, value: SignalVa
 def test_a_signal_that_is_not_good_counts_as_the_driver(path: str, quality: Quality) -> None:
     shell = opened()
     shell.tell(SignalsSeen(at_ms=shell.now_ms + 1, source="bus", samples=(Sample(path, None, quality),)))
-    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.gate() is GateState.CLOSED
     assert shell.state.gates.reasons[0].code == f"signal_{quality.value}"
     assert f"signal_{quality.value}" in SENTENCES
 
@@ -68,7 +68,7 @@ def test_no_absurd_value_is_taken_for_safe(path: str, value: SignalValue) -> Non
     shell = opened()
     shell.tell(car(shell.now_ms + 1, {path: value}))
     if (path, value) != (signals.CABLE, True):
-        assert shell.state.gates.state is GateState.CLOSED
+        assert shell.gate() is GateState.CLOSED
 
 
 @pytest.mark.parametrize("path", sorted(PARKED))
@@ -85,9 +85,9 @@ def test_a_signal_never_seen_keeps_the_gate_shut(path: str) -> None:
 def test_silence_shuts_the_gate_within_the_staleness_of_its_class() -> None:
     shell = opened()
     shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS))
-    assert shell.state.gates.state is GateState.OPEN
+    assert shell.gate() is GateState.OPEN
     shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS + 1))
-    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.gate() is GateState.CLOSED
     assert {reason.code for reason in shell.state.gates.reasons} == {"signal_stale"}
 
 
@@ -100,7 +100,7 @@ def test_a_dead_source_shuts_the_gate_at_once() -> None:
 def test_the_gate_opens_only_after_every_sign_agreed_for_long_enough() -> None:
     shell = Shell()
     shell.advance(2_900)
-    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.gate() is GateState.CLOSED
     waiting = shell.state.gates.reasons[0]
     assert waiting.code == "parked_not_long_enough"
     assert waiting.clears_at_ms == 100 + 3_000
@@ -108,25 +108,25 @@ def test_the_gate_opens_only_after_every_sign_agreed_for_long_enough() -> None:
     shell.advance(100)
     shell.changes = {}
     shell.advance(3_000)
-    assert shell.state.gates.state is GateState.CLOSED, "one touch of the brake starts the wait again"
+    assert shell.gate() is GateState.CLOSED, "one touch of the brake starts the wait again"
     shell.advance(100)
-    assert shell.state.gates.state is GateState.OPEN
+    assert shell.gate() is GateState.OPEN
 
 
 def test_the_reserve_has_two_thresholds() -> None:
     shell = opened()
     shell.changes = {signals.CHARGE: 53.0}
     shell.advance(1_000)
-    assert shell.state.gates.state is GateState.OPEN, "above the stopping threshold of 52"
+    assert shell.gate() is GateState.OPEN, "above the stopping threshold of 52"
     shell.changes = {signals.CHARGE: 52.0}
     shell.advance(100)
-    assert shell.state.gates.state is GateState.CLOSED
+    assert shell.gate() is GateState.CLOSED
     shell.changes = {signals.CHARGE: 54.0}
     shell.advance(1_000)
-    assert shell.state.gates.state is GateState.CLOSED, "below the starting threshold of 55"
+    assert shell.gate() is GateState.CLOSED, "below the starting threshold of 55"
     shell.changes = {signals.CHARGE: 55.5}
     shell.advance(100)
-    assert shell.state.gates.state is GateState.OPEN
+    assert shell.gate() is GateState.OPEN
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_hot_computer_does_not_start() -> None:
     assert [reason.code for reason in shell.state.gates.reasons] == ["die_hot"]
     shell.die_c = 74.0
     shell.advance(600)
-    assert shell.state.gates.state is GateState.OPEN
+    assert shell.gate() is GateState.OPEN
 
 
 def test_an_old_temperature_is_no_temperature() -> None:
@@ -159,7 +159,7 @@ def test_an_old_temperature_is_no_temperature() -> None:
 def test_the_owner_and_the_disk_have_gates_too() -> None:
     shell = opened()
     shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
-    assert shell.state.gates.state is GateState.HOLD
+    assert shell.gate() is GateState.HOLD
     shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
     assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused", "storage_failed"]
 
@@ -189,7 +189,7 @@ def test_no_sequence_of_signals_opens_the_gate_early_or_leaves_it_shut_without_a
                 not list(LOOKS[gate.name](world_of(shell.state), shell.state.policy, False)) for gate in patient
             )
             agreed_since_ms = (agreed_since_ms or shell.now_ms) if clear else None
-            if shell.state.gates.state is GateState.OPEN:
+            if shell.gate() is GateState.OPEN:
                 assert agreed_since_ms is not None
                 assert shell.now_ms - agreed_since_ms >= 3_000
             else:

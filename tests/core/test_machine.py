@@ -12,6 +12,7 @@ from agent.core import lease as leases
 from agent.core import signals
 from agent.core.events import (
     EffectType,
+    EventType,
     GrantSeen,
     HandIn,
     LeaseRefused,
@@ -41,7 +42,7 @@ from agent.core.lease import Phase
 from agent.core.machine import step
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from agent.core.state import WorkerPhase, resume
-from tests.core.world import Shell, car, computer, grant
+from tests.core.world import SHA256, Shell, car, computer, grant
 
 DOOR = signals.DOORS[0]
 
@@ -68,10 +69,9 @@ def test_the_whole_life_of_a_lease() -> None:
     shell = ready()
     until(shell, SettleHandIn)
     shell.carry_out()
-    order = [type(effect) for effect in shell.effects]
-    for earlier, later in itertools.pairwise(
-        [SendRequest, OpenLease, StartWorker, RunSlice, HandIn, SendHandIn, SettleHandIn]
-    ):
+    order: list[type] = [type(effect) for effect in shell.effects]
+    life: list[type] = [SendRequest, OpenLease, StartWorker, RunSlice, HandIn, SendHandIn, SettleHandIn]
+    for earlier, later in itertools.pairwise(life):
         assert order.index(earlier) < order.index(later)
     assert [effect.index for effect in shell.effects if isinstance(effect, RunSlice)][:3] == [0, 1, 2]
     assert shell.settled[JobKey("job1", 1)] == {0, 1, 2}
@@ -133,7 +133,7 @@ def test_no_new_slice_on_hold_and_the_worker_stays() -> None:
     shell = ready()
     until(shell, RunSlice)
     shell.tell(computer(shell.now_ms + 1, 90.0))
-    assert shell.state.gates.state is GateState.HOLD
+    assert shell.gate() is GateState.HOLD
     shell.carry_out()
     shell.now_ms += 1
     assert not any(isinstance(effect, RunSlice | StopWorker) for effect in shell.waiting)
@@ -156,11 +156,10 @@ def test_only_the_answer_to_the_open_question_counts() -> None:
     request = shell.waiting.pop()
     assert isinstance(request, SendRequest)
     shell.tell(GrantSeen(at_ms=shell.now_ms, rid="somebody-elses", grant=grant(9), retry_ms=0))
-    assert shell.state.lease is None
+    assert not shell.state.have
     shell.tell(GrantSeen(at_ms=shell.now_ms, rid=request.rid, grant=grant(1), retry_ms=0))
     shell.tell(GrantSeen(at_ms=shell.now_ms, rid=request.rid, grant=grant(2), retry_ms=0))
-    assert shell.state.lease is not None
-    assert shell.state.lease.key == JobKey("job1", 1)
+    assert shell.state.have == (JobKey("job1", 1),)
 
 
 def test_a_lease_ends_its_ttl_after_it_was_asked_for_not_after_it_came() -> None:
@@ -224,10 +223,42 @@ def test_a_final_verdict_ends_the_hand_in_and_a_second_one_changes_nothing(verdi
     send = until(shell, SendHandIn)
     assert isinstance(send, SendHandIn)
     shell.waiting.clear()
-    seen = VerdictSeen(at_ms=shell.now_ms, key=send.key, verdict=verdict, reason="", paid_micro=1, retry_ms=0)
+    seen = VerdictSeen(
+        at_ms=shell.now_ms, key=send.key, verdict=verdict, reason="", paid_micro=1, statement_sha256=SHA256, retry_ms=0
+    )
     assert any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
     assert not any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
     assert shell.state.outbox == ()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SETTLED, Verdict.DUPLICATE, Verdict.STALE, Verdict.BAD])
+def test_a_verdict_on_another_statement_lets_go_of_nothing(verdict: Verdict) -> None:
+    """As when a broker strips the statement from a yield and has the empty one settled."""
+    shell = ready()
+    send = until(shell, SendHandIn)
+    assert isinstance(send, SendHandIn)
+    for other in ("", "f" * 64):
+        seen = VerdictSeen(
+            at_ms=shell.now_ms,
+            key=send.key,
+            verdict=verdict,
+            reason="",
+            paid_micro=0,
+            statement_sha256=other,
+            retry_ms=0,
+        )
+        assert not any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
+    assert [pending.key for pending in shell.state.outbox] == [send.key]
+
+
+def test_a_lease_the_disk_refused_to_open_is_opened_when_it_takes_writes_again() -> None:
+    shell = ready()
+    until(shell, OpenLease)
+    shell.waiting.clear()
+    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
+    assert not any(isinstance(effect, OpenLease) for effect in shell.waiting)
+    shell.tell(StoreRecovered(at_ms=shell.now_ms))
+    assert isinstance(until(shell, OpenLease), OpenLease)
 
 
 def test_later_keeps_the_hand_in() -> None:
@@ -236,7 +267,15 @@ def test_later_keeps_the_hand_in() -> None:
     assert isinstance(send, SendHandIn)
     shell.waiting.clear()
     shell.tell(
-        VerdictSeen(at_ms=shell.now_ms, key=send.key, verdict=Verdict.LATER, reason="", paid_micro=0, retry_ms=5_000)
+        VerdictSeen(
+            at_ms=shell.now_ms,
+            key=send.key,
+            verdict=Verdict.LATER,
+            reason="",
+            paid_micro=0,
+            statement_sha256="",
+            retry_ms=5_000,
+        )
     )
     assert shell.state.outbox[0].next_ms == shell.now_ms + 5_000
 
@@ -397,7 +436,7 @@ def test_energy_is_what_was_measured_while_the_lease_ran() -> None:
 def test_the_same_events_give_the_same_effects() -> None:
     shell = ready()
     shell.settle_down(40)
-    events = [car(100), computer(100), Tick(at_ms=200)]
+    events: list[EventType] = [car(100), computer(100), Tick(at_ms=200)]
     one = Shell().state
     two = Shell().state
     for event in events:

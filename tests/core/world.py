@@ -53,6 +53,8 @@ PARKED: dict[str, SignalValue] = {
     signals.CHARGE: 80.0,
     signals.CABLE: True,
 }
+SHA256 = "e" * 64
+"""The digest of every statement here."""
 POLICY = Policy(parked_for_s=3)
 
 
@@ -172,7 +174,7 @@ class Shell:
             case HandIn(key=key, kind=kind):
                 slices = frozenset(self.disk.pop(key, set()))
                 self.outbox[key] = (kind, slices)
-                self.tell(HandInStored(at_ms=now_ms, key=key, kind=kind, slices=len(slices)))
+                self.tell(HandInStored(at_ms=now_ms, key=key, kind=kind, statement_sha256=SHA256 if slices else ""))
             case SendHandIn(key=key, credit=credit):
                 self._verdict(key, credit)
             case SettleHandIn(key=key):
@@ -192,13 +194,18 @@ class Shell:
                 verdict=Verdict.SETTLED,
                 reason="",
                 paid_micro=120,
+                statement_sha256=SHA256 if self.outbox[key][1] else "",
                 retry_ms=0,
                 next_grant=following,
             )
         )
 
+    def gate(self) -> GateState:
+        """The gate's state now."""
+        return self.state.gates.state
+
     def open_the_gate(self) -> None:
         """Park, connect and wait until the gate is open."""
         self.connect()
         self.advance(4_000)
-        assert self.state.gates.state is GateState.OPEN, self.state.gates.reasons
+        assert self.gate() is GateState.OPEN, self.state.gates.reasons

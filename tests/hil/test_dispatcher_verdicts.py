@@ -22,6 +22,7 @@ from agent.fleet.messages import JobGrant, SliceOutput
 from agent.trust.keys import load_public_key
 from agent.trust.statement import Statement
 from hil.dispatcher.judge import HandIn, Lease, judge
+from hil.dispatcher.service import statement_sha256
 from hil.dispatcher.view import View
 from tests.hil.honest_car import PRICE, TTL_S, Car, Desk, bent, new_signer
 
@@ -287,9 +288,14 @@ def test_a_yield_of_nothing_frees_the_job_and_burns_nothing(desk: Desk, car: Car
     for _ in range(2):
         verdict = car.hand_in(car.yielded(grant))
         assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 0)
+        assert verdict.statement_sha256 == "", "so a car that did send a statement does not believe it was judged"
     # Anybody on the way can say "yield": an honest result that comes after all still counts.
-    assert car.hand_in(car.result(grant)).verdict is Verdict.SETTLED
-    assert car.hand_in(car.yielded(grant)).verdict is Verdict.DUPLICATE
+    result = car.result(grant)
+    judged = statement_sha256(result.statement)
+    verdict = car.hand_in(result)
+    assert (verdict.verdict, verdict.statement_sha256) == (Verdict.SETTLED, judged)
+    again = car.hand_in(car.yielded(grant))
+    assert (again.verdict, again.statement_sha256) == (Verdict.DUPLICATE, judged)
 
 
 def test_a_refused_package_is_offered_to_others_first(desk: Desk, car: Car, other: Car) -> None:
@@ -322,10 +328,10 @@ def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, o
     accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new)
     desk.now_ms += 10_000
     car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
-    assert desk.book.settle(standing, accepted) is None
-    desk.book.refuse(standing, "too late")
+    assert desk.book.settle(standing, accepted, "e" * 64) is None
+    desk.book.refuse(standing, "too late", "e" * 64)
     assert other.hand_in(other.result(other.must_request())).paid_micro == 9 * PRICE
-    assert desk.book.settle(standing, accepted) is None
+    assert desk.book.settle(standing, accepted, "e" * 64) is None
     with View(desk.folder) as view:
         assert [payout.unit for payout in view.payouts()] == [other.unit]
 

@@ -1,0 +1,41 @@
+"""Shared by all rooms: keys, and a clock that stands where a test puts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.trust.keys import FileSigner
+
+
+@dataclass
+class FixedClock:
+    """A clock that a test moves by hand."""
+
+    now_ms: int = 1_000_000
+
+    def boot_ms(self) -> int:
+        return self.now_ms
+
+    def wall_ms(self) -> int:
+        return 1_790_000_000_000 + self.now_ms
+
+
+@pytest.fixture
+def clock() -> FixedClock:
+    return FixedClock()
+
+
+@pytest.fixture(scope="session")
+def dispatcher_signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
+    """The key of the dispatcher that this unit trusts."""
+    folder: Path = tmp_path_factory.mktemp("dispatcher")
+    return FileSigner.open_or_create(folder / "dispatcher.key")
+
+
+@pytest.fixture(scope="session")
+def stranger_signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
+    """A key that nobody trusts."""
+    return FileSigner.open_or_create(tmp_path_factory.mktemp("stranger") / "stranger.key")
