@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-import agent
-import kernels
+from agent import __version__
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, YieldReason
 from agent.core.policy import Policy
+from agent.errors import TrustError
 from agent.fleet import messages
 from agent.ports import Signer
 from agent.store import Engine, HandInRow, StoredSlice
@@ -129,7 +130,7 @@ def _attest(
         package=statement.Package(name=grant.package, sha256=grant.package_sha256),
         model_sha256=engine.model_sha256,
         kernels_sha256=engine.kernels_sha256,
-        agent=statement.Agent(version=agent.__version__, sha256=unit.agent_sha256),
+        agent=statement.Agent(version=__version__, sha256=unit.agent_sha256),
         input_sha256=grant.input_sha256,
         slices=tuple(
             statement.Slice(
@@ -174,8 +175,11 @@ def policy_sha256(policy: Policy) -> str:
 def agent_sha256() -> str:
     """The digest of the code that runs: every Python file of the agent and the kernels, by name and content."""
     digest = hashlib.sha256()
-    for package in (agent, kernels):
-        root = Path(package.__path__[0])
+    for package in ("agent", "kernels"):
+        spec = find_spec(package)  # found, not imported: the kernels need NumPy, which the daemon does without
+        if spec is None or spec.origin is None:
+            raise TrustError(f"the package {package} is not installed", hint="install driveway-agent again")
+        root = Path(spec.origin).parent
         for path in sorted(root.rglob("*.py")):
             digest.update(f"{path.relative_to(root.parent)}\n".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())

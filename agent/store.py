@@ -231,7 +231,7 @@ class Store:
     def outbox(self) -> list[OutboxRow]:
         """The hand-ins that await a verdict, oldest first."""
         rows = self._db.execute(
-            "SELECT job, epoch, kind, statement_sha256, coalesce(slices_done, 0) FROM outbox "
+            "SELECT job, epoch, outbox.kind, statement_sha256, coalesce(slices_done, 0) FROM outbox "
             "JOIN leases USING (job, epoch) ORDER BY outbox.rowid"
         )
         return [
@@ -389,8 +389,10 @@ class StoreThread:
             raise StoreError("the store is not open")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: method(store, *args, **kwargs))
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the store refused to write or read: {error}", hint="free some disk space") from error
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:
+                raise  # a wrong statement is a bug, not a disk
+            raise StoreError(f"the disk refused: {error}", hint="free some space, or look at the disk") from error
 
     async def close(self) -> None:
         """Close the database and end the thread."""

@@ -90,6 +90,7 @@ class Rig:
         self.folder = folder
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
+        self.broker = EmbeddedBroker(folder / "broker", self._broker_port)
         self._bus_ports = [free_port() for _ in BUS_NAMES]
         self._enrol_code = os.urandom(8).hex()
         self._closing = ExitStack()
@@ -142,7 +143,7 @@ class Rig:
 
     def start(self) -> None:
         """Start broker, dispatcher, car and daemon, each once the one before can be talked to."""
-        self._closing.enter_context(EmbeddedBroker(self.folder / "broker", self._broker_port))
+        self._closing.enter_context(self.broker)
         self.start_dispatcher()
         self.start_car()
         self.start_daemon()
@@ -194,7 +195,7 @@ class Rig:
         self._wait_for("daemon", lambda: self.status() is not None)
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
-        """End one process, and kill it when it does not end by itself."""
+        """End one process with a signal, and kill it when it does not end by itself."""
         process = self._processes.pop(name, None)
         if process is None:
             return

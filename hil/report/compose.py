@@ -124,12 +124,16 @@ def _write_labels(axes: Axes, record: RunRecord, labels: list[Label | None]) -> 
         }
         line = {"arrowstyle": "-", "color": _tone(moment).light, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", xytext=(0, height_pt + _LABEL_ROW_PT / 2), arrowprops=line, zorder=1, **at_top)
-        beside_pt = label.left - label.mark
-        axes.annotate(label.text, xytext=(beside_pt, height_pt), va="bottom", color=_tone(moment).light, **at_top)
+        inset_pt, align = (
+            (label.left - label.mark, "left") if label.left > label.mark else (label.right - label.mark, "right")
+        )
+        axes.annotate(
+            label.text, xytext=(inset_pt, height_pt), va="bottom", ha=align, color=_tone(moment).light, **at_top
+        )
 
 
 def _text(number: int, moment: Moment) -> str:
-    return shorten(f"{number}  {moment.who}: {moment.what}", _LONGEST_LABEL)
+    return shorten(f"{number} {moment.who}: {moment.what}", _LONGEST_LABEL)
 
 
 def _tone(moment: Moment) -> Tone:

@@ -2,48 +2,64 @@
 
 from __future__ import annotations
 
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import msgspec
+import pytest
 
-from hil.record import LeaseSpan, Limit, Moment, Outcome, RunRecord, Sample
+from agent.errors import ConfigError, StoreError
+from hil.record import LeaseSpan, Limit, Moment, RunRecord
 from hil.report import write_figure, write_report
+from tests.hil.sample_run import a_night, outcome, sample
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-HOSTILE = (
-    "</td></table><script src='https://evil.example/x.js'>alert(1)</script><img onerror=\"x\" src=//evil>&lt;\x00$x_{"
+VOID = {"meta"}
+LOADS = {"href", "xlink:href", "src", "srcset", "action", "data", "poster", "background"}
+HOSTILE = "</td></svg><script src='https://evil.example/x'>alert(1)</script><b onload=\"x\">&lt;\x00\ud800$x_{$"
+SHOWN = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
+PLOTS = (
+    "Die temperature, °C",
+    "Computer's power, W",
+    "Traction battery's charge, %",
+    "Power into the traction battery, kW",
+    "Leases",
+    "Slices kept",
+    "Images settled",
 )
 
 
 class Page(HTMLParser):
-    """Reads a page strictly: what closes is what was opened last."""
+    """Reads a page strictly: what closes is what was opened last, and nothing is left open."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
-        self.links: list[str] = []
+        self.loads: list[str] = []
         self.ids: list[str] = []
-        self.text = ""
-        self.rows: list[list[str]] = []
-        self.styles = ""
+        self.texts: dict[str, list[str]] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.svg_attributes: dict[str, str | None] = {}
+        self.feed(text)
+        self.close()
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         for name, value in attrs:
-            if name in {"href", "src", "srcset", "action", "data", "poster"} or name.endswith(":href"):
-                self.links.append(value or "")
-            if name == "id":
-                self.ids.append(value or "")
-            self.links += re.findall(r"url\(([^)]*)\)", value or "")
-            assert not name.startswith("on"), f"{name} runs a script"
-        if tag == "tr":
-            self.rows.append([])
-        if tag in {"td", "th"}:
-            self.rows[-1].append("")
+            assert not name.startswith("on")
+            self.loads += [value or ""] if name in LOADS else []
+            self.loads += re.findall(r"url\(([^)]*)\)", value or "")
+            self.ids += [value or ""] if name == "id" else []
+        match tag:
+            case "svg":
+                self.svg_attributes = dict(attrs)
+            case "tr":
+                self.table.append([])
+            case "td" | "th":
+                self.table[-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -51,169 +67,194 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
-            self.styles += data
-            return
-        self.text += data
-        if self.open[-1:] in (["td"], ["th"]):
-            self.rows[-1][-1] += data
+        tag = self.open[-1] if self.open else ""
+        self.texts.setdefault(tag, []).append(data)
+        if tag == "style":
+            self.loads += re.findall(r"@import|url\([^)]*\)", data)
+        if tag == "caption":
+            self.tables[self.texts["h2"][-1]] = []
+        if tag in {"td", "th"}:
+            self.table[-1][-1] += data
+
+    @property
+    def table(self) -> list[list[str]]:
+        """The table being read: sections hold one each."""
+        return self.tables[self.texts["h2"][-1]]
 
 
-def outcome(**changes: object) -> Outcome:
-    whole = Outcome(
-        images=96,
-        accuracy=0.98437,
-        slices_done=12,
-        slices_lost=0,
-        vacate_ms=23.4,
-        attestations=3,
-        attestations_verified=3,
-        energy_wh=0.2214,
-        gross=0.0192,
-        energy_cost=0.0000664,
-        net=0.0191336,
-        currency="EUR",
+def read_report(record: RunRecord, folder: Path) -> tuple[str, Page]:
+    path = folder / "report.html"
+    write_report(record, path)
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def an_empty_run() -> RunRecord:
+    return msgspec.structs.replace(a_night(), samples=[], moments=[], leases=[], limits=[], versions={}, examples=[])
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    return read_report(a_night(), tmp_path_factory.mktemp("night"))
+
+
+def test_it_stands_alone(night: tuple[str, Page]) -> None:
+    text, page = night
+    assert page.loads, "the SVG refers to its own clip paths"
+    assert all(load.startswith("#") for load in page.loads), page.loads
+    assert {load[1:] for load in page.loads} <= set(page.ids)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert "://" not in text
+    assert "default-src 'none'" in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_it_draws_every_plot_and_says_what_they_show(night: tuple[str, Page]) -> None:
+    _, page = night
+    drawn = page.texts["text"]
+    assert set(PLOTS) <= set(drawn)
+    assert {"gate", "agent", "reason", "open", "closed", "running", "door_open", "power cap"} <= set(drawn)
+    assert {"limit 95 °C", "target 85 °C"} <= {text.strip() for text in drawn}
+    assert "seconds since the run began" in drawn
+    assert page.svg_attributes["role"] == "img"
+    assert set((page.svg_attributes["aria-labelledby"] or "").split()) <= set(page.ids)
+    assert page.texts["title"][1].startswith("Plots of Demo")
+    assert "Die: 36.6 to 72.6 °C, unknown in 6 of 181 samples" in page.texts["desc"][0]
+
+
+def test_every_moment_is_marked_in_the_plots_and_listed(night: tuple[str, Page]) -> None:
+    _, page = night
+    listed = page.tables["Moments"][1:]
+    assert [row[0] for row in listed] == [str(number) for number in range(1, 11)]
+    assert listed[2] == ["3", "22.10 s", "driver", "pulls the door handle"]
+    for number, _, who, what in listed:
+        assert any(text.startswith(f"{number} {who}: {what[:20]}") for text in page.texts["text"]), what
+
+
+def test_its_tables_hold_the_figures(night: tuple[str, Page]) -> None:
+    _, page = night
+    assert page.tables["Limits"][1] == ["time to vacate", "23.4 ms", "≤ 100 ms", "✓ yes"]
+    figures = dict(page.tables["Figures"][1:])
+    assert figures["Characters read correctly"] == "98.44 %"
+    assert figures["Time to vacate"] == "23.4 ms"
+    assert figures["Earned, net"] == "0.019134 EUR"
+    assert page.tables["Leases"][2][1:] == [
+        "scan-0008/1",
+        "16.40 s",
+        "22.13 s",
+        "given back: driver",
+        "3 of 4",
+        "0.0489 Wh",
+        "0.004785 EUR",
+    ]
+    assert page.tables["What was vacated, and when"][1:] == [
+        ["scan-0008/1", "22.13 s", "driver", "pulls the door handle, 0.03 s earlier", "closed: door_open", "3 of 4"]
+    ]
+    assert page.tables["Why the gate was shut"][2] == ["hold", "17.00 s", "17.75 s", "tariff_peak"]
+    assert [row[2] for row in page.tables["Example answers"][1:]] == ["✓ yes", "✗ no", "", "✓ yes"]
+    assert ["package", "ocr-lines 1"] in page.tables["Versions"]
+
+
+@pytest.mark.parametrize(
+    ("held", "words", "look"),
+    [
+        ([], "No limits were set", "unjudged"),
+        ([True], "✓ The one limit held", "held"),
+        ([True, True], "✓ All 2 limits held", "held"),
+        ([True, False], "✗ 1 of 2 limits did not hold: limit 1", "missed"),
+    ],
+)
+def test_the_verdict_follows_the_limits(held: list[bool], words: str, look: str, tmp_path: Path) -> None:
+    limits = [Limit(name=f"limit {i}", value="1", limit="2", held=kept) for i, kept in enumerate(held)]
+    text, page = read_report(msgspec.structs.replace(an_empty_run(), limits=limits), tmp_path)
+    assert any(paragraph.startswith(words) for paragraph in page.texts["p"])
+    assert f'class="verdict {look}"' in text
+
+
+def test_hostile_text_stays_text(night: tuple[str, Page], tmp_path: Path) -> None:
+    lease = LeaseSpan(
+        job=HOSTILE,
+        epoch=1,
+        start_s=0,
+        end_s=5,
+        outcome=HOSTILE,
+        slices_done=0,
+        slices_wanted=1,
+        energy_wh=0,
+        net=0,
     )
-    return msgspec.structs.replace(whole, **changes)
-
-
-def sample(t_s: float, **changes: object) -> Sample:
-    blank = Sample(
-        t_s=t_s,
-        state="blocked",
-        gate="closed",
-        reason="door_open",
-        die_c=40.0,
-        power_w=5.0,
-        power_cap_w=0.0,
-        charge_percent=71.0,
-        pack_power_w=-150.0,
-        lease="",
-        slices_kept=0,
-        images_settled=0,
+    record = RunRecord(
+        title=HOSTILE,
+        started_at=HOSTILE,
+        samples=[sample(float(i), state=HOSTILE, gate=HOSTILE, reason=HOSTILE, lease=HOSTILE) for i in range(60)],
+        moments=[Moment(t_s=1, who=HOSTILE, what=HOSTILE), Moment(t_s=2, who="", what="読み取り\n مرحبا")],
+        leases=[lease],
+        outcome=outcome(currency=HOSTILE),
+        limits=[Limit(name=HOSTILE, value=HOSTILE, limit=HOSTILE, held=False)],
+        versions={HOSTILE: HOSTILE},
+        die_limit_c=95,
+        die_target_c=85,
+        examples=[(HOSTILE, HOSTILE)],
     )
-    return msgspec.structs.replace(blank, **changes)
+    text, page = read_report(record, tmp_path)
+    assert set(page.tags) <= set(night[1].tags)
+    assert "<script" not in text
+    assert page.tables["Example answers"][1][0] == SHOWN
+    assert page.texts["h1"] == [SHOWN]
+    assert page.texts["title"][0] == SHOWN
+    assert SHOWN in page.texts["text"], "the bands' names are drawn as they are, without mathematics"
+    write_figure(record, tmp_path / "hostile.svg")
+    ET.parse(tmp_path / "hostile.svg")
+    write_figure(record, tmp_path / "hostile.png")
 
 
-def at_night(t_s: float) -> Sample:
-    """A parked car, closed until 8 s, the driver there from 22.1 to 31 s, and 1.5 s in which nothing is known."""
-    work_s = max(0.0, min(t_s, 22.25) - 9.0) + max(0.0, t_s - 34.0)
-    running = 9.0 <= t_s < 22.25 or t_s >= 34.0
-    blind = 12.0 <= t_s < 13.5
-    closed = t_s < 8.0 or 22.25 <= t_s < 33.0
-    return sample(
-        t_s,
-        state="running" if running else "yielding" if 22.25 <= t_s < 22.75 else "blocked" if closed else "ready",
-        gate="closed" if closed else "hold" if 17.0 <= t_s < 17.75 else "open",
-        reason=(
-            "parked_not_long_enough"
-            if t_s < 8.0 or 31.0 <= t_s < 33.0
-            else "door_open"
-            if closed
-            else "tariff_peak"
-            if 17.0 <= t_s < 17.75
-            else ""
-        ),
-        die_c=None
-        if blind
-        else 41 + 33 * (1 - math.exp(-work_s / 8)) - (0 if running else 4) + 0.4 * math.sin(9 * t_s),
-        power_w=None if blind else (31 + 2.5 * math.sin(7 * t_s) if running else 6.0),
-        power_cap_w=0.0 if closed else 40.0 if work_s < 18 else 36.0,
-        charge_percent=71.2 + (0.0004 * t_s if t_s < 22.25 else 0.0089),
-        pack_power_w=10_150.0 if t_s < 30 else -180.0,
-        lease="scan-0007/1" if running else "",
-        slices_kept=min(12, int(work_s / 1.9)),
-        images_settled=sum(
-            images for settled_s, images in ((16.8, 32), (23.2, 24), (36.9, 8), (44.9, 32)) if t_s >= settled_s
-        ),
-    )
+def test_an_empty_run_still_makes_a_page(tmp_path: Path) -> None:
+    _, page = read_report(an_empty_run(), tmp_path)
+    assert set(PLOTS) <= set(page.texts["text"])
+    assert {"no readings", "no leases", "no samples"} <= set(page.texts["text"])
+    assert page.texts["desc"] == ["No samples were recorded."]
+    assert set(page.tables) == {"Figures"}
 
 
-def a_night() -> RunRecord:
-    """A realistic run: the driver comes back in the middle and leaves again."""
-    return RunRecord(
-        title="Demo: a parked car reads text, and its driver comes back",
-        started_at="2026-03-14 21:07:32 +01:00",
-        samples=[at_night(i / 4) for i in range(181)],
-        moments=[
-            Moment(t_s=0.0, who="driver", what="parks and walks away"),
-            Moment(t_s=8.0, who="agent", what="opens the gate"),
-            Moment(t_s=22.1, who="driver", what="pulls the door handle"),
-            Moment(t_s=22.124, who="agent", what="vacated the accelerator"),
-            Moment(t_s=22.6, who="driver", what="opens the door"),
-            Moment(t_s=22.9, who="agent", what="handed in 3 slices of scan-0008/1"),
-            Moment(t_s=24.0, who="driver", what="sits down"),
-            Moment(t_s=30.0, who="driver", what="unplugs, leaves and locks the car behind"),
-            Moment(t_s=33.0, who="agent", what="opens the gate"),
-            Moment(t_s=44.6, who="agent", what="stops at the end of the demo"),
-        ],
-        leases=[
-            LeaseSpan(
-                job="scan-0007",
-                epoch=1,
-                start_s=8.4,
-                end_s=16.3,
-                outcome="finished",
-                slices_done=4,
-                slices_wanted=4,
-                energy_wh=0.0682,
-                net=0.0063795,
-            ),
-            LeaseSpan(
-                job="scan-0008",
-                epoch=1,
-                start_s=16.4,
-                end_s=22.13,
-                outcome="driver",
-                slices_done=3,
-                slices_wanted=4,
-                energy_wh=0.0489,
-                net=0.0047853,
-            ),
-            LeaseSpan(
-                job="scan-0008",
-                epoch=2,
-                start_s=33.3,
-                end_s=36.4,
-                outcome="finished",
-                slices_done=1,
-                slices_wanted=1,
-                energy_wh=0.0203,
-                net=0.0015939,
-            ),
-            LeaseSpan(
-                job="scan-0009",
-                epoch=1,
-                start_s=36.5,
-                end_s=44.6,
-                outcome="finished",
-                slices_done=4,
-                slices_wanted=4,
-                energy_wh=0.084,
-                net=0.0063748,
-            ),
-        ],
-        outcome=outcome(),
-        limits=[
-            Limit(name="time to vacate", value="23.4 ms", limit="≤ 100 ms", held=True),
-            Limit(name="die temperature", value="74.3 °C", limit="≤ 95 °C", held=True),
-            Limit(name="slices lost", value="0", limit="≤ 1", held=True),
-            Limit(name="attestations verified", value="3 of 3", limit="all", held=True),
-            Limit(name="characters read correctly", value="98.4 %", limit="≥ 95 %", held=True),
-        ],
-        versions={"driveway": "0.1.0", "onnxruntime": "1.27.0", "package": "ocr-lines 1", "python": "3.11.2"},
-        die_limit_c=95.0,
-        die_target_c=85.0,
-        examples=[
-            ("17 Harbour Street, 5003 Bergen", "17 Harbour Street, 5003 Bergen"),
-            ("P/N KE-40117-82 Rev. 8", "P/N KE-40117-82 Rev. B"),
-            ("Region-based segmentation", ""),
-            ("مرحبا 12", "مرحبا 12"),
-        ],
-    )
+def test_a_single_sample_makes_a_page(tmp_path: Path) -> None:
+    record = msgspec.structs.replace(an_empty_run(), samples=[sample(0.0, die_c=None)])
+    _, page = read_report(record, tmp_path)
+    assert "Die: never known" in page.texts["desc"][0]
 
 
-if __name__ == "__main__":
-    write_report(a_night(), Path("/tmp/w/r.html"))
-    write_figure(a_night(), Path("/tmp/w/r.svg"))
-    write_figure(a_night(), Path("/tmp/w/rf.png"))
+def test_what_nobody_knew_is_a_gap_in_the_line(tmp_path: Path) -> None:
+    """Die temperatures of 0 to 9 s, unknown at 3, 4, 5 and 7 s: a line in two pieces, and a dot at 6 s between."""
+    values = [50.0, 51.0, 52.0, None, None, None, 53.0, None, 54.0, 55.0]
+    samples = [sample(float(i), die_c=value) for i, value in enumerate(values)]
+    path = tmp_path / "gaps.svg"
+    write_figure(msgspec.structs.replace(an_empty_run(), samples=samples), path)
+    heat = [element for element in ET.parse(path).iter() if "stroke: #c04a00" in element.get("style", "")]
+    lines = [element.get("d", "") for element in heat if element.tag.endswith("path") and "clip-path" in element.attrib]
+    pieces = [piece.count("L") + 1 for line in lines for piece in line.split("M")[1:]]
+    assert pieces == [3, 1, 2], "of three points, one that only the dot shows, and two"
+    assert len([element for element in heat if element.tag.endswith("use")]) == 1
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name, write in (("a.html", write_report), ("a.svg", write_figure), ("a.png", write_figure)):
+        write(a_night(), tmp_path / name)
+        first = (tmp_path / name).read_bytes()
+        write(a_night(), tmp_path / name)
+        assert (tmp_path / name).read_bytes() == first
+
+
+def test_the_figure_alone(tmp_path: Path) -> None:
+    write_figure(a_night(), tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG\r\n")
+    write_figure(a_night(), tmp_path / "run.svg")
+    root = ET.parse(tmp_path / "run.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert set(PLOTS) <= {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert "var(" not in (tmp_path / "run.svg").read_text(encoding="utf-8")
+
+
+def test_failures_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name it \.png or \.svg"):
+        write_figure(a_night(), tmp_path / "run.gif")
+    with pytest.raises(StoreError, match=r"missing/report\.html was not written: No such file"):
+        write_report(an_empty_run(), tmp_path / "missing" / "report.html")

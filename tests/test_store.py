@@ -1,0 +1,173 @@
+"""The store: what is acknowledged is there after a kill, statements and verdicts become leaves, and disks refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.core.model import HandInKind, JobKey, SliceOutcome, Verdict
+from agent.errors import StoreError
+from agent.store import Engine, HandInRow, Store, StoredSlice, StoreThread
+from agent.trust.merkle import leaf_hash, tree_root
+from tests.core.world import grant
+
+ENGINE = Engine("onnxruntime_cpu", "a" * 64, "b" * 64)
+
+
+def stored(index: int) -> StoredSlice:
+    return StoredSlice(SliceOutcome(index, 4, 0, "c" * 64, "d" * 64, 100), b"[]", ENGINE)
+
+
+def hand_in(store: Store, key: JobKey) -> list[int]:
+    """Close a lease; the slices that went into it."""
+    seen: list[int] = []
+
+    def build(counter: int, slices: list[StoredSlice]) -> HandInRow:
+        seen.extend(one.outcome.index for one in slices)
+        return HandInRow(HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64)
+
+    store.hand_in(key, why=None, energy_micro_wh=7, wall_ms=2, build=build)
+    return seen
+
+
+@pytest.fixture
+def store(tmp_path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a generator fixture
+    opened = Store(tmp_path / "driveway.db")
+    yield opened
+    opened.close()
+
+
+def test_a_lease_from_its_opening_to_its_verdict(store: Store) -> None:
+    one = grant(1)
+    assert store.open_lease(one, 1)
+    store.add_slice(one.key, stored(1), 5)
+    store.add_slice(one.key, stored(0), 6)
+    store.add_slice(one.key, stored(0), 6)
+    (left,) = store.open_leases()
+    assert (left.grant, left.done, left.energy_micro_wh) == (one, (0, 1), 6)
+    assert hand_in(store, one.key) == [0, 1]
+    (row,) = store.outbox()
+    assert (row.key, row.kind, row.statement_sha256, row.slices) == (one.key, HandInKind.RESULT, "e" * 64, 2)
+    assert store.open_leases() == []
+    store.settle(one.key, verdict=Verdict.SETTLED, reason="", paid_micro=80, envelope=b"verdict")
+    assert store.outbox() == []
+    assert store.outbox_message(one.key) is None
+    (lease,) = store.leases(10)
+    assert (lease.state, lease.slices_done, lease.slices_wanted, lease.paid_micro) == ("closed", 2, 3, 80)
+    assert store.totals().paid_micro == 80
+    assert [leaf.leaf for leaf in store.ledger(10)] == [b"statement 1", b"verdict"]
+    head = store.ledger_head()
+    assert (head.size, head.root) == (2, tree_root([leaf_hash(b"statement 1"), leaf_hash(b"verdict")]).hex())
+
+
+def test_a_replayed_grant_is_refused_and_the_open_one_is_not(store: Store) -> None:
+    one = grant(1)
+    assert store.open_lease(one, 1)
+    assert store.open_lease(one, 2), "the same lease while it is open"
+    hand_in(store, one.key)
+    assert not store.open_lease(one, 3), "its nonce is used up"
+    assert not store.open_lease(grant(1, epoch=1, slices=(0,)), 4)
+
+
+def test_a_hand_in_that_cannot_be_built_changes_nothing(store: Store) -> None:
+    one = grant(1)
+    store.open_lease(one, 1)
+    store.add_slice(one.key, stored(0), 5)
+
+    def build(_counter: int, _slices: list[StoredSlice]) -> HandInRow:
+        raise RuntimeError("the key does not answer")
+
+    with pytest.raises(RuntimeError):
+        store.hand_in(one.key, why=None, energy_micro_wh=1, wall_ms=1, build=build)
+    assert store.outbox() == []
+    assert store.ledger_head().size == 0
+    assert hand_in(store, one.key) == [0]
+
+
+def test_counters_rise_and_survive_a_restart(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        store = Store(tmp_path / "driveway.db")
+        store.open_lease(grant(number), 1)
+        hand_in(store, grant(number).key)
+        store.close()
+    store = Store(tmp_path / "driveway.db")
+    assert [leaf.leaf for leaf in store.ledger(10)] == [b"statement 1", b"statement 2", b"statement 3"]
+    assert store.ledger_head().size == 3
+    store.close()
+
+
+def test_vacates_are_summed_up_by_nearest_rank(store: Store) -> None:
+    assert store.vacate_stats().count == 0
+    for gone_ms in range(1, 201):
+        store.vacate(0, "door_open", 1, gone_ms)
+    stats = store.vacate_stats()
+    assert (stats.count, stats.p50_ms, stats.p99_ms, stats.max_ms) == (200, 100, 198, 200)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from agent.store import Store
+from tests.core.world import grant
+from tests.test_store import stored
+store = Store(Path(sys.argv[1]))
+store.open_lease(grant(1), 1)
+for index in range(100_000):
+    store.add_slice(grant(1).key, stored(index), 1)
+    print(index, flush=True)
+"""
+
+
+def test_what_was_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "driveway.db"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+    ) as writer:
+        assert writer.stdout is not None
+        acknowledged = -1
+        while acknowledged < 200:
+            acknowledged = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+    store = Store(path)
+    (left,) = store.open_leases()
+    store.close()
+    assert set(range(acknowledged + 1)) <= set(left.done)
+
+
+def test_a_disk_that_refuses_is_a_store_error_and_a_bug_is_not(tmp_path: Path) -> None:
+    def fill(store: Store) -> None:
+        store._db.execute("PRAGMA max_page_count = 1")
+        store.open_lease(grant(1), 1)
+        for index in range(1000):
+            store.add_slice(grant(1).key, stored(index), 1)
+
+    async def story() -> None:
+        thread = StoreThread(tmp_path / "driveway.db")
+        await thread.open()
+        with pytest.raises(StoreError, match="the disk refused: database or disk is full"):
+            await thread.call(fill)
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            await thread.call(lambda store: store._db.execute("SELECT * FROM nonsense"))
+        await thread.close()
+
+    asyncio.run(story())
+
+
+def test_a_store_that_cannot_be_opened_says_where(tmp_path: Path) -> None:
+    (tmp_path / "driveway.db").write_bytes(b"this is not a database, whatever its name says" * 100)
+
+    async def story() -> None:
+        thread = StoreThread(tmp_path / "driveway.db")
+        with pytest.raises(StoreError, match=r"driveway\.db: file is not a database"):
+            await thread.open()
+        await thread.close()
+
+    asyncio.run(story())
