@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help=about, description=about)
     demo.set_defaults(verb=_demo)
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    demo.add_argument("--figure", type=Path, metavar="FILE", help="write the plots as one picture (.svg or .png)")
     demo.add_argument(
         "--dir", type=Path, default=DEFAULT_FOLDER, help=f"made anew each run (default: {DEFAULT_FOLDER})"
     )
@@ -47,4 +48,4 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(options: argparse.Namespace) -> int:
     from hil.demo import command  # noqa: PLC0415 - imports the whole rig
 
-    return command.demo(options.dir, options.json, keep=options.keep)
+    return command.demo(options.dir, options.json, options.figure, keep=options.keep)

@@ -13,13 +13,13 @@ from agent.errors import ConfigError
 from hil.demo.screen import Terminal
 from hil.demo.story import quiet_logs, tell_story
 from hil.record import RunRecord
-from hil.report import write_report
+from hil.report import write_figure, write_report
 from hil.rig import Rig
 
 MARK = ".driveway-rig"
 
 
-def demo(folder: Path, json_file: Path | None, *, keep: bool) -> int:
+def demo(folder: Path, json_file: Path | None, figure_file: Path | None, *, keep: bool) -> int:
     """Run the demonstration in `folder`; 0 when every limit held."""
     _check_folder(folder)
     quiet_logs()
@@ -29,6 +29,8 @@ def demo(folder: Path, json_file: Path | None, *, keep: bool) -> int:
         with Terminal(console) as screen:
             record = tell_story(rig, screen)
         write_report(record, folder / "report.html")
+        if figure_file is not None:
+            write_figure(record, figure_file)
         if json_file is not None:
             json_file.write_bytes(msgspec.json.format(msgspec.json.encode(record.outcome)) + b"\n")
         _print_table(console, record)

@@ -44,6 +44,7 @@ Jobs = list[tuple[str, list[LineImage]]]
 
 def tell_story(rig: Rig, screen: Screen) -> RunRecord:
     """Run the demonstration on a rig that has not been started; raises DrivewayError when it gets stuck."""
+    started_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     screen.tell(0.0, "rig", "building the OCR package and drawing lines of text")
     jobs = _submit(rig)
     total = sum(len(images) for _, images in jobs)
@@ -57,7 +58,7 @@ def tell_story(rig: Rig, screen: Screen) -> RunRecord:
         leases = rig.ask("earnings")
     if status is None:
         raise DrivewayError("the daemon stopped answering", hint=f"see {rig.folder}/daemon.log")
-    return _record(rig, observer, jobs=jobs, status=status, leases=leases, vacate_ms=vacate_ms)
+    return _record(rig, observer, started_at=started_at, jobs=jobs, status=status, leases=leases, vacate_ms=vacate_ms)
 
 
 def _submit(rig: Rig) -> Jobs:
@@ -167,7 +168,14 @@ def _wait(rig: Rig, observer: Observer, what: str, reached: Callable[[Seen], boo
 
 
 def _record(
-    rig: Rig, observer: Observer, *, jobs: Jobs, status: dict[str, Any], leases: list[dict[str, Any]], vacate_ms: float
+    rig: Rig,
+    observer: Observer,
+    *,
+    started_at: str,
+    jobs: Jobs,
+    status: dict[str, Any],
+    leases: list[dict[str, Any]],
+    vacate_ms: float,
 ) -> RunRecord:
     with View(rig.folder / "dispatcher") as view:
         outcome = assess(view, jobs, status, vacate_ms)
@@ -179,7 +187,7 @@ def _record(
     policy = Policy()
     return RunRecord(
         title="A parked car earns, and the driver comes back",
-        started_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        started_at=started_at,
         samples=observer.samples,
         moments=observer.moments,
         leases=observer.spans(leases),

@@ -70,7 +70,9 @@ def _range(name: str, unit: str, decimals: int, values: Sequence[float | None]) 
     known = [value for value in values if value is not None]
     if not known:
         return f"{name}: never known"
-    missing = f", unknown in {len(values) - len(known)} of {len(values)} samples" if len(known) < len(values) else ""
+    missing = (
+        f", unknown in {len(values) - len(known):,} of {len(values):,} samples" if len(known) < len(values) else ""
+    )
     return f"{name}: {min(known):.{decimals}f} to {max(known):.{decimals}f} {unit}{missing}"
 
 

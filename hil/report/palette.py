@@ -95,7 +95,7 @@ p{margin:.25rem 0;max-width:75ch}
 table{border-collapse:collapse;min-width:min(34rem,100%);font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:0 0 .4rem;font-size:.88rem}
 th,td{text-align:left;vertical-align:top;padding:.32rem 1.3rem .32rem 0;border-bottom:1px solid var(--grid);
-overflow-wrap:anywhere}
+max-width:40rem;overflow-wrap:break-word}
 th:last-child,td:last-child{padding-right:0}
 thead th{color:var(--muted);font-weight:600;font-size:.82rem;white-space:nowrap}
 tbody th{font-weight:500}

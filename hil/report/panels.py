@@ -240,7 +240,8 @@ def _beside(axes: Axes, level: float, text: str, align: str) -> None:
 
 
 def _nothing(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=Tone.MUTED.light)
+    behind = {"facecolor": Tone.PAPER.light, "linewidth": 0}
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=Tone.MUTED.light, bbox=behind)
     axes.set_yticks([])
 
 
