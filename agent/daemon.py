@@ -12,12 +12,13 @@ import signal
 import sys
 from collections import deque
 
-from agent import handin, view
+from agent import handin
+from agent.answers import Answers
 from agent.clock import SystemClock, boot_id
 from agent.config import Config
-from agent.control import ControlRequest, ControlServer
+from agent.control import ControlServer
 from agent.core import lease as leases
-from agent.core.events import EventType, OwnerSaid, Stopping, Tick
+from agent.core.events import EventType, Stopping, Tick
 from agent.core.machine import step
 from agent.core.state import State, WorkerPhase, initial, resume
 from agent.errors import ConfigError
@@ -90,7 +91,16 @@ class Daemon:
             executor=config.inference.executor,
             lease_energy=self._lease_energy,
         )
-        self._control = ControlServer(config.path(config.control_socket), self._answer)
+        answers = Answers(
+            state=lambda: self.state,
+            emit=self.emit,
+            clock=self._clock,
+            store=self._store,
+            hands=self._hands,
+            desk=self._desk,
+            shelf=self._shelf,
+        )
+        self._control = ControlServer(config.path(config.control_socket), answers.answer)
 
     def emit(self, event: EventType) -> None:
         """Take one event through the core now, or after the one at hand."""
@@ -158,38 +168,6 @@ class Daemon:
     def _lease_energy(self) -> int:
         lease = self.state.lease
         return 0 if lease is None else round(self.state.meter.total_micro_wh - lease.energy_start_micro_wh)
-
-    async def _answer(self, request: ControlRequest) -> object:
-        """One request of the control socket."""
-        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
-        match request.verb:
-            case "status":
-                return await self._status(offset_ms)
-            case "why":
-                return view.reasons(self.state, offset_ms)
-            case "signals":
-                return view.signal_list(self.state, self._clock.boot_ms())
-            case "leases" | "earnings":
-                rows = await self._store.call(Store.leases, request.limit)
-                return [view.lease_earnings(self.state, row) for row in rows]
-            case "ledger":
-                return await self._store.call(Store.ledger, request.limit)
-            case "pause" | "resume":
-                self.emit(OwnerSaid(at_ms=self._clock.boot_ms(), paused=request.verb == "pause"))
-                return view.reasons(self.state, offset_ms)
-
-    async def _status(self, offset_ms: int) -> view.StatusView:
-        return view.status(
-            self.state,
-            wall_offset_ms=offset_ms,
-            items_done_in_slice=self._hands.items_done_in_slice,
-            pending=len(await self._store.call(Store.outbox)),
-            ledger=await self._store.call(Store.ledger_head),
-            totals=await self._store.call(Store.totals),
-            vacate=await self._store.call(Store.vacate_stats),
-            refused_messages=dict(self._desk.refused),
-            refused_packages=self._shelf.refused,
-        )
 
 
 def _build_sources(config: Config, clock: SystemClock) -> list[Source]:

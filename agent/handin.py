@@ -20,7 +20,7 @@ from agent.core.policy import Policy
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.ports import Signer
-from agent.store import Engine, HandInRow, StoredSlice
+from agent.rows import Engine, HandInRow, StoredSlice
 from agent.trust import dsse, statement
 
 

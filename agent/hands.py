@@ -42,7 +42,8 @@ from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
 from agent.log import logger
 from agent.ports import Clock, Emit, Signer
-from agent.store import Store, StoredSlice, StoreThread
+from agent.rows import StoredSlice
+from agent.store import Store, StoreThread
 
 STORE_RETRY_S = 2.0
 

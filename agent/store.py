@@ -19,6 +19,18 @@ import msgspec
 
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
 from agent.errors import StoreError
+from agent.rows import (
+    Engine,
+    HandInRow,
+    LeaseRow,
+    LedgerHead,
+    LedgerRow,
+    OpenRow,
+    OutboxRow,
+    StoredSlice,
+    Totals,
+    VacateStats,
+)
 from agent.trust.merkle import leaf_hash, tree_root
 
 SCHEMA = """
@@ -43,102 +55,6 @@ LOG_ROWS = 20_000
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Engine(msgspec.Struct, frozen=True):
-    """What computed a slice: the executor and the digests of the model and of the kernels."""
-
-    executor: str
-    model_sha256: str
-    kernels_sha256: str
-
-
-class StoredSlice(msgspec.Struct, frozen=True):
-    """A finished slice with its answers and what computed it, as it was committed."""
-
-    outcome: SliceOutcome
-    output: bytes
-    engine: Engine
-
-
-class LeaseRow(msgspec.Struct, frozen=True):
-    """One lease of the past or the present, for people."""
-
-    job: str
-    epoch: int
-    state: str
-    customer: str
-    package: str
-    items: int
-    slices_done: int
-    slices_wanted: int
-    opened_wall_ms: int
-    kind: str | None
-    why: str | None
-    energy_micro_wh: int
-    verdict: str | None
-    reason: str | None
-    paid_micro: int
-    currency: str
-
-
-class OpenRow(msgspec.Struct, frozen=True):
-    """A lease that was running when the daemon ended."""
-
-    grant: Grant
-    done: tuple[int, ...]
-    energy_micro_wh: int
-
-
-class VacateStats(msgspec.Struct, frozen=True):
-    """How fast the computer was given back, over all vacates: from the sign on the bus to the worker's end."""
-
-    count: int
-    p50_ms: int | None
-    p99_ms: int | None
-    max_ms: int | None
-
-
-class Totals(msgspec.Struct, frozen=True):
-    """Energy drawn (at the computer) and money paid over all leases."""
-
-    energy_micro_wh: int
-    paid_micro: int
-
-
-class LedgerHead(msgspec.Struct, frozen=True):
-    """The size and RFC 9162 root of the ledger."""
-
-    size: int
-    root: str
-
-
-class LedgerRow(msgspec.Struct, frozen=True):
-    """One leaf: a statement this car made, or a verdict it was given."""
-
-    index: int
-    kind: str
-    job: str
-    epoch: int
-    leaf: bytes
-
-
-class HandInRow(msgspec.Struct, frozen=True):
-    """What a hand-in puts into the store: the message for the outbox, and the statement if slices were finished."""
-
-    kind: HandInKind
-    body: bytes
-    statement: bytes | None
-    statement_sha256: str
-
-
-class OutboxRow(msgspec.Struct, frozen=True):
-    """A hand-in that awaits a verdict on this statement ("" when it has none), of so many slices."""
-
-    key: JobKey
-    kind: HandInKind
-    statement_sha256: str
-    slices: int
 
 
 class Store:

@@ -16,7 +16,7 @@ from agent.core.events import SignalValue
 from agent.core.gates import Reason
 from agent.core.state import State, WorkerPhase
 from agent.explain import sentence
-from agent.store import LeaseRow, LedgerHead, Totals, VacateStats
+from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
 
 
 class ReasonView(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ import pytest
 
 from agent.core.model import HandInKind, JobKey, SliceOutcome, Verdict
 from agent.errors import StoreError
-from agent.store import Engine, HandInRow, Store, StoredSlice, StoreThread
+from agent.rows import Engine, HandInRow, StoredSlice
+from agent.store import Store, StoreThread
 from agent.trust.merkle import leaf_hash, tree_root
 from tests.core.world import grant
 

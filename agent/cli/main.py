@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from agent import __version__
@@ -26,8 +27,9 @@ Verb = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the process's exit code."""
     options = parser().parse_args(arguments)
-    verb: Verb = options.verb
+    module, _, function = options.verb.partition(":")
     try:
+        verb: Verb = getattr(import_module(f"agent.cli.{module}"), function)
         return verb(options)
     except UnreachableError as error:
         print(f"driveway: {error}", file=sys.stderr)
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"driveway {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
-    def add(name: str, verb: Verb, about: str, *, asks: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, verb: str, about: str, *, asks: bool = True) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=about, description=about)
         one.set_defaults(verb=verb)
         if asks:
@@ -68,92 +70,24 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true", help="print JSON instead of text")
         return one
 
-    add("run", _run, "run the daemon in the foreground", asks=False)
-    add("status", _status, "what the agent does now, and what it earned")
-    add("why", _why, "why it does not work now: the gate, the signal, its value and its limit")
-    add("signals", _signals, "what the car says, with age and quality")
+    add("run", "run:run", "run the daemon in the foreground", asks=False)
+    add("status", "status:status", "what the agent does now, and what it earned")
+    add("why", "status:why", "why it does not work now: the gate, the signal, its value and its limit")
+    add("signals", "status:signals", "what the car says, with age and quality")
     for name, about in (("leases", "the newest leases"), ("earnings", "what each lease earned, net of its energy")):
-        add(name, _leases if name == "leases" else _earnings, about).add_argument(
-            "--limit", type=int, default=20, help="how many (default: 20)"
-        )
-    add("ledger", _ledger, "the ledger: every statement made and verdict received").add_argument(
+        add(name, f"work:{name}", about).add_argument("--limit", type=int, default=20, help="how many (default: 20)")
+    add("ledger", "work:ledger", "the ledger: every statement made and verdict received").add_argument(
         "--limit", type=int, default=20, help="how many leaves (default: 20)"
     )
-    add("pause", _pause, "stop working until `driveway resume`")
-    add("resume", _resume, "work again when the gates are open")
-    infer = add("infer", _infer, "run a package on inputs, here and now, if the gate is open")
+    add("pause", "status:pause", "stop working until `driveway resume`")
+    add("resume", "status:resume", "work again when the gates are open")
+    infer = add("infer", "infer:infer", "run a package on inputs, here and now, if the gate is open")
     infer.add_argument("package", type=Path, help="the package's directory")
     infer.add_argument("inputs", type=Path, nargs="+", help="input files (images)")
     infer.add_argument("--threads", type=int, default=2, help="threads of the engine (default: 2)")
-    verify = add("verify", _verify, "check signed statements or verdicts offline", asks=False)
+    verify = add("verify", "verify:verify", "check signed statements or verdicts offline", asks=False)
     verify.add_argument("files", type=Path, nargs="+", help="DSSE envelopes (JSON)")
     verify.add_argument(
         "--key", type=Path, required=True, action="append", help="a trusted public key (PEM); repeatable"
     )
     return top
-
-
-def _run(options: argparse.Namespace) -> int:
-    from agent.cli import run  # noqa: PLC0415 - imported when used; so below
-
-    return run.run(options.config)
-
-
-def _status(options: argparse.Namespace) -> int:
-    from agent.cli import status  # noqa: PLC0415
-
-    return status.status(options)
-
-
-def _why(options: argparse.Namespace) -> int:
-    from agent.cli import status  # noqa: PLC0415
-
-    return status.why(options)
-
-
-def _signals(options: argparse.Namespace) -> int:
-    from agent.cli import status  # noqa: PLC0415
-
-    return status.signals(options)
-
-
-def _pause(options: argparse.Namespace) -> int:
-    from agent.cli import status  # noqa: PLC0415
-
-    return status.owner(options, "pause")
-
-
-def _resume(options: argparse.Namespace) -> int:
-    from agent.cli import status  # noqa: PLC0415
-
-    return status.owner(options, "resume")
-
-
-def _leases(options: argparse.Namespace) -> int:
-    from agent.cli import work  # noqa: PLC0415
-
-    return work.leases(options)
-
-
-def _earnings(options: argparse.Namespace) -> int:
-    from agent.cli import work  # noqa: PLC0415
-
-    return work.earnings(options)
-
-
-def _ledger(options: argparse.Namespace) -> int:
-    from agent.cli import work  # noqa: PLC0415
-
-    return work.ledger(options)
-
-
-def _infer(options: argparse.Namespace) -> int:
-    from agent.cli import infer  # noqa: PLC0415
-
-    return infer.infer(options)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from agent.cli import verify  # noqa: PLC0415
-
-    return verify.verify(options)

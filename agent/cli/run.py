@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
 from agent import log
 from agent.cli import exits
 from agent.config import load
 
 
-def run(config: Path) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT."""
     from agent import daemon  # noqa: PLC0415 - after the configuration is known to be right
 
-    loaded = load(config)
+    config = load(options.config)
     log.configure()
-    daemon.run(loaded)
+    daemon.run(config)
     return exits.FINE

@@ -62,13 +62,22 @@ def signals(options: argparse.Namespace) -> int:
     return exits.FINE
 
 
-def owner(options: argparse.Namespace, verb: str) -> int:
-    """Pause or resume."""
+def pause(options: argparse.Namespace) -> int:
+    """Stop working until resumed."""
+    return _owner(options, "pause", "Paused.")
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Work again."""
+    return _owner(options, "resume", "Resumed; the gates decide again.")
+
+
+def _owner(options: argparse.Namespace, verb: str, done: str) -> int:
     reasons = ask(socket_path(options.socket, options.config), verb)
     if options.json:
         print_json(reasons)
     else:
-        print("Paused." if verb == "pause" else "Resumed; the gates decide again.")
+        print(done)
     return exits.FINE
 
 

@@ -19,7 +19,7 @@ from agent.inference.launcher import WorkerProcess, launch
 from agent.inference.shelf import Shelf
 from agent.package import Package
 from agent.ports import Clock, Emit
-from agent.store import Engine, StoredSlice
+from agent.rows import Engine, StoredSlice
 
 OnSlice = Callable[[JobKey, StoredSlice], None]
 
