@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 
 from agent.core.events import SignalsSeen, SourceChanged
 from agent.ports import Clock, Emit
@@ -25,6 +26,12 @@ class BusListener:
         self._alive: bool | None = None
         self._heard_ms = clock.boot_ms()
 
+    async def listen(self, keep_open: Callable[[BusListener], Coroutine[None, None, None]]) -> None:
+        """Receive with `keep_open` (which hands over frames and losses) and watch for silence, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_silence(), name=f"{self._name} silence")
+            group.create_task(keep_open(self), name=f"{self._name} frames")
+
     def frame(self, frame: Frame, at_ms: int) -> None:
         """Take one frame received at `at_ms`."""
         samples = self.decoder.decode(frame, at_ms)
@@ -43,7 +50,7 @@ class BusListener:
             self._alive = False
             self._emit(SourceChanged(at_ms=self._clock.boot_ms(), source=self._name, alive=False, detail=detail))
 
-    async def watch_silence(self) -> None:
+    async def _watch_silence(self) -> None:
         """Say once when nothing has come for `SILENT_MS`; runs until cancelled."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)

@@ -37,10 +37,7 @@ class PythonCanSource:
 
     async def run(self, emit: Emit) -> None:
         """Read and emit until cancelled."""
-        listener = BusListener(self._name, self._decoder, self._clock, emit)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(listener.watch_silence(), name=f"{self._name} silence")
-            group.create_task(self._keep_open(listener), name=f"{self._name} frames")
+        await BusListener(self._name, self._decoder, self._clock, emit).listen(self._keep_open)
 
     async def _keep_open(self, listener: BusListener) -> None:
         while True:

@@ -507,17 +507,17 @@ def test_no_order_of_events_breaks_a_promise(script: list[str]) -> None:  # noqa
                 shell.waiting = [one for one in shell.waiting if not isinstance(one, SendRequest | SendHandIn)]
         if any(isinstance(effect, RunSlice) for effect in shell.effects[before:]) and move != "do":
             assert move in {"time", "leaves", "cool", "online", "crash"}
-        _check(shell)
+        check(shell)
     shell.changes, shell.die_c = {}, 50.0
     shell.connect()
     for _ in range(15):
         shell.advance(3_500)
         shell.settle_down(10)
-        _check(shell)
+        check(shell)
     assert shell.settled, "work goes on once the car is parked again"
 
 
-def _check(shell: Shell) -> None:
+def check(shell: Shell) -> None:
     state = shell.state
     starts = sum(isinstance(effect, StartWorker) for effect in shell.effects)
     assert starts <= shell.worker_pid + sum(isinstance(effect, StartWorker) for effect in shell.waiting) + 1

@@ -67,7 +67,7 @@ def test_silence_is_said_once_after_two_seconds(
     listener = BusListener("party", decoders["party"], clock, events.append)
 
     async def watch() -> None:
-        watching = asyncio.create_task(listener.watch_silence())
+        watching = asyncio.create_task(listener._watch_silence())
         listener.frame(park, clock.now_ms)
         for now_ms in (1_000 + SILENT_MS - 1, 1_000 + SILENT_MS, 1_000 + 2 * SILENT_MS):
             clock.now_ms = now_ms

@@ -1,0 +1,103 @@
+"""The invariants bite: each bug planted here is found by the checks that the property tests rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from agent.core import machine, plan, signals
+from agent.core.events import HandInStored, SignalsSeen, StartWorker
+from agent.core.gates import GateState
+from agent.core.signals import Vehicle
+from agent.core.state import State
+from tests.core.test_machine import DOOR, check, until
+from tests.core.world import Shell, car
+
+
+def working() -> Shell:
+    """The gate is open and a worker is starting."""
+    shell = Shell()
+    shell.open_the_gate()
+    until(shell, StartWorker)
+    return shell
+
+
+def the_driver_comes(shell: Shell) -> None:
+    shell.tell(car(shell.now_ms + 1, {DOOR: True}))
+    check(shell)
+
+
+def a_lease_is_handed_in(shell: Shell) -> None:
+    for _ in range(20):
+        shell.carry_out()
+        check(shell)
+
+
+def the_bus_falls_silent(shell: Shell) -> None:
+    shell.speaking = False
+    shell.advance(1_000)
+    assert shell.gate() is GateState.CLOSED
+    check(shell)
+
+
+def forget_to_vacate(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan, "RULES", tuple(rule for rule in plan.RULES if rule is not plan.vacate))
+
+
+def forget_the_hand_in(patch: pytest.MonkeyPatch) -> None:
+    def forgetful(state: State, event: HandInStored) -> State:
+        return msgspec.structs.replace(state, lease=None) if state.lease and state.lease.key == event.key else state
+
+    patch.setattr(machine, "_hand_in_stored", forgetful)
+
+
+def count_slices_before_they_are_stored(patch: pytest.MonkeyPatch) -> None:
+    def hasty(state: State) -> plan.Step:
+        state, effects = plan.run_slice(state)
+        if effects and state.lease is not None and state.lease.in_flight is not None:
+            state = msgspec.structs.replace(state, lease=state.lease.stored(state.lease.in_flight))
+        return state, effects
+
+    patch.setattr(plan, "RULES", tuple(hasty if rule is plan.run_slice else rule for rule in plan.RULES))
+
+
+def believe_old_signals(patch: pytest.MonkeyPatch) -> None:
+    forever = {path: msgspec.structs.replace(leaf, stale_ms=10**9) for path, leaf in signals.LEAVES.items()}
+    patch.setattr(signals, "LEAVES", forever)
+
+
+def ignore_what_contradicts(patch: pytest.MonkeyPatch) -> None:
+    first = Vehicle.seen
+
+    def deaf(self: Vehicle, event: SignalsSeen) -> Vehicle:
+        kept = tuple(sample for sample in event.samples if sample.value is not True)
+        return first(self, msgspec.structs.replace(event, samples=kept))
+
+    patch.setattr(Vehicle, "seen", deaf)
+
+
+def the_driver_is_seen(shell: Shell) -> None:
+    the_driver_comes(shell)
+    assert shell.gate() is GateState.CLOSED
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+Story = Callable[[Shell], None]
+BUGS: list[tuple[Plant, Story]] = [
+    (forget_to_vacate, the_driver_comes),
+    (forget_the_hand_in, a_lease_is_handed_in),
+    (count_slices_before_they_are_stored, a_lease_is_handed_in),
+    (believe_old_signals, the_bus_falls_silent),
+    (ignore_what_contradicts, the_driver_is_seen),
+]
+
+
+@pytest.mark.parametrize(("plant", "story"), BUGS)
+def test_each_planted_bug_is_found(plant: Plant, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    story(working())
+    shell = working()
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        story(shell)
