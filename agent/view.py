@@ -13,7 +13,7 @@ from agent import __version__
 from agent.core import signals
 from agent.core.energy import cost_micro
 from agent.core.events import SignalValue
-from agent.core.gates import Reason
+from agent.core.gates import GateState, Reason
 from agent.core.state import State, WorkerPhase
 from agent.explain import sentence
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
@@ -97,12 +97,13 @@ class EarningsView(msgspec.Struct, frozen=True):
 
 
 class StatusView(msgspec.Struct, frozen=True):
-    """`driveway status`."""
+    """`driveway status`. `waiting` says, where the gate is open, what else keeps the agent from working."""
 
     version: str
     state: str
     gate: str
     reasons: list[ReasonView]
+    waiting: str
     power_cap_w: float
     computer: ComputerView | None
     lease: LeaseView | None
@@ -148,9 +149,23 @@ def activity(state: State) -> str:
         return "yielding"
     if state.owner_paused:
         return "paused"
-    if state.gates.state.value == "closed":
+    if state.gates.state is GateState.CLOSED:
         return "blocked"
     return "ready" if state.lease is None else "running"
+
+
+def waiting(state: State) -> str:
+    """What the agent waits for although its gate is open, in one sentence; empty while it works."""
+    if state.gates.state is not GateState.OPEN:
+        return ""
+    if state.lease is not None:
+        return "The worker is loading the package." if state.worker.phase is WorkerPhase.STARTING else ""
+    if not state.connected:
+        return f"There is no connection to a broker: {state.link_detail or 'it is being made'}."
+    if state.asking is not None:
+        return "The fleet was asked for work and has not answered yet."
+    wait_s = max(0, state.ask_not_before_ms - state.now_ms) / 1000
+    return f"The fleet has no work now; it is asked again in {wait_s:.0f} s."
 
 
 def reasons(state: State, wall_offset_ms: int) -> list[ReasonView]:
@@ -218,6 +233,7 @@ def status(
         state=activity(state),
         gate=state.gates.state.value,
         reasons=reasons(state, wall_offset_ms),
+        waiting=waiting(state),
         power_cap_w=round(state.power_cap_w, 1),
         computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
         lease=lease(state, items_done_in_slice, wall_offset_ms),

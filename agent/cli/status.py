@@ -31,14 +31,15 @@ def status(options: argparse.Namespace) -> int:
 
 def why(options: argparse.Namespace) -> int:
     """Print why the gate is not open."""
-    reasons = ask(socket_path(options.socket, options.config), "why")
+    path = socket_path(options.socket, options.config)
+    reasons = ask(path, "why")
     if options.json:
         print_json(reasons)
-    elif not reasons:
-        print("Nothing is in the way: the gate is open.")
-    else:
-        for reason in reasons:
-            print(_reason_text(reason))
+        return exits.FINE
+    for reason in reasons:
+        print(_reason_text(reason))
+    if not reasons:
+        print(f"Nothing is in the way: the gate is open. {ask(path, 'status')['waiting']}".rstrip())
     return exits.FINE
 
 
@@ -92,6 +93,8 @@ def _status_text(data: dict[str, Any]) -> str:
         f"state     {paint(data['state'], STATE_COLOUR[data['state']])} (gate {data['gate']})",
         *[f"          {_reason_text(reason)}" for reason in data["reasons"][:3]],
     ]
+    if data["waiting"]:
+        lines.append(f"          {data['waiting']}")
     if len(data["reasons"]) > 3:
         lines.append(f"          and {len(data['reasons']) - 3} more: driveway why")
     lease, worker, computer, vacate = data["lease"], data["worker"], data["computer"], data["vacate"]

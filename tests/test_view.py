@@ -1,0 +1,93 @@
+"""What people are told: the state in one word, every reason as a sentence, and what is waited for when all is open."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from agent import view
+from agent.core import gates
+from agent.core.events import GrantSeen, OwnerSaid, SendRequest, StoreFailed
+from agent.core.gates import GateState, Reason
+from agent.explain import SENTENCES, sentence
+from agent.rows import LedgerHead, Totals, VacateStats
+from tests.core.test_machine import DOOR, ready, until
+from tests.core.world import Shell, car
+
+
+def status(shell: Shell) -> view.StatusView:
+    return view.status(
+        shell.state,
+        wall_offset_ms=1_790_000_000_000,
+        items_done_in_slice=0,
+        pending=0,
+        ledger=LedgerHead(0, "00"),
+        totals=Totals(energy_micro_wh=1_000_000, paid_micro=500_000),
+        vacate=VacateStats(0, None, None, None),
+        refused_messages={},
+        refused_packages={},
+    )
+
+
+def test_one_word_for_what_it_does() -> None:
+    shell = Shell()
+    assert status(shell).state == "blocked"
+    shell = ready()
+    assert status(shell).state == "ready"
+    shell.settle_down(4)
+    assert status(shell).state == "running"
+    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="full"))
+    assert status(shell).state == "fault"
+    shell = ready()
+    shell.settle_down(4)
+    shell.tell(car(shell.now_ms + 1, {DOOR: True}))
+    assert status(shell).state == "yielding"
+    shell = ready()
+    shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
+    assert status(shell).state == "paused"
+
+
+def test_an_open_gate_that_does_nothing_says_why() -> None:
+    shell = Shell()
+    shell.advance(4_000)
+    assert status(shell).waiting == "There is no connection to a broker: it is being made."
+    shell.connect()
+    assert status(shell).waiting == "The fleet was asked for work and has not answered yet."
+    request = until(shell, SendRequest)
+    assert isinstance(request, SendRequest)
+    shell.tell(GrantSeen(at_ms=shell.now_ms, rid=request.rid, grant=None, retry_ms=10_000))
+    assert status(shell).waiting.startswith("The fleet has no work now; it is asked again in ")
+    shell.tell(car(shell.now_ms + 1, {DOOR: True}))
+    assert status(shell).waiting == "", "then the gate's own reasons speak"
+
+
+def test_money_is_net_of_the_energy_at_the_plug() -> None:
+    earned = status(Shell()).earnings
+    assert (earned.gross, earned.energy_cost, earned.net) == (0.5, 0.0003, 0.4997)
+
+
+def test_times_are_stamped_and_json_is_plain() -> None:
+    shell = Shell()
+    shell.advance(1_000)
+    shown = msgspec.to_builtins(status(shell))
+    reason = shown["reasons"][0]
+    assert reason["since"].endswith("Z")
+    assert reason["clears_at"].endswith("Z")
+    assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
+
+
+@pytest.mark.parametrize("code", sorted(SENTENCES))
+def test_every_reason_is_a_sentence(code: str) -> None:
+    reason = Reason(code, "parked", GateState.CLOSED, "Vehicle.Speed", 3.0, 0.5, "km/h", 0)
+    said = sentence(reason)
+    assert said.endswith(".")
+    assert "{" not in said
+
+
+def test_a_reason_nobody_wrote_a_sentence_for_is_still_told() -> None:
+    reason = Reason("new_code", "parked", GateState.CLOSED, "Vehicle.Speed", None, 0.5, "km/h", 0)
+    assert sentence(reason) == "Vehicle.Speed is unknown, the limit is 0.5 (new_code)."
+
+
+def test_no_gate_is_without_a_name_for_people() -> None:
+    assert set(gates.LOOKS) == {gate.name for gate in gates.shut(0).gates}
