@@ -49,6 +49,7 @@ class Answers:
             case "ledger":
                 return await self._store.call(Store.ledger, request.limit)
             case "pause" | "resume":
+                await self._store.call(Store.set_paused, request.verb == "pause")
                 self._emit(OwnerSaid(at_ms=self._clock.boot_ms(), paused=request.verb == "pause"))
                 return view.reasons(self._state(), offset_ms)
             case _:

@@ -57,6 +57,8 @@ class FleetConfig(Section, frozen=True):
     enrol_code: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=1200)] = 300
     tls: TlsFiles | None = None
+    allow_loopback_http: bool = False
+    """Rigs alone: fetch objects over plain HTTP from this machine."""
 
     def addresses(self) -> tuple[tuple[str, int], ...]:
         """(host, port) of each broker; raises ConfigError for one that is not host:port."""

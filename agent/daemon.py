@@ -67,7 +67,7 @@ class Daemon:
                 client_id=config.unit.id,
                 filters=(),
                 keepalive_s=config.fleet.keepalive_s,
-                tls=config.fleet.tls,
+                tls=identity.tls,
             ),
             dispatcher_keys=identity.dispatcher_keys,
             emit=self.emit,
@@ -89,6 +89,7 @@ class Daemon:
             ),
             limits=WorkerLimits(config.inference.threads, config.inference.memory_mb),
             executor=config.inference.executor,
+            web=identity.web,
             lease_energy=self._lease_energy,
         )
         answers = Answers(
@@ -115,7 +116,9 @@ class Daemon:
                     self._hands.perform(effect)
         finally:
             self._pumping = False
-        if self.state.stopping and self.state.lease is None and self.state.worker.phase is WorkerPhase.ABSENT:
+        state = self.state
+        busy = state.lease is not None or state.left_over or state.worker.phase is not WorkerPhase.ABSENT
+        if state.stopping and not busy:
             self._quiet.set()
 
     async def run(self) -> None:
@@ -144,15 +147,18 @@ class Daemon:
             logger().info("stopped")
 
     async def _resume(self) -> None:
-        """What an earlier run left: hand-ins without a verdict, and a lease that was open."""
+        """What an earlier run left: hand-ins without a verdict, leases that were open, and the owner's pause."""
         now_ms = self._clock.boot_ms()
-        rows_out = await self._store.call(Store.outbox)
-        pending = [leases.Pending(row.key, row.kind, row.statement_sha256, now_ms) for row in rows_out]
-        rows = await self._store.call(Store.open_leases)
-        for row in rows:
-            self._hands.remember(row.grant)
-        lease = leases.left_over(rows[0].grant, rows[0].done, rows[0].energy_micro_wh, now_ms) if rows else None
-        self.state = resume(self.state, tuple(pending), lease)
+        pending = [
+            leases.Pending(row.key, row.kind, row.statement_sha256, now_ms)
+            for row in await self._store.call(Store.outbox)
+        ]
+        left_over = [
+            leases.left_over(row.grant, row.done, row.energy_micro_wh, now_ms)
+            for row in await self._store.call(Store.open_leases)
+        ]
+        paused = await self._store.call(Store.paused)
+        self.state = resume(self.state, tuple(pending), tuple(left_over), paused=paused)
 
     async def _tick(self) -> None:
         while True:

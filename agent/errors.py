@@ -2,7 +2,6 @@
 
     DrivewayError
     ├── ConfigError      a configuration or profile that cannot be used
-    ├── SourceError      the vehicle or the computer cannot be read
     ├── PackageError     an inference package that must not run
     ├── WorkerError      the inference worker could not be started or broke its protocol
     ├── TrustError       a key, signature, statement or ledger that does not hold
@@ -29,10 +28,6 @@ class DrivewayError(Exception):
 
 class ConfigError(DrivewayError):
     """A configuration or profile that cannot be used."""
-
-
-class SourceError(DrivewayError):
-    """The vehicle or the computer cannot be read."""
 
 
 class PackageError(DrivewayError):

@@ -17,7 +17,7 @@ import msgspec
 from agent import __version__
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, YieldReason
 from agent.core.policy import Policy
-from agent.errors import TrustError
+from agent.errors import DrivewayError, TrustError
 from agent.fleet import messages
 from agent.ports import Signer
 from agent.rows import Engine, HandInRow, StoredSlice
@@ -32,6 +32,11 @@ class Unit(msgspec.Struct, frozen=True):
     boot: str
     agent_sha256: str
     policy_sha256: str
+
+
+HAVE_MAX = 16
+HAVE_ROOM_BYTES = 1_536
+"""Room that a stored hand-in leaves for what the car holds when it is sent: 16 tokens of up to 90 bytes."""
 
 
 def build(
@@ -49,66 +54,90 @@ def build(
 ) -> HandInRow:
     """The hand-in of one lease; a yield without a finished slice has no statement.
 
-    Answers that do not fit in one message make it a yield of nothing, which says so: the job was cut too large, and
-    the dispatcher should know rather than wait. Raises TrustError when signing fails.
+    The core ends a lease before its answers outgrow one message. Should they all the same, as many slices as fit are
+    handed in, as a yield that says so; and should not even a statement come about (a fact that cannot be signed), the
+    lease is given back with nothing but the reason, rather than held for ever.
     """
-    envelope = None
-    if slices:
-        envelope = _attest(
-            unit=unit,
-            signer=signer,
-            grant=grant,
-            engine=slices[-1].engine,
-            facts=facts,
-            kind=kind,
-            wall_ms=wall_ms,
-            counter=counter,
-            slices=slices,
-        )
+    for kept in (slices[:count] for count in range(len(slices), -1, -1)):
+        whole = len(kept) == len(slices)
+        try:
+            envelope = (
+                _attest(
+                    unit=unit,
+                    signer=signer,
+                    grant=grant,
+                    engine=kept[-1].engine,
+                    facts=facts,
+                    kind=kind if whole else HandInKind.YIELD,
+                    wall_ms=wall_ms,
+                    counter=counter,
+                    slices=kept,
+                )
+                if kept
+                else None
+            )
+            message = _message(
+                grant,
+                kind=kind if whole else HandInKind.YIELD,
+                why=why,
+                detail=detail,
+                envelope=envelope,
+                slices=kept,
+            )
+            body = messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES)
+        except messages.MessageError as error:
+            why, detail = why or YieldReason.FULL, detail or str(error)
+        except (DrivewayError, msgspec.MsgspecError) as error:
+            return _nothing(grant, f"no statement could be made: {error}")
+        else:
+            return HandInRow(
+                kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
+                body=body,
+                statement=envelope,
+                statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
+                slices=len(kept),
+            )
+    return _nothing(grant, detail)
+
+
+def _message(
+    grant: Grant,
+    *,
+    kind: HandInKind,
+    why: YieldReason | None,
+    detail: str,
+    envelope: bytes | None,
+    slices: list[StoredSlice],
+) -> messages.Result | messages.Yield:
+    """The message that carries the statement and the answers; raises MessageError when it cannot be one."""
     outputs = tuple(
         messages.SliceOutput(index=one.outcome.index, body=base64.b64encode(one.output).decode("ascii"))
         for one in slices
     )
-    parsed = None if envelope is None else msgspec.json.decode(envelope, type=messages.Envelope)
-    rid = f"{grant.job}-{grant.epoch}"
-    message: messages.Result | messages.Yield
+    try:
+        parsed = None if envelope is None else msgspec.json.decode(envelope, type=messages.Envelope)
+    except msgspec.ValidationError as error:
+        raise messages.MessageError(f"the statement does not fit: {error}") from error
+    rid = f"{grant.job}-{grant.epoch}"[:64]
     if kind is HandInKind.RESULT and parsed is not None:
-        message = messages.Result(
+        return messages.Result(
             rid=rid, job=grant.job, epoch=grant.epoch, statement=parsed, outputs=outputs, have=(), credit=0
         )
-    else:
-        message = messages.Yield(
-            rid=rid,
-            job=grant.job,
-            epoch=grant.epoch,
-            why=why or YieldReason.FAULT,
-            detail=detail[:512],
-            statement=parsed,
-            outputs=outputs,
-        )
-    try:
-        body = messages.encode(message)
-    except messages.MessageError as error:
-        if not slices:
-            raise
-        return build(
-            unit=unit,
-            signer=signer,
-            grant=grant,
-            facts=facts,
-            kind=HandInKind.YIELD,
-            why=YieldReason.FAULT,
-            detail=str(error),
-            wall_ms=wall_ms,
-            counter=counter,
-            slices=[],
-        )
-    return HandInRow(
-        kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
-        body=body,
-        statement=envelope,
-        statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
+    return messages.Yield(
+        rid=rid,
+        job=grant.job,
+        epoch=grant.epoch,
+        why=why or YieldReason.FAULT,
+        detail=detail[:512],
+        statement=parsed,
+        outputs=outputs,
     )
+
+
+def _nothing(grant: Grant, detail: str) -> HandInRow:
+    """The yield of nothing."""
+    message = _message(grant, kind=HandInKind.YIELD, why=YieldReason.FAULT, detail=detail, envelope=None, slices=[])
+    return HandInRow(HandInKind.YIELD, messages.encode(message), None, "", 0)
 
 
 def _attest(
@@ -160,6 +189,7 @@ def _attest(
 
 def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...]) -> bytes:
     """A stored hand-in as it is sent now: what the car holds and asks for belongs to the moment, not to the outbox."""
+    have = have[:HAVE_MAX]
     if kind is HandInKind.RESULT:
         result = messages.decode(body, messages.Result)
         return messages.encode(msgspec.structs.replace(result, credit=credit, have=have))

@@ -17,6 +17,8 @@ from agent import handin
 from agent.core.events import (
     EffectType,
     HandIn,
+    HandInFailed,
+    HandInSettled,
     HandInStored,
     LeaseOpened,
     LeaseRefused,
@@ -28,11 +30,14 @@ from agent.core.events import (
     SendRequest,
     SetPace,
     SettleHandIn,
+    SliceFailed,
     SliceStored,
     StartWorker,
     StopWorker,
     StoreFailed,
     StoreRecovered,
+    Unwritten,
+    WorkerGone,
 )
 from agent.core.model import Grant, JobKey, Verdict
 from agent.errors import DrivewayError, StoreError
@@ -46,6 +51,15 @@ from agent.rows import StoredSlice
 from agent.store import Store, StoreThread
 
 STORE_RETRY_S = 2.0
+CLOSE_S = 3.0
+
+
+class LeaseInput(msgspec.Struct, frozen=True):
+    """The input of the lease at work."""
+
+    key: JobKey
+    body: bytes
+    items: int
 
 
 class Hands:
@@ -66,17 +80,15 @@ class Hands:
         unit: handin.Unit,
         limits: WorkerLimits,
         executor: str,
+        web: objects.Web,
         lease_energy: Callable[[], int],
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
         self._shelf, self._signer, self._unit = shelf, signer, unit
-        self._capability = messages.Capability(
-            device_class=unit.device_class, executor=executor, packages=tuple(shelf.packages)
-        )
+        self._executor, self._web = executor, web
         self._station = Station(emit=emit, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grants: dict[JobKey, Grant] = {}
-        self._inputs: dict[JobKey, bytes] = {}
+        self._input: LeaseInput | None = None
         self._lease_energy = lease_energy
         self._probing = False
 
@@ -85,38 +97,47 @@ class Hands:
         """How far the slice in flight is."""
         return self._station.items_done
 
-    def perform(self, effect: EffectType) -> None:  # noqa: C901 - one arm an effect
-        """Do one effect, or begin it."""
+    def perform(self, effect: EffectType) -> None:
+        """Do one effect, or begin it. Never raises: a bug in one effect must not keep the next from being done."""
+        try:
+            self._begin(effect)
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            logger().error("effect_failed", effect=type(effect).__name__, error=repr(error))
+            if isinstance(effect, StartWorker):
+                now_ms = self._clock.boot_ms()
+                self._emit(WorkerGone(at_ms=now_ms, pid=0, expected=False, detail=repr(error)))
+
+    def _begin(self, effect: EffectType) -> None:  # noqa: C901, PLR0912 - one arm an effect
         match effect:
             case StopWorker():
                 self._station.stop(effect.budget_ms)
-            case RunSlice(key=key):
+            case RunSlice(key=key) if self._input is not None and self._input.key == key:
                 span = (effect.first, effect.last)
-                self._station.run(key, effect.index, span, self._inputs[key], self._grants[key].items)
+                self._station.run(key, effect.index, span, self._input.body, self._input.items)
+            case RunSlice(key=key):
+                self._emit(
+                    SliceFailed(at_ms=self._clock.boot_ms(), key=key, index=effect.index, detail="its input is gone")
+                )
             case SetPace():
                 self._station.pace(effect.duty_permille)
             case StartWorker():
                 self._station.start(effect.grant)
             case SendRequest():
-                self._desk.request(effect, self._capability)
-            case OpenLease():
-                self._spawn(self._open_lease(effect.grant))
-            case HandIn():
-                self._spawn(self._hand_in(effect))
-            case SendHandIn():
-                self._spawn(self._send_hand_in(effect))
-            case SettleHandIn():
-                self._spawn(self._settle(effect, self._desk.verdict_envelope(effect.key)))
+                self._desk.request(effect, self._capability())
+            case OpenLease(grant=grant):
+                self._spawn(self._open_lease(grant), Unwritten.LEASE, grant.key)
+            case HandIn(grant=grant):
+                self._spawn(self._hand_in(effect), Unwritten.HAND_IN, grant.key)
+            case SendHandIn(key=key):
+                self._spawn(self._send_hand_in(effect), Unwritten.NOTE, key)
+            case SettleHandIn(key=key):
+                self._spawn(self._settle(effect), Unwritten.VERDICT, key)
             case RecordVacate():
-                self._spawn(self._record_vacate(effect))
+                self._spawn(self._record_vacate(effect), Unwritten.NOTE)
             case Report():
-                self._spawn(self.report(effect.name, effect.fields))
+                self._spawn(self.report(effect.name, effect.fields), Unwritten.NOTE)
             case _:
                 assert_never(effect)
-
-    def remember(self, grant: Grant) -> None:
-        """Take over a lease that an earlier run of the daemon left open."""
-        self._grants[grant.key] = grant
 
     async def report(self, name: str, fields: dict[str, str | int | float | bool]) -> None:
         """One log event, to standard error and to the bounded log in the store."""
@@ -125,51 +146,71 @@ class Hands:
             await self._store.call(Store.log, self._clock.wall_ms(), name, msgspec.json.encode(fields))
 
     async def close(self) -> None:
-        """Kill a worker that is still there, and wait for what is being written."""
+        """Kill a worker that is still there, and wait for what is being written, though not for a broken disk."""
         await self._station.close()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._guard(work))
+    def _capability(self) -> messages.Capability:
+        """What this unit can run now: a package that the worker refused is no longer offered."""
+        return messages.Capability(
+            device_class=self._unit.device_class, executor=self._executor, packages=tuple(self._shelf.packages)
+        )
+
+    def _spawn(
+        self, work: Coroutine[None, None, None], step: Unwritten, key: JobKey | None = None, index: int | None = None
+    ) -> None:
+        """Begin a task; `step`, `key` and `index` say what is undone should the disk refuse it."""
+        task = asyncio.get_running_loop().create_task(self._guard(work, step, key, index))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _guard(self, work: Coroutine[None, None, None]) -> None:
-        """A task's last line of defence: the disk's refusal is an event, anything else is a bug that is logged."""
+    async def _guard(
+        self, work: Coroutine[None, None, None], step: Unwritten, key: JobKey | None, index: int | None
+    ) -> None:
+        """The disk's refusal is an event, and so is a bug in a step that the core waits for."""
         try:
             await work
         except StoreError as error:
-            self._store_failed(str(error))
+            self._store_failed(str(error), step, key, index)
         except Exception as error:  # noqa: BLE001 - a bug in one effect must not end the daemon
-            logger().error("effect_failed", error=repr(error))
+            logger().error("effect_failed", step=step.value, lease=str(key), error=repr(error))
+            now_ms = self._clock.boot_ms()
+            if step is Unwritten.LEASE and key is not None:
+                self._refuse(key, repr(error))
+            elif step is Unwritten.HAND_IN and key is not None:
+                self._emit(HandInFailed(at_ms=now_ms, key=key, detail=repr(error)))
+            elif step is Unwritten.SLICE and key is not None and index is not None:
+                self._emit(SliceFailed(at_ms=now_ms, key=key, index=index, detail=repr(error)))
 
     # --- leases -------------------------------------------------------------------------------------------------
 
     async def _open_lease(self, grant: Grant) -> None:
         key = grant.key
-        self._grants[key] = grant
         if not await self._store.call(Store.open_lease, grant, self._clock.wall_ms()):
             self._refuse(key, "its nonce was used before: a replayed grant")
             return
         try:
             self._shelf.find(grant.package_sha256)
-            body = await objects.fetch(grant.input_url, grant.input_sha256, grant.input_bytes)
+            body = await objects.fetch(self._web, grant.input_url, grant.input_sha256, grant.input_bytes)
         except DrivewayError as error:
             self._refuse(key, str(error))
             return
-        self._inputs = {key: body}
+        self._input = LeaseInput(key, body, grant.items)
         self._emit(LeaseOpened(at_ms=self._clock.boot_ms(), key=key))
 
     def _refuse(self, key: JobKey, detail: str) -> None:
         self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail))
 
     async def _hand_in(self, effect: HandIn) -> None:
-        grant = self._grants[effect.key]
+        grant = effect.grant
         wall_ms = self._clock.wall_ms()
         stored = await self._store.call(
             Store.hand_in,
-            effect.key,
+            grant,
             why=None if effect.why is None else effect.why.value,
             energy_micro_wh=effect.facts.energy_micro_wh,
             wall_ms=wall_ms,
@@ -186,12 +227,12 @@ class Hands:
                 slices=kept,
             ),
         )
-        self._grants.pop(effect.key)
-        self._inputs.pop(effect.key, None)
+        if self._input is not None and self._input.key == grant.key:
+            self._input = None
         await self.report(
             "lease_closed",
             {
-                "lease": str(effect.key),
+                "lease": str(grant.key),
                 "outcome": stored.kind.value,
                 "why": "" if effect.why is None else effect.why.value,
                 "detail": effect.detail,
@@ -204,7 +245,7 @@ class Hands:
         self._emit(
             HandInStored(
                 at_ms=self._clock.boot_ms(),
-                key=effect.key,
+                key=grant.key,
                 kind=stored.kind,
                 statement_sha256=stored.statement_sha256,
             )
@@ -217,15 +258,16 @@ class Hands:
         kind, body = message
         self._desk.hand_in(kind.value, handin.address(body, kind, credit=effect.credit, have=effect.have))
 
-    async def _settle(self, effect: SettleHandIn, envelope: bytes) -> None:
+    async def _settle(self, effect: SettleHandIn) -> None:
         await self._store.call(
             Store.settle,
             effect.key,
             verdict=effect.verdict,
             reason=effect.reason,
             paid_micro=effect.paid_micro,
-            envelope=envelope,
+            envelope=effect.envelope,
         )
+        self._emit(HandInSettled(at_ms=self._clock.boot_ms(), key=effect.key))
         fields: dict[str, str | int | float | bool] = {
             "lease": str(effect.key),
             "verdict": effect.verdict.value,
@@ -242,22 +284,20 @@ class Hands:
     # --- slices and the disk ------------------------------------------------------------------------------------
 
     def _slice_done(self, key: JobKey, stored: StoredSlice) -> None:
-        self._spawn(self._keep_slice(key, stored, self._lease_energy()))
+        keep = self._keep_slice(key, stored, self._lease_energy())
+        self._spawn(keep, Unwritten.SLICE, key, stored.outcome.index)
 
     async def _keep_slice(self, key: JobKey, stored: StoredSlice, energy_micro_wh: int) -> None:
-        try:
-            await self._store.call(Store.add_slice, key, stored, energy_micro_wh)
-        except StoreError as error:
-            self._store_failed(str(error), stored.outcome.index)
-        else:
-            self._emit(SliceStored(at_ms=self._clock.boot_ms(), key=key, outcome=stored.outcome))
+        await self._store.call(Store.add_slice, key, stored, energy_micro_wh)
+        now_ms = self._clock.boot_ms()
+        self._emit(SliceStored(at_ms=now_ms, key=key, outcome=stored.outcome, output_bytes=len(stored.output)))
 
-    def _store_failed(self, detail: str, slice_index: int | None = None) -> None:
+    def _store_failed(self, detail: str, step: Unwritten, key: JobKey | None, index: int | None) -> None:
         """Tell the core, and try the disk until it takes writes again."""
-        self._emit(StoreFailed(at_ms=self._clock.boot_ms(), detail=detail, slice_index=slice_index))
+        self._emit(StoreFailed(at_ms=self._clock.boot_ms(), detail=detail, step=step, key=key, index=index))
         if not self._probing:
             self._probing = True
-            self._spawn(self._probe_store())
+            self._spawn(self._probe_store(), Unwritten.NOTE)
 
     async def _probe_store(self) -> None:
         while True:

@@ -15,6 +15,8 @@ from agent.config import Config
 from agent.errors import ConfigError, TrustError
 from agent.fleet import messages
 from agent.fleet.enrol import enrol
+from agent.fleet.link import TlsFiles
+from agent.fleet.objects import Web
 from agent.ports import Signer
 from agent.trust.keys import FileSigner, keyid, load_public_key
 
@@ -27,6 +29,8 @@ class Identity:
 
     signer: Signer
     cell: str
+    tls: TlsFiles | None
+    web: Web
     dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
 
 
@@ -43,11 +47,20 @@ async def establish(config: Config) -> Identity:
     signer = FileSigner.open_or_create(folder / "unit.key")
     key = load_public_key(read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key"))
     keys = {keyid(key): key}
+    tls = _tls(config)
+    web = Web(None if tls is None else tls.context(), config.fleet.allow_loopback_http)
     if not config.fleet.enrol_url:
-        return Identity(signer, config.unit.cell, keys)
+        return Identity(signer, config.unit.cell, tls, web, keys)
     done = folder / ENROLLED
     if not done.exists():
-        enrolled = await enrol(config.fleet.enrol_url, config.fleet.enrol_code, config.unit.id, signer, keys)
+        enrolled = await enrol(
+            web,
+            url=config.fleet.enrol_url,
+            code=config.fleet.enrol_code,
+            unit=config.unit.id,
+            signer=signer,
+            dispatcher_keys=keys,
+        )
         part = done.with_suffix(".part")
         part.write_bytes(messages.encode(enrolled))
         part.replace(done)
@@ -57,7 +70,22 @@ async def establish(config: Config) -> Identity:
         raise TrustError(f"{done} is damaged: {error}", hint="remove it to enrol again") from error
     if enrolled.unit != config.unit.id or enrolled.keyid != signer.keyid:
         raise TrustError(f"{done} is for another unit or key", hint="remove it to enrol this one")
-    return Identity(signer, enrolled.cell, keys)
+    return Identity(signer, enrolled.cell, tls, web, keys)
+
+
+def _tls(config: Config) -> TlsFiles | None:
+    """The TLS files with their paths resolved, and proven to be usable; raises ConfigError."""
+    named = config.fleet.tls
+    if named is None:
+        return None
+    tls = TlsFiles(
+        ca=str(config.path(named.ca)), certificate=str(config.path(named.certificate)), key=str(config.path(named.key))
+    )
+    try:
+        tls.context()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"fleet.tls: {tls.ca}, {tls.certificate} or {tls.key} cannot be used: {error}") from error
+    return tls
 
 
 def read_key(config: Config, value: str, name: str) -> str:

@@ -96,6 +96,7 @@ class HandInRow(msgspec.Struct, frozen=True):
     body: bytes
     statement: bytes | None
     statement_sha256: str
+    slices: int
 
 
 class OutboxRow(msgspec.Struct, frozen=True):

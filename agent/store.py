@@ -31,7 +31,7 @@ from agent.rows import (
     Totals,
     VacateStats,
 )
-from agent.trust.merkle import leaf_hash, tree_root
+from agent.trust.merkle import Tree, leaf_hash
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS leases (
@@ -66,7 +66,9 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
-        self._hashes = [bytes(row[0]) for row in self._db.execute("SELECT hash FROM ledger ORDER BY idx")]
+        self._ledger = Tree()
+        for (digest,) in self._db.execute("SELECT hash FROM ledger ORDER BY idx"):
+            self._ledger.append(bytes(digest))
 
     def close(self) -> None:
         """Checkpoint and close."""
@@ -103,7 +105,7 @@ class Store:
 
     def hand_in(
         self,
-        key: JobKey,
+        grant: Grant,
         *,
         why: str | None,
         energy_micro_wh: int,
@@ -112,24 +114,32 @@ class Store:
     ) -> OutboxRow:
         """Close a lease: `build(counter, slices)` makes its message, and all of it is committed together.
 
-        The counter rises with every statement. Returns what it became.
+        The counter rises with every statement. A lease that never came to be opened gets its row here. Returns what
+        it became.
         """
+        key = grant.key
         with _Transaction(self._db):
+            self._db.execute(
+                "INSERT OR IGNORE INTO leases (job, epoch, nonce, ticket, state, opened_wall_ms) "
+                "VALUES (?, ?, ?, ?, 'open', ?)",
+                (*key_row(key), grant.nonce, msgspec.json.encode(grant), wall_ms),
+            )
             slices = self._slices(key)
             counter = self._one("SELECT count(*) FROM ledger WHERE kind = 'statement'") + 1
             row = build(counter, slices)
             self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
                 "closed_wall_ms = ? WHERE job = ? AND epoch = ?",
-                (row.kind.value, why, len(slices), energy_micro_wh, wall_ms, *key_row(key)),
+                (row.kind.value, why, row.slices, energy_micro_wh, wall_ms, *key_row(key)),
             )
             self._db.execute(
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
                 (*key_row(key), row.kind.value, row.body, row.statement_sha256),
             )
             leaves = [] if row.statement is None else [self._append("statement", key, row.statement)]
-        self._hashes += leaves
-        return OutboxRow(key, row.kind, row.statement_sha256, len(slices))
+        for leaf in leaves:
+            self._ledger.append(leaf)
+        return OutboxRow(key, row.kind, row.statement_sha256, row.slices)
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
         """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
@@ -142,7 +152,7 @@ class Store:
             leaf = self._append("verdict", key, envelope)
             self._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", key_row(key))
             self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
-        self._hashes.append(leaf)
+        self._ledger.append(leaf)
 
     def outbox(self) -> list[OutboxRow]:
         """The hand-ins that await a verdict, oldest first."""
@@ -204,7 +214,7 @@ class Store:
 
     def ledger_head(self) -> LedgerHead:
         """The ledger's size and root."""
-        return LedgerHead(len(self._hashes), tree_root(self._hashes).hex())
+        return LedgerHead(self._ledger.size, self._ledger.root().hex())
 
     def ledger(self, limit: int) -> list[LedgerRow]:
         """The newest leaves, oldest first."""
@@ -212,13 +222,24 @@ class Store:
         rows = self._db.execute(query, (limit,))
         return [LedgerRow(*row) for row in rows][::-1]
 
+    def paused(self) -> bool:
+        """Whether the owner paused the work."""
+        return self._one("SELECT count(*) FROM meta WHERE key = 'paused'") == 1
+
+    def set_paused(self, paused: bool) -> None:  # noqa: FBT001 - the value itself
+        """Remember the owner's word over restarts."""
+        if paused:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('paused', '1')")
+        else:
+            self._db.execute("DELETE FROM meta WHERE key = 'paused'")
+
     def probe(self) -> None:
         """Write and commit something small; raises sqlite3.Error while the disk takes no writes."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
 
     def _append(self, kind: str, key: JobKey, leaf: bytes) -> bytes:
         """Write a leaf, within the caller's transaction; its hash counts once that is committed."""
-        index, digest = len(self._hashes), leaf_hash(leaf)
+        index, digest = self._ledger.size, leaf_hash(leaf)
         self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", (index, kind, *key_row(key), leaf, digest))
         return digest
 
@@ -278,7 +299,12 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, *_rest: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # a full disk may have rolled back by itself
+                self._db.execute("ROLLBACK")
 
 
 class StoreThread:

@@ -63,6 +63,7 @@ brokers = ["127.0.0.1:{broker_port}"]
 dispatcher_key = "dispatcher/dispatcher.pub"
 enrol_url = "{enrol_url}"
 enrol_code = "{enrol_code}"
+allow_loopback_http = true
 
 [inference]
 packages_dir = "packages"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import HandInKind, JobKey, SliceOutcome, Verdict
+from agent.core.model import Grant, HandInKind, SliceOutcome, Verdict
 from agent.errors import StoreError
 from agent.rows import Engine, HandInRow, StoredSlice
 from agent.store import Store, StoreThread
@@ -26,15 +26,15 @@ def stored(index: int) -> StoredSlice:
     return StoredSlice(SliceOutcome(index, 4, 0, "c" * 64, "d" * 64, 100), b"[]", ENGINE)
 
 
-def hand_in(store: Store, key: JobKey) -> list[int]:
+def hand_in(store: Store, one: Grant) -> list[int]:
     """Close a lease; the slices that went into it."""
     seen: list[int] = []
 
     def build(counter: int, slices: list[StoredSlice]) -> HandInRow:
         seen.extend(one.outcome.index for one in slices)
-        return HandInRow(HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64)
+        return HandInRow(HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64, len(slices))
 
-    store.hand_in(key, why=None, energy_micro_wh=7, wall_ms=2, build=build)
+    store.hand_in(one, why=None, energy_micro_wh=7, wall_ms=2, build=build)
     return seen
 
 
@@ -53,7 +53,7 @@ def test_a_lease_from_its_opening_to_its_verdict(store: Store) -> None:
     store.add_slice(one.key, stored(0), 6)
     (left,) = store.open_leases()
     assert (left.grant, left.done, left.energy_micro_wh) == (one, (0, 1), 6)
-    assert hand_in(store, one.key) == [0, 1]
+    assert hand_in(store, one) == [0, 1]
     (row,) = store.outbox()
     assert (row.key, row.kind, row.statement_sha256, row.slices) == (one.key, HandInKind.RESULT, "e" * 64, 2)
     assert store.open_leases() == []
@@ -72,7 +72,7 @@ def test_a_replayed_grant_is_refused_and_the_open_one_is_not(store: Store) -> No
     one = grant(1)
     assert store.open_lease(one, 1)
     assert store.open_lease(one, 2), "the same lease while it is open"
-    hand_in(store, one.key)
+    hand_in(store, one)
     assert not store.open_lease(one, 3), "its nonce is used up"
     assert not store.open_lease(grant(1, epoch=1, slices=(0,)), 4)
 
@@ -86,17 +86,17 @@ def test_a_hand_in_that_cannot_be_built_changes_nothing(store: Store) -> None:
         raise RuntimeError("the key does not answer")
 
     with pytest.raises(RuntimeError):
-        store.hand_in(one.key, why=None, energy_micro_wh=1, wall_ms=1, build=build)
+        store.hand_in(one, why=None, energy_micro_wh=1, wall_ms=1, build=build)
     assert store.outbox() == []
     assert store.ledger_head().size == 0
-    assert hand_in(store, one.key) == [0]
+    assert hand_in(store, one) == [0]
 
 
 def test_counters_rise_and_survive_a_restart(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         store = Store(tmp_path / "driveway.db")
         store.open_lease(grant(number), 1)
-        hand_in(store, grant(number).key)
+        hand_in(store, grant(number))
         store.close()
     store = Store(tmp_path / "driveway.db")
     assert [leaf.leaf for leaf in store.ledger(10)] == [b"statement 1", b"statement 2", b"statement 3"]

@@ -7,7 +7,7 @@ import pytest
 
 from agent import view
 from agent.core import gates
-from agent.core.events import GrantSeen, OwnerSaid, SendRequest, StoreFailed
+from agent.core.events import GrantSeen, OwnerSaid, SendRequest, StoreFailed, Unwritten
 from agent.core.gates import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.rows import LedgerHead, Totals, VacateStats
@@ -36,7 +36,7 @@ def test_one_word_for_what_it_does() -> None:
     assert status(shell).state == "ready"
     shell.settle_down(4)
     assert status(shell).state == "running"
-    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="full"))
+    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="full", step=Unwritten.NOTE))
     assert status(shell).state == "fault"
     shell = ready()
     shell.settle_down(4)

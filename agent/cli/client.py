@@ -14,7 +14,11 @@ TIMEOUT_S = 5.0
 
 
 class UnreachableError(DrivewayError):
-    """No daemon answers."""
+    """No daemon answers; `absent` when nobody serves the socket at all, as where no daemon runs."""
+
+    def __init__(self, what: str, *, hint: str = "", absent: bool = False) -> None:
+        super().__init__(what, hint=hint)
+        self.absent = absent
 
 
 def socket_path(explicit: Path | None, config: Path) -> Path:
@@ -47,7 +51,9 @@ def ask(path: Path, verb: str, **arguments: int) -> Any:
     except PermissionError as error:
         raise UnreachableError(f"may not open {path}", hint="join the socket's group, or use sudo") from error
     except OSError as error:
-        raise UnreachableError(f"no daemon answers on {path}: {error}", hint="is `driveway run` running?") from error
+        absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+        hint = "is `driveway run` running?"
+        raise UnreachableError(f"no daemon answers on {path}: {error}", hint=hint, absent=absent) from error
     if not line:
         raise UnreachableError(f"the daemon on {path} closed the connection without an answer")
     answer = json.loads(line)

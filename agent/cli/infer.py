@@ -1,7 +1,7 @@
 """`driveway infer PACKAGE INPUT…`: run a package here and now, in a worker process of its own.
 
-When a daemon runs on this computer, its gate is obeyed: the driver comes first for a technician's question too.
-Without one (a laptop, a bench) nothing is asked.
+When a daemon runs on this computer, its gate is obeyed, before and while the package runs: the driver comes first for a
+technician's question too. Without one (a laptop, a bench) nothing is asked.
 """
 
 from __future__ import annotations
@@ -18,18 +18,25 @@ from agent.cli import exits
 from agent.cli.client import UnreachableError, ask, socket_path
 from agent.cli.text import print_json
 from agent.clock import SystemClock
-from agent.errors import ConfigError, DrivewayError, PackageError, WorkerError
+from agent.errors import DrivewayError, PackageError, WorkerError
 from agent.inference.launcher import launch
 from agent.package import open_package
+
+GATE_POLL_S = 0.1
 
 
 def infer(options: argparse.Namespace) -> int:
     """Print one answer an input, in order."""
-    if (reason := _gate(options)) is not None:
+    gate = _Gate(options)
+    if (reason := gate.shut()) is not None:
         print(f"driveway: refused by policy: {reason}", file=sys.stderr)
         return exits.REFUSED
     items = [_read(path) for path in options.inputs]
-    answers = asyncio.run(_answers(options.package, items, options.threads))
+    try:
+        answers = asyncio.run(_answers(options.package, items, options.threads, gate))
+    except GateShutError as error:
+        print(f"driveway: stopped by policy: {error}", file=sys.stderr)
+        return exits.REFUSED
     if options.json:
         print_json([{"input": str(path), **answer} for path, answer in zip(options.inputs, answers, strict=True)])
     else:
@@ -38,16 +45,31 @@ def infer(options: argparse.Namespace) -> int:
     return exits.FAILED if any("error" in answer for answer in answers) else exits.FINE
 
 
-def _gate(options: argparse.Namespace) -> str | None:
-    """Why a running daemon's gate is shut; None when it is open or there is no daemon here."""
-    try:
-        reasons = ask(socket_path(options.socket, options.config), "why")
-    except (UnreachableError, ConfigError):
-        return None
-    return reasons[0]["text"] if reasons else None
+class GateShutError(Exception):
+    """The gate shut while the package ran."""
 
 
-async def _answers(package: Path, items: list[bytes], threads: int) -> list[dict[str, Any]]:
+class _Gate:
+    """The gate of the daemon on this computer; only a socket that nobody serves means that there is no daemon."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        exists = options.socket is not None or options.config.exists()
+        self._path = socket_path(options.socket, options.config) if exists else None
+
+    def shut(self) -> str | None:
+        """Why the gate is shut; None when it is open or nobody keeps one. Raises UnreachableError when in doubt."""
+        if self._path is None:
+            return None
+        try:
+            reasons = ask(self._path, "why")
+        except UnreachableError as error:
+            if error.absent:
+                return None
+            raise
+        return reasons[0]["text"] if reasons else None
+
+
+async def _answers(package: Path, items: list[bytes], threads: int, gate: _Gate) -> list[dict[str, Any]]:
     """Run all items as one slice; raises DrivewayError with the worker's own words when it fails."""
     opened = open_package(package)
     loop = asyncio.get_running_loop()
@@ -77,7 +99,10 @@ async def _answers(package: Path, items: list[bytes], threads: int) -> list[dict
     )
     try:
         worker.load(opened.path.resolve(), threads=threads, memory_mb=opened.manifest.limits.memory_mb)
-        answers: list[dict[str, Any]] = json.loads(await over)
+        while not (await asyncio.wait({over}, timeout=GATE_POLL_S))[0]:
+            if (reason := await asyncio.to_thread(gate.shut)) is not None:
+                raise GateShutError(reason)
+        answers: list[dict[str, Any]] = json.loads(over.result())
         return answers
     finally:
         worker.stop(0)

@@ -98,6 +98,7 @@ class VerdictSeen(Event, frozen=True, tag=True):
     paid_micro: int
     statement_sha256: str
     retry_ms: int
+    envelope: bytes
     next_grant: Grant | None = None
 
 
@@ -146,10 +147,11 @@ class WorkerGone(Event, frozen=True, tag=True):
 
 
 class SliceStored(Event, frozen=True, tag=True):
-    """A finished slice is on disk."""
+    """A finished slice is on disk; its answers are `output_bytes` long."""
 
     key: JobKey
     outcome: SliceOutcome
+    output_bytes: int
 
 
 class SliceFailed(Event, frozen=True, tag=True):
@@ -171,14 +173,39 @@ class HandInStored(Event, frozen=True, tag=True):
     statement_sha256: str
 
 
+class HandInFailed(Event, frozen=True, tag=True):
+    """A hand-in could not be made, for a reason that trying again would not change."""
+
+    key: JobKey
+    detail: str
+
+
+class HandInSettled(Event, frozen=True, tag=True):
+    """The verdict is recorded, and the outbox row gone."""
+
+    key: JobKey
+
+
+class Unwritten(enum.StrEnum):
+    """Which step the disk refused; each is done again once it takes writes."""
+
+    LEASE = "lease"
+    SLICE = "slice"
+    HAND_IN = "hand_in"
+    VERDICT = "verdict"
+    NOTE = "note"
+
+
 class StoreFailed(Event, frozen=True, tag=True):
     """The disk refused a write (full, I/O error): nothing new may be earned until it takes one again.
 
-    `slice_index` names the finished slice that could not be kept, if it was one: it is computed again.
+    `key` and `index` name the lease and the slice that the step was about, where it was about one.
     """
 
     detail: str
-    slice_index: int | None = None
+    step: Unwritten
+    key: JobKey | None = None
+    index: int | None = None
 
 
 class StoreRecovered(Event, frozen=True, tag=True):
@@ -212,6 +239,8 @@ EventType = (
     | SliceStored
     | SliceFailed
     | HandInStored
+    | HandInFailed
+    | HandInSettled
     | StoreFailed
     | StoreRecovered
     | OwnerSaid
@@ -231,7 +260,6 @@ class SendRequest(Effect, frozen=True, tag=True):
 
     rid: str
     have: tuple[JobKey, ...]
-    open_for_s: int
 
 
 class OpenLease(Effect, frozen=True, tag=True):
@@ -269,9 +297,9 @@ class StopWorker(Effect, frozen=True, tag=True):
 
 
 class HandIn(Effect, frozen=True, tag=True):
-    """Sign what the lease finished and put it in the outbox; answered by HandInStored or StoreFailed."""
+    """Sign what the lease finished and put it in the outbox; answered by HandInStored, HandInFailed or StoreFailed."""
 
-    key: JobKey
+    grant: Grant
     kind: HandInKind
     why: YieldReason | None
     detail: str
@@ -287,12 +315,13 @@ class SendHandIn(Effect, frozen=True, tag=True):
 
 
 class SettleHandIn(Effect, frozen=True, tag=True):
-    """Record the verdict and drop the hand-in from the outbox, in one transaction."""
+    """Record the verdict and drop the hand-in from the outbox, in one transaction; answered by HandInSettled."""
 
     key: JobKey
     verdict: Verdict
     reason: str
     paid_micro: int
+    envelope: bytes
 
 
 class RecordVacate(Effect, frozen=True, tag=True):

@@ -15,10 +15,16 @@ import enum
 
 import msgspec
 
+from agent.core.events import SettleHandIn
 from agent.core.model import Grant, HandInKind, JobKey, YieldReason
 
 RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
+HAND_IN_BYTES = 15_000
+"""A lease is handed in early rather than outgrow one message of 16 KiB: what follows is a generous estimate."""
+HAND_IN_BASE_BYTES = 2_500
+HAND_IN_SLICE_BYTES = 640
+"""A slice's share of the statement (in base64) and its place in the message."""
 
 
 class Phase(enum.StrEnum):
@@ -38,9 +44,13 @@ class Lease(msgspec.Struct, frozen=True):
     phase: Phase = Phase.GRANTED
     done: tuple[int, ...] = ()
     in_flight: int | None = None
+    in_flight_since_ms: int = 0
+    output_bytes: int = 0
+    largest_output_bytes: int = 0
+    gate_state: str = "open"
     started_ms: int | None = None
     energy_start_micro_wh: float = 0.0
-    worker_losses: int = 0
+    failures: int = 0
     ending: YieldReason | None = None
     ending_detail: str = ""
 
@@ -55,6 +65,13 @@ class Lease(msgspec.Struct, frozen=True):
         return tuple(index for index in self.grant.slices if index not in self.done and index != self.in_flight)
 
     @property
+    def full(self) -> bool:
+        """One more slice as large as the largest so far might not fit into the hand-in's message."""
+        slices = len(self.done) + 1
+        answers = 4 * (self.output_bytes + self.largest_output_bytes) // 3
+        return HAND_IN_BASE_BYTES + slices * HAND_IN_SLICE_BYTES + answers > HAND_IN_BYTES
+
+    @property
     def complete(self) -> bool:
         """Every wanted slice is on disk."""
         return len(self.done) == len(self.grant.slices)
@@ -65,16 +82,25 @@ class Lease(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, ending=why, ending_detail=detail)
 
-    def stored(self, index: int) -> Lease:
+    def began(self, index: int, now_ms: int, gate_state: str) -> Lease:
+        """The lease with a slice in flight."""
+        return msgspec.structs.replace(self, in_flight=index, in_flight_since_ms=now_ms, gate_state=gate_state)
+
+    def stored(self, index: int, output_bytes: int) -> Lease:
         """The lease with one more slice on disk; a slice that is not wanted or not new changes nothing."""
         if index in self.done or index not in self.grant.slices:
             return self
-        in_flight = None if self.in_flight == index else self.in_flight
-        return msgspec.structs.replace(self, done=(*self.done, index), in_flight=in_flight)
+        return msgspec.structs.replace(
+            self,
+            done=(*self.done, index),
+            in_flight=None if self.in_flight == index else self.in_flight,
+            output_bytes=self.output_bytes + output_bytes,
+            largest_output_bytes=max(self.largest_output_bytes, output_bytes),
+        )
 
-    def lost_worker(self) -> Lease:
-        """The lease after its worker went away under it: the slice in flight is to be done again."""
-        return msgspec.structs.replace(self, in_flight=None, worker_losses=self.worker_losses + 1)
+    def failed(self) -> Lease:
+        """The lease after its worker or a slice failed: what was in flight is to be done again."""
+        return msgspec.structs.replace(self, in_flight=None, failures=self.failures + 1)
 
 
 def left_over(grant: Grant, done: tuple[int, ...], energy_micro_wh: int, now_ms: int) -> Lease:
@@ -92,23 +118,20 @@ def left_over(grant: Grant, done: tuple[int, ...], energy_micro_wh: int, now_ms:
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A hand-in in the outbox. It is sent again until a signed verdict comes, also after a reboot."""
+    """A hand-in in the outbox. It is sent again until a signed verdict comes, also after a reboot.
+
+    The verdict stays with it until it is on disk, `settling` while that is being done.
+    """
 
     key: JobKey
     kind: HandInKind
     statement_sha256: str
     next_ms: int
     tries: int = 0
-    first_sent_ms: int | None = None
-    asked_credit: bool = False
+    verdict: SettleHandIn | None = None
+    settling: bool = False
 
-    def sent(self, now_ms: int, jitter: float, *, credit: bool) -> Pending:
+    def sent(self, now_ms: int, jitter: float) -> Pending:
         """After one more try: the next is due twice as far off, spread by `jitter` in [0, 1)."""
         delay_ms = min(RESEND_MAX_MS, RESEND_FIRST_MS * 2**self.tries) * (0.75 + 0.5 * jitter)
-        return msgspec.structs.replace(
-            self,
-            next_ms=now_ms + round(delay_ms),
-            tries=min(self.tries + 1, 30),
-            first_sent_ms=now_ms if self.first_sent_ms is None else self.first_sent_ms,
-            asked_credit=credit,
-        )
+        return msgspec.structs.replace(self, next_ms=now_ms + round(delay_ms), tries=min(self.tries + 1, 30))

@@ -36,6 +36,7 @@ class YieldReason(enum.StrEnum):
     THERMAL = "thermal"
     OWNER = "owner"
     EXPIRED = "expired"
+    FULL = "full"
     FAULT = "fault"
     REFUSED = "refused"
     SHUTDOWN = "shutdown"
@@ -97,7 +98,10 @@ class SliceOutcome(msgspec.Struct, frozen=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True):
-    """What the core measured while a lease ran, for its statement. Times are CLOCK_BOOTTIME."""
+    """What the core measured while a lease ran, for its statement. Times are CLOCK_BOOTTIME.
+
+    `sensor` is "none" when the computer's power was not measured; `gate_state` is the gate's when the last slice began.
+    """
 
     started_ms: int
     finished_ms: int

@@ -31,6 +31,8 @@ Step = tuple[State, tuple[EffectType, ...]]
 Rule = Callable[[State], Step]
 
 REPLACE = msgspec.structs.replace
+OUTBOX_MAX = 16
+"""With so many hand-ins without a verdict the fleet is not listening: nothing more is taken on."""
 
 WHY_BY_GATE = {
     "parked": YieldReason.DRIVER,
@@ -62,20 +64,25 @@ def vacate(state: State) -> Step:
 
 
 def end_lease(state: State) -> Step:
-    """A lease ends early when the gate closes, its time is up, or its worker keeps dying."""
+    """A lease ends early when the gate closes, its time is up, its worker keeps failing, or its hand-in is full."""
     lease = state.lease
-    if lease is None or lease.ending is not None or lease.phase is Phase.HANDING_IN:
+    if lease is None or lease.ending is not None or lease.phase is Phase.HANDING_IN or lease.complete:
         return state, ()
-    if lease.complete:
-        return state, ()
+    cause = _cause_to_end(state, lease)
+    return (state if cause is None else REPLACE(state, lease=lease.end(*cause))), ()
+
+
+def _cause_to_end(state: State, lease: Lease) -> tuple[YieldReason, str] | None:
     if state.gates.state is GateState.CLOSED:
-        cause = state.gates.reasons[0]
-        return REPLACE(state, lease=lease.end(WHY_BY_GATE.get(cause.gate, YieldReason.FAULT), cause.code)), ()
+        shut = state.gates.reasons[0]
+        return WHY_BY_GATE.get(shut.gate, YieldReason.FAULT), shut.code
     if state.now_ms >= lease.expires_ms:
-        return REPLACE(state, lease=lease.end(YieldReason.EXPIRED)), ()
-    if lease.worker_losses >= state.policy.worker_attempts:
-        return REPLACE(state, lease=lease.end(YieldReason.FAULT, "the worker was lost too often")), ()
-    return state, ()
+        return YieldReason.EXPIRED, ""
+    if lease.failures >= state.policy.worker_attempts:
+        return YieldReason.FAULT, "its worker failed too often"
+    if lease.full and lease.in_flight is None:
+        return YieldReason.FULL, "more slices might not fit into one message"
+    return None
 
 
 def stop_for_ended_lease(state: State) -> Step:
@@ -95,55 +102,59 @@ def hand_in(state: State) -> Step:
         return state, ()
     kind = HandInKind.RESULT if lease.complete else HandInKind.YIELD
     effect = HandIn(
-        key=lease.key,
+        grant=lease.grant,
         kind=kind,
         why=None if lease.complete else lease.ending,
         detail=lease.ending_detail,
         facts=LeaseFacts(
             started_ms=state.now_ms if lease.started_ms is None else lease.started_ms,
             finished_ms=state.now_ms,
-            energy_micro_wh=round(state.meter.total_micro_wh - lease.energy_start_micro_wh),
-            sensor="" if state.compute is None else state.compute.sensor,
-            gate_state=state.gates.state.value,
+            energy_micro_wh=max(0, round(state.meter.total_micro_wh - lease.energy_start_micro_wh)),
+            sensor="none" if state.compute is None or state.compute.power_w is None else state.compute.sensor,
+            gate_state=lease.gate_state,
         ),
     )
     return REPLACE(state, lease=REPLACE(lease, phase=Phase.HANDING_IN)), (effect,)
 
 
 def send_outbox(state: State) -> Step:
-    """One hand-in at a time, oldest due first; a result asks for the next grant when the gate is open."""
+    """One hand-in at a time, oldest due first; a result's first sending asks for the next grant."""
     if not state.connected:
         return state, ()
-    due = [pending for pending in state.outbox if pending.next_ms <= state.now_ms]
+    due = [one for one in state.outbox if one.next_ms <= state.now_ms and one.verdict is None]
     if not due:
         return state, ()
     pending = min(due, key=lambda one: one.next_ms)
-    credit = (
-        pending.kind is HandInKind.RESULT
-        and state.lease is None
-        and state.asking is None
-        and state.gates.state is GateState.OPEN
-    )
-    sent = pending.sent(state.now_ms, state.jitter(pending.tries), credit=credit)
-    outbox = tuple(sent if one.key == pending.key else one for one in state.outbox)
-    state = REPLACE(state, outbox=outbox)
-    if credit and sent.first_sent_ms is not None:
-        state = REPLACE(state, asking=Asking(rid=str(pending.key), sent_ms=sent.first_sent_ms))
+    # A sending repeated later must not ask: which of the two was answered, and so when a lease began, nobody knows.
+    credit = pending.kind is HandInKind.RESULT and pending.tries == 0 and state.asking is None and _may_ask(state)
+    sent = pending.sent(state.now_ms, state.jitter(pending.tries))
+    state = REPLACE(state, outbox=tuple(sent if one.key == pending.key else one for one in state.outbox))
+    if credit:
+        state = REPLACE(state, asking=Asking(rid=str(pending.key), sent_ms=state.now_ms))
     return state, (SendHandIn(key=pending.key, credit=int(credit), have=state.have),)
 
 
 def ask(state: State) -> Step:
     """An open gate with nothing to do asks for work; an unanswered question is asked again."""
-    if state.gates.state is not GateState.OPEN or not state.connected or state.lease is not None:
-        return state, ()
-    if state.now_ms < state.ask_not_before_ms or state.worker.phase is WorkerPhase.STOPPING:
+    if not _may_ask(state) or not state.connected or state.worker.phase is WorkerPhase.STOPPING:
         return state, ()
     if state.asking is not None and state.now_ms - state.asking.sent_ms < state.policy.request_timeout_ms:
         return state, ()
     asked = state.asked + 1
     rid = f"{state.name}-{asked}"
     state = REPLACE(state, asked=asked, asking=Asking(rid=rid, sent_ms=state.now_ms))
-    return state, (SendRequest(rid=rid, have=state.have, open_for_s=0),)
+    return state, (SendRequest(rid=rid, have=state.have),)
+
+
+def _may_ask(state: State) -> bool:
+    """Whether another lease could be taken on now."""
+    return (
+        state.gates.state is GateState.OPEN
+        and state.lease is None
+        and not state.left_over
+        and len(state.outbox) < OUTBOX_MAX
+        and state.now_ms >= state.ask_not_before_ms
+    )
 
 
 def open_lease(state: State) -> Step:
@@ -181,7 +192,8 @@ def run_slice(state: State) -> Step:
         return state, ()
     index = lease.remaining[0]
     first, last = lease.grant.span(index)
-    state = REPLACE(state, lease=REPLACE(lease, in_flight=index), slices_started=state.slices_started + 1)
+    began = lease.began(index, state.now_ms, state.gates.state.value)
+    state = REPLACE(state, lease=began, slices_started=state.slices_started + 1)
     return state, (RunSlice(key=lease.key, index=index, first=first, last=last),)
 
 
@@ -195,34 +207,51 @@ def pace(state: State) -> Step:
 
 
 def retire_worker(state: State) -> Step:
-    """A worker that does not come up, or has had nothing to do for long, is ended."""
-    worker, policy = state.worker, state.policy
+    """A worker that does not come up, hangs, or has had nothing to do for long, is ended."""
+    worker, policy, lease = state.worker, state.policy, state.lease
     if worker.phase is WorkerPhase.STARTING and state.now_ms - worker.since_ms > policy.worker_start_timeout_ms:
-        return _stop_worker(state, "it did not come up in time")
+        return _stop_worker(state, "it did not come up in time", failed=True)
+    if worker.phase is WorkerPhase.READY and lease is not None and lease.in_flight is not None:
+        if state.now_ms - lease.in_flight_since_ms > policy.slice_timeout_ms:
+            return _stop_worker(state, "it hangs in a slice", failed=True)
+        return state, ()
     idle_ms = state.now_ms - worker.idle_since_ms
     if worker.phase is WorkerPhase.READY and state.lease is None and idle_ms > policy.keep_warm_s * 1000:
         return _stop_worker(state, "nothing to do")
     return state, ()
 
 
-def _stop_worker(state: State, why: str) -> Step:
+def _stop_worker(state: State, why: str, *, failed: bool = False) -> Step:
     worker = state.worker
-    drains = worker.phase is WorkerPhase.READY and worker.micro_batch_ms <= state.policy.vacate_budget_ms
+    drains = not failed and worker.phase is WorkerPhase.READY and worker.micro_batch_ms <= state.policy.vacate_budget_ms
     budget_ms = state.policy.vacate_budget_ms if drains else 0
-    state = REPLACE(state, worker=REPLACE(worker, phase=WorkerPhase.STOPPING, since_ms=state.now_ms))
+    state = REPLACE(state, worker=REPLACE(worker, phase=WorkerPhase.STOPPING, since_ms=state.now_ms, failed=failed))
     return state, (StopWorker(budget_ms=budget_ms, why=why),)
 
 
-def lease_ready(lease: Lease, now_ms: int, energy_micro_wh: float) -> Lease:
-    """The lease once its input is here: it starts to run, and its energy to count."""
-    return REPLACE(lease, phase=Phase.RUNNING, started_ms=now_ms, energy_start_micro_wh=energy_micro_wh)
+def take_left_over(state: State) -> Step:
+    """A lease that an earlier run left open is handed in before anything else is taken on."""
+    if state.lease is not None or not state.left_over:
+        return state, ()
+    return REPLACE(state, lease=state.left_over[0], left_over=state.left_over[1:]), ()
+
+
+def settle(state: State) -> Step:
+    """A verdict is written down, and the hand-in let go with it; once the disk takes writes."""
+    if state.store_problem:
+        return state, ()
+    ready = [one for one in state.outbox if one.verdict is not None and not one.settling]
+    outbox = tuple(REPLACE(one, settling=True) if one in ready else one for one in state.outbox)
+    return REPLACE(state, outbox=outbox), tuple(one.verdict for one in ready if one.verdict is not None)
 
 
 RULES: tuple[Rule, ...] = (
     vacate,
+    take_left_over,
     end_lease,
     stop_for_ended_lease,
     hand_in,
+    settle,
     send_outbox,
     ask,
     open_lease,

@@ -47,6 +47,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """An idle worker keeps its engine loaded for this long."""
     request_timeout_ms: Milliseconds = 10_000
     worker_start_timeout_ms: Milliseconds = 30_000
+    slice_timeout_ms: Annotated[int, msgspec.Meta(ge=1_000, le=3_600_000)] = 300_000
+    """A slice that takes longer than this hangs: its worker is killed."""
     worker_attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 3
     """A lease whose worker dies this often is given back."""
     energy_price_micro_per_kwh: Annotated[int, msgspec.Meta(ge=-10_000_000, le=10_000_000)] = 270_000

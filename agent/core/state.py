@@ -40,6 +40,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     idle_since_ms: int = 0
     duty_permille: int = 1000
     not_before_ms: int = 0
+    failed: bool = False
+    """It was ended because it failed (did not come up, hung), not because it was not needed."""
 
 
 class Asking(msgspec.Struct, frozen=True):
@@ -81,13 +83,17 @@ class State(msgspec.Struct, frozen=True):
     asking: Asking | None = None
     ask_not_before_ms: int = 0
     asked: int = 0
+    fruitless: int = 0
+    """Leases in a row that came to nothing by refusal or fault: each doubles the wait for the next."""
+    left_over: tuple[Lease, ...] = ()
     slices_started: int = 0
     slices_kept: int = 0
 
     @property
     def have(self) -> tuple[JobKey, ...]:
         """What this car holds: the lease it works on and the hand-ins that await a verdict."""
-        held = () if self.lease is None else (self.lease.key,)
+        leases = (self.lease, *self.left_over)
+        held = tuple(lease.key for lease in leases if lease is not None)
         return held + tuple(pending.key for pending in self.outbox if pending.key not in held)
 
     def jitter(self, salt: int) -> float:
@@ -100,6 +106,6 @@ def initial(name: str, policy: Policy, now_ms: int) -> State:
     return State(name=name, policy=policy, now_ms=now_ms, gates=shut(now_ms))
 
 
-def resume(state: State, outbox: tuple[Pending, ...], lease: Lease | None) -> State:
-    """The state at start with what an earlier run left: hand-ins without a verdict, and perhaps an open lease."""
-    return msgspec.structs.replace(state, outbox=outbox, lease=lease)
+def resume(state: State, outbox: tuple[Pending, ...], left_over: tuple[Lease, ...], *, paused: bool) -> State:
+    """The state at start with what an earlier run left: hand-ins without a verdict, open leases, the owner's pause."""
+    return msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner_paused=paused)

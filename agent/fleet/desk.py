@@ -25,6 +25,10 @@ from agent.ports import Clock, Emit
 from agent.trust import dsse
 
 REQUEST_EXPIRY_S = 60
+HAVE_MAX = 64
+UNKNOWN_S = 0
+"""How long the gate is expected to stay open is not estimated yet."""
+VERBS = {"grant", "verdict"}
 
 
 class Desk:
@@ -44,7 +48,6 @@ class Desk:
         self._unit, self._up, self._boot = unit, f"dw/v1/u/{cell}/{unit}", boot
         self._keys, self._emit, self._clock = dispatcher_keys, emit, clock
         self._connections = 0
-        self._verdicts: dict[JobKey, bytes] = {}
         self.refused: Counter[str] = Counter()
         will = (f"{self._up}/status", self._status("lost"))
         config = msgspec.structs.replace(link, client_id=unit, filters=(f"dw/v1/d/{unit}/+",), will=will)
@@ -62,7 +65,7 @@ class Desk:
     def request(self, effect: SendRequest, capability: messages.Capability) -> bool:
         """Ask for work; False when the link cannot take it now."""
         message = messages.Request(
-            rid=effect.rid, have=effect.have, credit=1, cap=capability, open_for_s=effect.open_for_s
+            rid=effect.rid, have=effect.have[:HAVE_MAX], credit=1, cap=capability, open_for_s=UNKNOWN_S
         )
         return self._link.publish(f"{self._up}/request", messages.encode(message), expiry_s=REQUEST_EXPIRY_S)
 
@@ -70,16 +73,13 @@ class Desk:
         """Publish a result or a yield; False when the link cannot take it now."""
         return self._link.publish(f"{self._up}/{verb}", body)
 
-    def verdict_envelope(self, key: JobKey) -> bytes:
-        """The signed envelope of the verdict just seen, for the ledger."""
-        return self._verdicts.pop(key, b"")
-
     def receive(self, topic: str, body: bytes) -> None:
         """One message from the broker, trusted in nothing."""
         try:
             event = self._understand(topic, body)
         except (messages.MessageError, TrustError) as error:
-            kind = f"{topic.rpartition('/')[2]}: {type(error).__name__}"
+            verb = topic.rpartition("/")[2]
+            kind = f"{verb if verb in VERBS else 'other'}: {type(error).__name__}"
             self.refused[kind] += 1
             if self.refused[kind] == 1:
                 logger().warning("message_refused", topic=topic, bytes=len(body), error=str(error))
@@ -108,7 +108,6 @@ class Desk:
         message = messages.decode(payload, messages.VerdictMessage)
         self._check_unit(message.unit)
         key = JobKey(message.job, message.epoch)
-        self._verdicts = {key: envelope}
         return VerdictSeen(
             at_ms=self._clock.boot_ms(),
             key=key,
@@ -117,6 +116,7 @@ class Desk:
             paid_micro=message.paid_micro,
             statement_sha256=message.statement_sha256,
             retry_ms=message.retry_s * 1000,
+            envelope=envelope,
             next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
         )
 
@@ -137,7 +137,12 @@ class Desk:
 
 
 def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
-    """A job of a signed payload as the core sees it; the payload's digest is the ticket the statement names."""
+    """A job of a signed payload as the core sees it; the payload's digest is the ticket the statement names.
+
+    Raises MessageError for slices that are not of the job, or twice in it.
+    """
+    if len(set(job.slices)) != len(job.slices) or max(job.slices) * job.slice_items >= job.items:
+        raise messages.MessageError(f"the grant of {job.job} names slices twice, or that the job does not have")
     return Grant(
         job=job.job,
         epoch=job.epoch,

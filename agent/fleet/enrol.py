@@ -7,26 +7,36 @@ the unit. The answer counts only under the dispatcher key that the configuration
 from __future__ import annotations
 
 import asyncio
+import http
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import FleetError
 from agent.fleet import messages
-from agent.fleet.objects import request
+from agent.fleet.objects import Web, request
 from agent.ports import Signer
 from agent.trust import dsse
 
 
 async def enrol(
-    url: str, code: str, unit: str, signer: Signer, dispatcher_keys: dict[str, EllipticCurvePublicKey]
+    web: Web,
+    *,
+    url: str,
+    code: str,
+    unit: str,
+    signer: Signer,
+    dispatcher_keys: dict[str, EllipticCurvePublicKey],
 ) -> messages.Enrolled:
     """Introduce this unit; raises FleetError when the dispatcher refuses, TrustError when the answer is not its own."""
     asked = messages.Enrolment(
         code=code, unit=unit, public_key_pem=signer.public_key_pem(), key_protection=signer.protection
     )
     envelope = dsse.sign(messages.ENROLMENT_TYPE, msgspec.json.encode(asked), signer)
-    answer = await asyncio.to_thread(request, "POST", url, envelope, messages.MAX_MESSAGE_BYTES)
+    status, answer = await asyncio.to_thread(request, web, "POST", url, envelope, messages.MAX_MESSAGE_BYTES)
+    if status != http.HTTPStatus.OK:
+        said = answer[:200].decode("utf-8", "replace")
+        raise FleetError(f"the dispatcher at {url} refused to enrol this unit ({status}): {said}")
     payload = dsse.verify(answer, messages.ENROLMENT_TYPE, dispatcher_keys)
     enrolled = messages.decode(payload, messages.Enrolled)
     if enrolled.unit != unit or enrolled.keyid != signer.keyid:

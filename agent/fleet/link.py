@@ -11,6 +11,8 @@ behaviour:
 * At most `MAX_IN_FLIGHT` publishes are inside the library, since it ignores the broker's Receive Maximum.
 * Callbacks only hand values to the event loop; an exception there would kill the network thread for good. The
   thread's end, for whatever reason, is what 'the link is down' means.
+* What arrives waits in a short inbox and is handed over one message a turn of the loop, so that a flood of messages
+  delays no frame of the vehicle's bus.
 * The link is up when the SUBACK granted every filter, not when the CONNACK came.
 """
 
@@ -22,6 +24,7 @@ import random
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +42,12 @@ MAX_PACKET_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 60.0
+UP_DEADLINE_S = 15.0
+"""A broker that has not granted the subscriptions by then is left."""
+SETTLED_S = 60.0
+"""A link that was up for this long was good: the next attempt begins without back-off."""
+INBOX_MESSAGES = 32
+"""More than these wait for nobody: acknowledgements mean nothing, so what is dropped is sent again by its sender."""
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,14 +120,20 @@ class Link:
             host, port = self._config.brokers[attempt % len(self._config.brokers)]
             broker = f"{host}:{port}"
             up = asyncio.Event()
-            self._connection = _Connection(self._config, host, port, self._on_message, up.set)
+            began_s = asyncio.get_running_loop().time()
             try:
-                detail = await self._one_connection(self._connection, broker, up)
-            finally:
-                self.connected = False
-                await self._connection.end()
-                self._connection = None
-            attempt = 1 if up.is_set() else attempt + 1
+                self._connection = _Connection(self._config, host, port, self._on_message, up.set)
+            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                detail = f"the TLS files cannot be used: {error}"
+            else:
+                try:
+                    detail = await self._one_connection(self._connection, broker, up)
+                finally:
+                    self.connected = False
+                    await self._connection.end()
+                    self._connection = None
+            settled = up.is_set() and asyncio.get_running_loop().time() - began_s > SETTLED_S
+            attempt = 1 if settled else attempt + 1
             self._on_state(False, broker, detail)
             ceiling_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)
             await asyncio.sleep(random.uniform(0, ceiling_s))  # noqa: S311 - jitter, not a secret
@@ -129,7 +144,9 @@ class Link:
         waiting = asyncio.create_task(up.wait())
         try:
             pending: set[asyncio.Future[Any]] = {over, waiting}
-            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(pending, timeout=UP_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not up.is_set() and not over.done():
+                return f"the broker at {broker} did not grant the subscriptions in {UP_DEADLINE_S:.0f} s"
             if up.is_set() and not over.done():
                 self.connected = True
                 self._on_state(True, broker, "")
@@ -155,6 +172,8 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[str] = self._loop.create_future()
         self._in_flight: set[int] = set()
+        self._inbox: deque[tuple[str, bytes]] = deque(maxlen=INBOX_MESSAGES)
+        self._delivering = False
         self._detail = ""
         self._client = self._build()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
@@ -256,7 +275,23 @@ class _Connection:
         self._detail = self._detail or f"disconnected: {code}"
 
     def _received(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
-        self._tell(self._deliver, message.topic, bytes(message.payload))
+        # Only the newest wait; and of what is larger than any message of ours no more is kept than shows that it is.
+        self._inbox.append((message.topic, bytes(message.payload[:MAX_PACKET_BYTES])))
+        if len(self._inbox) == 1:
+            self._tell(self._wake)
+
+    def _wake(self) -> None:
+        if not self._delivering:
+            self._delivering = True
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """One message, then a turn of the loop for everybody else."""
+        if not self._inbox:
+            self._delivering = False
+            return
+        self._loop.call_soon(self._hand_over)
+        self._deliver(*self._inbox.popleft())
 
     def _acknowledged(self, _c: mqtt.Client, _u: Any, mid: int, _code: ReasonCode, _p: Properties | None) -> None:
         self._tell(self._in_flight.discard, mid)

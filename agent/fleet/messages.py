@@ -207,16 +207,15 @@ Message = TypeVar(
 )
 
 
-def encode(message: msgspec.Struct) -> bytes:
+def encode(message: msgspec.Struct, *, limit: int = MAX_MESSAGE_BYTES) -> bytes:
     """The message as JSON bytes.
 
-    Raises MessageError when it exceeds 16 KiB, which would make a broker drop the link.
+    Raises MessageError when it exceeds the limit: 16 KiB, above which a broker may drop the link.
     """
     body = msgspec.json.encode(message)
-    if len(body) > MAX_MESSAGE_BYTES:
+    if len(body) > limit:
         raise MessageError(
-            f"{type(message).__name__} is {len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that dw/v1 allows; "
-            "use smaller jobs"
+            f"{type(message).__name__} is {len(body)} bytes, more than the {limit} that dw/v1 allows; use smaller jobs"
         )
     return body
 

@@ -46,7 +46,10 @@ _ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl
 
 def launch(clock: Clock, on_message: OnMessage, on_gone: OnGone, *, python: str = sys.executable) -> WorkerProcess:
     """Start a worker; Hello follows as its first message. Raises WorkerError when the process cannot be started."""
-    ours, theirs = socket.socketpair()
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise WorkerError(f"no socket for a worker: {error.strerror}") from error
     with theirs:
         try:
             process = subprocess.Popen(
@@ -63,7 +66,13 @@ def launch(clock: Clock, on_message: OnMessage, on_gone: OnGone, *, python: str 
         except OSError as error:
             ours.close()
             raise WorkerError(f"{python} cannot be started: {error.strerror}") from error
-    return WorkerProcess(clock, on_message, on_gone, process, ours)
+    try:
+        return WorkerProcess(clock, on_message, on_gone, process, ours)
+    except OSError as error:
+        ours.close()
+        process.kill()
+        process.communicate()
+        raise WorkerError(f"the worker cannot be watched: {error.strerror}") from error
 
 
 class WorkerProcess:
@@ -142,6 +151,11 @@ class WorkerProcess:
                     budget_ms = 0
         self._kill_after(budget_ms)
 
+    def condemn(self, fault: str) -> None:
+        """Kill a worker that did what it must not; `on_gone` will say so, and that it was not expected."""
+        self._fault = self._fault or fault
+        self._kill_after(0)
+
     async def gone(self) -> None:
         """Wait until the process has ended and `on_gone` was called."""
         await self._gone.wait()
@@ -181,8 +195,7 @@ class WorkerProcess:
                 self._check(message)
                 self._on_message(message)
         except wire.WireError as error:
-            self._fault = f"broke the protocol: {error.what}"
-            self._kill_after(0)
+            self.condemn(f"broke the protocol: {error.what}")
 
     def _check(self, message: wire.WorkerMessage) -> None:
         """Raise WireError for a message that cannot be right; notes a refusal, after which the worker ends."""
@@ -249,7 +262,10 @@ class WorkerProcess:
 
 def _sealed_memory(body: bytes) -> int:
     """A memfd with `body` in it that nobody can change any more; the caller closes it. Raises WorkerError."""
-    descriptor = os.memfd_create("driveway-input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        descriptor = os.memfd_create("driveway-input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise WorkerError(f"no memory for an input of {len(body)} bytes: {error.strerror}") from error
     try:
         rest = memoryview(body)
         while rest:

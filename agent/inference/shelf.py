@@ -32,6 +32,11 @@ class Shelf:
             else:
                 self.packages[package.package_sha256] = package
 
+    def take_off(self, package: Package, detail: str) -> None:
+        """Offer a package no more, since the worker refused it; the next start looks at it again."""
+        self.packages.pop(package.package_sha256, None)
+        self.refused[package.path.name] = detail
+
     def find(self, sha256: str) -> Package:
         """The package of this digest; raises PackageError when this unit does not hold it."""
         package = self.packages.get(sha256)

@@ -6,6 +6,7 @@ computes. A finished slice is handed to `on_slice` to be made durable; only then
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import assert_never
 
@@ -14,13 +15,14 @@ import msgspec
 from agent import wire
 from agent.core.events import SliceFailed, WorkerGone, WorkerIdle, WorkerReady, WorkerRefused
 from agent.core.model import Grant, JobKey, SliceOutcome
-from agent.errors import DrivewayError, WorkerError
+from agent.errors import PackageError, WorkerError
 from agent.inference.launcher import WorkerProcess, launch
 from agent.inference.shelf import Shelf
 from agent.package import Package
 from agent.ports import Clock, Emit
 from agent.rows import Engine, StoredSlice
 
+EXECUTOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
 OnSlice = Callable[[JobKey, StoredSlice], None]
 
 
@@ -32,10 +34,11 @@ class WorkerLimits(msgspec.Struct, frozen=True):
 
 
 class Running(msgspec.Struct, frozen=True):
-    """The slice being computed, of which lease."""
+    """The slice being computed, of which lease, and its items [first, last)."""
 
     key: JobKey
     index: int
+    span: tuple[int, int]
 
 
 class Station:
@@ -54,30 +57,33 @@ class Station:
         """Start a worker for the grant's package; WorkerReady, WorkerRefused or WorkerGone follows."""
         try:
             self._package = self._shelf.find(grant.package_sha256)
+        except PackageError as error:
+            self._refused(grant.package, str(error))
+            self._gone(0, True, str(error))
+            return
+        path, limits = self._package.path, self._limits
+        try:
             self._process = launch(self._clock, self._said, self._gone)
-            self._process.load(self._package.path, threads=self._limits.threads, memory_mb=self._limits.memory_mb)
-        except DrivewayError as error:
-            self._broken(grant.package, error)
+        except WorkerError as error:
+            self._gone(0, False, str(error))
+            return
+        self._order(lambda process: process.load(path, threads=limits.threads, memory_mb=limits.memory_mb))
 
     def run(self, key: JobKey, index: int, span: tuple[int, int], body: bytes, items: int) -> None:
         """Compute items [first, last) of the input `body`, which crosses once per lease."""
-        self._running, self.items_done = Running(key, index), 0
-        try:
-            process = self._live()
+        self._running, self.items_done = Running(key, index, span), 0
+
+        def give(process: WorkerProcess) -> None:
             if self._input_of != key:
                 process.send_input(body, items=items)
                 self._input_of = key
             process.run(index, *span)
-        except DrivewayError as error:
-            self._slice_failed(str(error))
-            self.stop(0)
+
+        self._order(give)
 
     def pace(self, duty_permille: int) -> None:
         """Let the worker compute for this share of the time."""
-        try:
-            self._live().pace(duty_permille)
-        except WorkerError:
-            self.stop(0)  # a worker that takes no orders is broken; WorkerGone follows
+        self._order(lambda process: process.pace(duty_permille))
 
     def stop(self, budget_ms: int) -> None:
         """End the worker: the order is on its way when this returns."""
@@ -91,18 +97,18 @@ class Station:
             process.stop(0)
             await process.gone()
 
-    def _live(self) -> WorkerProcess:
-        if self._process is None:
-            raise WorkerError("there is no worker")
-        return self._process
+    def _order(self, give: Callable[[WorkerProcess], None]) -> None:
+        """Give an order; a worker that does not take it is killed, and its end (WorkerGone) says why."""
+        process = self._process
+        if process is None:
+            return  # it has just ended: WorkerGone is on its way
+        try:
+            give(process)
+        except WorkerError as error:
+            process.condemn(str(error))
 
-    def _broken(self, package: str, error: DrivewayError) -> None:
-        now_ms = self._clock.boot_ms()
-        self._emit(WorkerRefused(at_ms=now_ms, package=package, detail=str(error)))
-        if self._process is None:
-            self._emit(WorkerGone(at_ms=now_ms, pid=0, expected=True, detail=str(error)))
-        else:
-            self._process.stop(0)
+    def _refused(self, package: str, detail: str) -> None:
+        self._emit(WorkerRefused(at_ms=self._clock.boot_ms(), package=package, detail=detail))
 
     def _said(self, message: wire.WorkerMessage) -> None:
         match message:
@@ -111,8 +117,9 @@ class Station:
             case wire.Loaded():
                 self._loaded(message)
             case wire.Refused():
-                name = "" if self._package is None else self._package.manifest.name
-                self._emit(WorkerRefused(at_ms=self._clock.boot_ms(), package=name, detail=message.detail))
+                if self._package is not None:
+                    self._shelf.take_off(self._package, message.detail)
+                    self._refused(self._package.manifest.name, message.detail)
             case wire.Progress():
                 self.items_done = message.done
             case wire.SliceDone():
@@ -120,21 +127,24 @@ class Station:
             case wire.SliceError():
                 self._slice_failed(message.detail)
             case wire.Idle():
-                self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=self._live().pid))
+                if self._process is not None:
+                    self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=self._process.pid))
             case _:
                 assert_never(message)
 
     def _loaded(self, message: wire.Loaded) -> None:
-        package = self._package
-        if package is None or message.package_sha256 != package.package_sha256:
-            self._broken("", WorkerError(f"the worker loaded another package, {message.package_sha256[:16]}…"))
+        package, process = self._package, self._process
+        if package is None or process is None:
+            return
+        if message.package_sha256 != package.package_sha256 or not EXECUTOR.fullmatch(message.executor):
+            process.condemn(f"it says it loaded {message.package_sha256[:16]}… on {message.executor!r}")
             return
         manifest = package.manifest
         self._engine = Engine(message.executor, manifest.files[manifest.model], message.kernels_sha256)
         self._emit(
             WorkerReady(
                 at_ms=self._clock.boot_ms(),
-                pid=self._live().pid,
+                pid=process.pid,
                 executor=message.executor,
                 device=message.device,
                 package=manifest.name,
@@ -143,9 +153,13 @@ class Station:
         )
 
     def _slice_done(self, message: wire.SliceDone) -> None:
-        running, engine = self._running, self._engine
-        if running is None or engine is None or running.index != message.index:
-            return  # an answer to a slice that is no longer asked for
+        running, engine, process = self._running, self._engine, self._process
+        if running is None or engine is None or process is None:
+            return
+        first, last = running.span
+        if (message.index, message.items) != (running.index, last - first) or message.failed_items > message.items:
+            process.condemn(f"it answered slice {message.index} with {message.items} items, not what it was asked")
+            return
         self._running = None
         outcome = SliceOutcome(
             index=message.index,

@@ -105,7 +105,7 @@ class Observer:
                 t_s=now_s,
                 state=status["state"],
                 gate=status["gate"],
-                reason=reasons[0]["text"] if reasons else "",
+                reason=reasons[0]["code"].replace("_", " ") if reasons else "",
                 die_c=computer.get("die_c"),
                 power_w=computer.get("power_w"),
                 power_cap_w=status["power_cap_w"],

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core import signals
-from agent.core.events import OwnerSaid, Quality, Sample, SignalsSeen, SignalValue, SourceChanged, StoreFailed, Tick
+from agent.core.events import (
+    OwnerSaid,
+    Quality,
+    Sample,
+    SignalsSeen,
+    SignalValue,
+    SourceChanged,
+    StoreFailed,
+    Tick,
+    Unwritten,
+)
 from agent.core.gates import LOOKS, PATIENT, GateState
 from agent.core.machine import world_of
 from agent.explain import SENTENCES, sentence
@@ -158,7 +168,7 @@ def test_an_old_temperature_is_no_temperature() -> None:
 
 def test_the_owner_and_the_disk_have_gates_too() -> None:
     shell = opened()
-    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
+    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device", step=Unwritten.NOTE))
     assert shell.gate() is GateState.HOLD
     shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
     assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused", "storage_failed"]

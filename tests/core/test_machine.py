@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core import lease as leases
-from agent.core import signals
+from agent.core import plan, signals
 from agent.core.events import (
     EffectType,
     EventType,
     GrantSeen,
     HandIn,
+    HandInFailed,
+    HandInSettled,
     LeaseRefused,
     LinkChanged,
     OpenLease,
@@ -31,6 +34,7 @@ from agent.core.events import (
     StoreFailed,
     StoreRecovered,
     Tick,
+    Unwritten,
     VerdictSeen,
     WorkerGone,
     WorkerIdle,
@@ -126,7 +130,7 @@ def test_what_was_finished_is_kept_and_the_rest_given_back_when_the_driver_comes
     hand_in = next(effect for effect in shell.effects if isinstance(effect, HandIn))
     assert (hand_in.kind, hand_in.why, hand_in.detail) == (HandInKind.YIELD, YieldReason.DRIVER, "door_open")
     shell.settle_down()
-    assert shell.settled[hand_in.key] == {0}
+    assert shell.settled[hand_in.grant.key] == {0}
 
 
 def test_no_new_slice_on_hold_and_the_worker_stays() -> None:
@@ -217,6 +221,11 @@ def test_a_hand_in_is_sent_again_until_a_verdict_comes() -> None:
     assert gaps == sorted(gaps), "each wait is longer than the one before"
 
 
+def unwritten(shell: Shell, step: Unwritten, key: JobKey | None = None, index: int | None = None) -> StoreFailed:
+    """A full disk."""
+    return StoreFailed(at_ms=shell.now_ms, detail="No space left on device", step=step, key=key, index=index)
+
+
 @pytest.mark.parametrize("verdict", [Verdict.SETTLED, Verdict.DUPLICATE, Verdict.STALE, Verdict.BAD])
 def test_a_final_verdict_ends_the_hand_in_and_a_second_one_changes_nothing(verdict: Verdict) -> None:
     shell = ready()
@@ -224,11 +233,183 @@ def test_a_final_verdict_ends_the_hand_in_and_a_second_one_changes_nothing(verdi
     assert isinstance(send, SendHandIn)
     shell.waiting.clear()
     seen = VerdictSeen(
-        at_ms=shell.now_ms, key=send.key, verdict=verdict, reason="", paid_micro=1, statement_sha256=SHA256, retry_ms=0
+        at_ms=shell.now_ms,
+        key=send.key,
+        verdict=verdict,
+        reason="",
+        paid_micro=1,
+        statement_sha256=SHA256,
+        retry_ms=0,
+        envelope=b"e",
     )
-    assert any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
+    settle = next(effect for effect in shell.tell(seen) if isinstance(effect, SettleHandIn))
+    assert (settle.verdict, settle.envelope) == (verdict, b"e")
     assert not any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
+    shell.tell(HandInSettled(at_ms=shell.now_ms, key=send.key))
     assert shell.state.outbox == ()
+
+
+def test_a_verdict_the_disk_refused_is_written_down_when_it_takes_writes_again() -> None:
+    shell = ready()
+    settle = until(shell, SettleHandIn)
+    assert isinstance(settle, SettleHandIn)
+    shell.waiting.clear()
+    shell.tell(unwritten(shell, Unwritten.VERDICT, settle.key))
+    shell.advance(20_000)
+    assert not any(isinstance(effect, SettleHandIn | SendHandIn) for effect in shell.waiting)
+    assert settle in shell.tell(StoreRecovered(at_ms=shell.now_ms))
+
+
+def test_nothing_more_is_taken_on_while_the_fleet_gives_no_verdicts() -> None:
+    shell = ready()
+    for _ in range(4_000):
+        if not shell.carry_out(lambda effect: not isinstance(effect, SendHandIn)):
+            shell.waiting.clear()
+            shell.advance(1_000)
+    assert len(shell.state.outbox) == plan.OUTBOX_MAX
+    assert len(shell.state.have) <= plan.OUTBOX_MAX + 1
+
+
+class Refusing(Shell):
+    """A world in which no input can be fetched, or no package runs."""
+
+    refusal = "input"
+
+    def _do(self, effect: EffectType) -> None:
+        match effect:
+            case OpenLease(grant=one) if self.refusal == "input":
+                self.tell(LeaseRefused(at_ms=self.now_ms, key=one.key, detail="404"))
+            case StartWorker():
+                self.tell(WorkerRefused(at_ms=self.now_ms, package="ocr", detail="golden vector"))
+                self.tell(WorkerGone(at_ms=self.now_ms, pid=0, expected=True, detail=""))
+            case _:
+                super()._do(effect)
+
+
+@pytest.mark.parametrize("refusal", ["input", "package"])
+def test_refusals_are_not_repeated_in_a_hot_loop(refusal: str) -> None:
+    shell = Refusing()
+    shell.refusal = refusal
+    shell.open_the_gate()
+    asked_ms: list[int] = []
+    for _ in range(600):
+        before = len(shell.effects)
+        shell.settle_down()
+        shell.advance(1_000)
+        asked_ms += [shell.now_ms for effect in shell.effects[before:] if isinstance(effect, SendRequest)]
+    assert 4 <= len(asked_ms) <= 12, "ten minutes"
+    assert asked_ms[-1] - asked_ms[-2] > 60_000
+
+
+def test_no_work_is_never_asked_for_without_a_pause() -> None:
+    shell = ready()
+    asked = 0
+    for _ in range(100):
+        for effect in shell.waiting:
+            if isinstance(effect, SendRequest):
+                asked += 1
+                shell.tell(GrantSeen(at_ms=shell.now_ms, rid=effect.rid, grant=None, retry_ms=0))
+                break
+        shell.waiting.clear()
+        shell.advance(100)
+    assert asked <= 14, "ten seconds"
+
+
+def test_a_hand_in_sent_again_asks_for_nothing() -> None:
+    shell = ready()
+    until(shell, SendHandIn)
+    shell.waiting.clear()
+    shell.tell(LinkChanged(at_ms=shell.now_ms, connected=False, broker="b:1"))
+    effects = shell.tell(LinkChanged(at_ms=shell.now_ms, connected=True, broker="b:1"))
+    assert [effect.credit for effect in effects if isinstance(effect, SendHandIn)] == [0]
+    assert sum(isinstance(effect, SendRequest) for effect in effects) == 1
+
+
+def test_a_hand_in_that_cannot_be_made_does_not_stop_the_car() -> None:
+    shell = ready()
+    hand_in = until(shell, HandIn)
+    assert isinstance(hand_in, HandIn)
+    shell.waiting.clear()
+    shell.tell(HandInFailed(at_ms=shell.now_ms, key=hand_in.grant.key, detail="the key is gone"))
+    shell.advance(10_000)
+    assert any(isinstance(effect, SendRequest) for effect in shell.waiting)
+
+
+def test_a_lease_is_handed_in_before_it_outgrows_a_message() -> None:
+    shell = ready()
+    request = shell.waiting.pop()
+    assert isinstance(request, SendRequest)
+    long = msgspec.structs.replace(grant(1), slices=tuple(range(200)), items=800)
+    shell.tell(GrantSeen(at_ms=shell.now_ms, rid=request.rid, grant=long, retry_ms=0))
+    hand_in = until(shell, HandIn, limit=200)
+    assert isinstance(hand_in, HandIn)
+    assert (hand_in.kind, hand_in.why) == (HandInKind.YIELD, YieldReason.FULL)
+    assert 10 <= len(shell.disk[long.key]) <= 20
+
+
+@pytest.mark.parametrize("phase", ["starting", "in a slice"])
+def test_a_worker_that_hangs_is_killed_and_counts_as_lost(phase: str) -> None:
+    shell = ready()
+    if phase == "in a slice":
+        until(shell, RunSlice)
+        limit_ms = shell.state.policy.slice_timeout_ms
+    else:
+        until(shell, StartWorker)
+        limit_ms = shell.state.policy.worker_start_timeout_ms
+    shell.waiting.clear()
+    assert shell.state.lease is not None
+    shell.state = msgspec.structs.replace(
+        shell.state, lease=msgspec.structs.replace(shell.state.lease, expires_ms=10**9)
+    )
+    shell.advance(limit_ms + 200)
+    stop = until(shell, StopWorker)
+    assert isinstance(stop, StopWorker)
+    assert stop.budget_ms == 0
+    shell.tell(WorkerGone(at_ms=shell.now_ms, pid=1, expected=True, detail="killed"))
+    lease = shell.state.lease
+    assert lease is not None
+    assert lease.failures == 1
+    assert not any(isinstance(effect, StartWorker) for effect in shell.waiting), "not at once"
+
+
+def test_the_gate_state_that_is_signed_is_that_of_the_work() -> None:
+    shell = ready()
+    until(shell, RunSlice)
+    shell.carry_out()
+    shell.tell(car(shell.now_ms + 1, {DOOR: True}))
+    shell.carry_out(lambda effect: isinstance(effect, StopWorker))
+    hand_in = until(shell, HandIn)
+    assert isinstance(hand_in, HandIn)
+    assert hand_in.facts.gate_state == "open"
+
+
+def test_power_that_was_not_measured_is_not_signed_as_zero_of_a_sensor() -> None:
+    shell = ready()
+    shell.tell(computer(shell.now_ms, power_w=None))
+    hand_in = until(shell, HandIn)
+    assert isinstance(hand_in, HandIn)
+    assert hand_in.facts.sensor == "none"
+
+
+def test_the_owners_pause_outlives_a_restart() -> None:
+    shell = Shell()
+    shell.state = resume(shell.state, (), (), paused=True)
+    shell.connect()
+    shell.advance(5_000)
+    assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused"]
+
+
+def test_every_lease_that_was_left_open_is_handed_in() -> None:
+    shell = Shell()
+    left = tuple(leases.left_over(grant(number), (0,), 1, 0) for number in (1, 2))
+    for one in left:
+        shell.disk[one.key] = {0}
+    shell.state = resume(shell.state, (), left, paused=False)
+    shell.connect()
+    shell.settle_down()
+    shell.advance(1_000)
+    shell.settle_down()
+    assert set(shell.settled) == {one.key for one in left}
 
 
 @pytest.mark.parametrize("verdict", [Verdict.SETTLED, Verdict.DUPLICATE, Verdict.STALE, Verdict.BAD])
@@ -246,6 +427,7 @@ def test_a_verdict_on_another_statement_lets_go_of_nothing(verdict: Verdict) -> 
             paid_micro=0,
             statement_sha256=other,
             retry_ms=0,
+            envelope=b"",
         )
         assert not any(isinstance(effect, SettleHandIn) for effect in shell.tell(seen))
     assert [pending.key for pending in shell.state.outbox] == [send.key]
@@ -253,9 +435,10 @@ def test_a_verdict_on_another_statement_lets_go_of_nothing(verdict: Verdict) -> 
 
 def test_a_lease_the_disk_refused_to_open_is_opened_when_it_takes_writes_again() -> None:
     shell = ready()
-    until(shell, OpenLease)
+    opening = until(shell, OpenLease)
+    assert isinstance(opening, OpenLease)
     shell.waiting.clear()
-    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
+    shell.tell(unwritten(shell, Unwritten.LEASE, opening.grant.key))
     assert not any(isinstance(effect, OpenLease) for effect in shell.waiting)
     shell.tell(StoreRecovered(at_ms=shell.now_ms))
     assert isinstance(until(shell, OpenLease), OpenLease)
@@ -275,6 +458,7 @@ def test_later_keeps_the_hand_in() -> None:
             paid_micro=0,
             statement_sha256="",
             retry_ms=5_000,
+            envelope=b"",
         )
     )
     assert shell.state.outbox[0].next_ms == shell.now_ms + 5_000
@@ -329,7 +513,7 @@ def test_a_full_disk_loses_nothing() -> None:
     run = until(shell, RunSlice)
     assert isinstance(run, RunSlice)
     shell.waiting.clear()
-    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device", slice_index=run.index))
+    shell.tell(unwritten(shell, Unwritten.SLICE, run.key, run.index))
     shell.advance(1_000)
     assert not any(isinstance(effect, RunSlice | HandIn) for effect in shell.waiting)
     assert shell.state.gates.reasons[0].code == "storage_failed"
@@ -344,14 +528,14 @@ def test_a_full_disk_loses_nothing() -> None:
 def test_a_hand_in_the_disk_refused_is_made_again() -> None:
     shell = ready()
     hand_in = until(shell, HandIn)
+    assert isinstance(hand_in, HandIn)
     shell.waiting.clear()
-    shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device"))
+    shell.tell(unwritten(shell, Unwritten.HAND_IN, hand_in.grant.key))
     assert not any(isinstance(effect, HandIn) for effect in shell.waiting)
     shell.tell(StoreRecovered(at_ms=shell.now_ms))
     again = until(shell, HandIn)
-    assert isinstance(hand_in, HandIn)
     assert isinstance(again, HandIn)
-    assert again.key == hand_in.key
+    assert again.grant == hand_in.grant
 
 
 def test_a_slice_that_fails_is_tried_again() -> None:
@@ -391,7 +575,7 @@ def test_what_a_killed_daemon_left_open_is_handed_in_at_the_next_start() -> None
     shell = Shell()
     left = leases.left_over(grant(1), (0, 1), 1234, 0)
     shell.disk[left.key] = {0, 1}
-    shell.state = resume(shell.state, (), left)
+    shell.state = resume(shell.state, (), (left,), paused=False)
     shell.connect()
     hand_in = until(shell, HandIn)
     assert isinstance(hand_in, HandIn)
@@ -403,7 +587,7 @@ def test_what_a_killed_daemon_left_open_is_handed_in_at_the_next_start() -> None
 def test_a_lease_all_of_whose_slices_were_kept_is_a_result_even_after_a_restart() -> None:
     shell = Shell()
     left = leases.left_over(grant(1), (0, 1, 2), 1234, 0)
-    shell.state = resume(shell.state, (), left)
+    shell.state = resume(shell.state, (), (left,), paused=False)
     effects = shell.tell(Tick(at_ms=1))
     assert [effect.kind for effect in effects if isinstance(effect, HandIn)] == [HandInKind.RESULT]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from agent.core import machine, plan, signals
+from agent.core import outcomes, plan, signals
 from agent.core.events import HandInStored, SignalsSeen, StartWorker
 from agent.core.gates import GateState
 from agent.core.signals import Vehicle
@@ -50,14 +50,14 @@ def forget_the_hand_in(patch: pytest.MonkeyPatch) -> None:
     def forgetful(state: State, event: HandInStored) -> State:
         return msgspec.structs.replace(state, lease=None) if state.lease and state.lease.key == event.key else state
 
-    patch.setattr(machine, "_hand_in_stored", forgetful)
+    patch.setattr(outcomes, "hand_in_stored", forgetful)
 
 
 def count_slices_before_they_are_stored(patch: pytest.MonkeyPatch) -> None:
     def hasty(state: State) -> plan.Step:
         state, effects = plan.run_slice(state)
         if effects and state.lease is not None and state.lease.in_flight is not None:
-            state = msgspec.structs.replace(state, lease=state.lease.stored(state.lease.in_flight))
+            state = msgspec.structs.replace(state, lease=state.lease.stored(state.lease.in_flight, 1))
         return state, effects
 
     patch.setattr(plan, "RULES", tuple(hasty if rule is plan.run_slice else rule for rule in plan.RULES))

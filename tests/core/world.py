@@ -16,6 +16,7 @@ from agent.core.events import (
     EventType,
     GrantSeen,
     HandIn,
+    HandInSettled,
     HandInStored,
     LeaseOpened,
     LinkChanged,
@@ -170,8 +171,9 @@ class Shell:
             case RunSlice(key=key, index=index):
                 self.disk[key].add(index)
                 outcome = SliceOutcome(index, 4, 0, "c" * 64, "d" * 64, 100)
-                self.tell(SliceStored(at_ms=now_ms, key=key, outcome=outcome))
-            case HandIn(key=key, kind=kind):
+                self.tell(SliceStored(at_ms=now_ms, key=key, outcome=outcome, output_bytes=100))
+            case HandIn(grant=one, kind=kind):
+                key = one.key
                 slices = frozenset(self.disk.pop(key, set()))
                 self.outbox[key] = (kind, slices)
                 self.tell(HandInStored(at_ms=now_ms, key=key, kind=kind, statement_sha256=SHA256 if slices else ""))
@@ -179,6 +181,7 @@ class Shell:
                 self._verdict(key, credit)
             case SettleHandIn(key=key):
                 self.settled[key] = self.outbox.pop(key)[1]
+                self.tell(HandInSettled(at_ms=now_ms, key=key))
             case _:
                 pass
 
@@ -196,6 +199,7 @@ class Shell:
                 paid_micro=120,
                 statement_sha256=SHA256 if self.outbox[key][1] else "",
                 retry_ms=0,
+                envelope=b"",
                 next_grant=following,
             )
         )

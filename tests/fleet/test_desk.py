@@ -95,7 +95,7 @@ def test_a_verdict_becomes_an_event_and_its_envelope_is_kept_for_the_ledger(
     (event,) = listening.events
     assert isinstance(event, VerdictSeen)
     assert (event.key, event.verdict, event.paid_micro) == (JobKey("job1", 3), Verdict.SETTLED, 300)
-    assert listening.desk.verdict_envelope(JobKey("job1", 3)) == envelope
+    assert event.envelope == envelope
 
 
 Forge = Callable[[FileSigner, FileSigner], bytes]
