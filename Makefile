@@ -27,6 +27,7 @@ venv: $(STAMP)  ## .venv with all that developing needs; quick when nothing chan
 $(STAMP): .ci/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "driveway needs Python 3.11 or newer; set PYTHON=python3.11 (this is $$($(PYTHON) --version))"; exit 1; }
+	@echo "setting up $(VENV) (about 0.5 GB, under a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "could not make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt

@@ -33,7 +33,7 @@ class Answers:
         self._state, self._emit, self._clock, self._store = state, emit, clock, store
         self._hands, self._desk, self._shelf = hands, desk, shelf
 
-    async def answer(self, request: ControlRequest) -> object:
+    async def answer(self, request: ControlRequest) -> object:  # noqa: PLR0911 - one answer a verb
         """The data of one answer; raises DrivewayError with what stands in the way."""
         offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
         match request.verb:
@@ -43,9 +43,12 @@ class Answers:
                 return view.reasons(self._state(), offset_ms)
             case "signals":
                 return view.signal_list(self._state(), self._clock.boot_ms())
-            case "leases" | "earnings":
-                rows = await self._store.call(Store.leases, request.limit)
-                return [view.lease_earnings(self._state(), row) for row in rows]
+            case "leases":
+                return await self._leases(request.limit)
+            case "earnings":
+                totals = await self._store.call(Store.totals)
+                total = view.earnings(self._state(), totals)
+                return view.EarningsList(await self._leases(request.limit), total, totals.energy_micro_wh / 1e6)
             case "ledger":
                 return await self._store.call(Store.ledger, request.limit)
             case "pause" | "resume":
@@ -54,6 +57,10 @@ class Answers:
                 return view.reasons(self._state(), offset_ms)
             case _:
                 assert_never(request.verb)
+
+    async def _leases(self, limit: int) -> list[view.LeaseEarningsView]:
+        rows = await self._store.call(Store.leases, limit)
+        return [view.lease_earnings(self._state(), row) for row in rows]
 
     async def _status(self, offset_ms: int) -> view.StatusView:
         pending = len(await self._store.call(Store.outbox))

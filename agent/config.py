@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -147,10 +149,25 @@ def _structs_in(annotation: Any) -> list[type[msgspec.Struct]]:
     return [inner for part in getattr(annotation, "__args__", ()) for inner in _structs_in(part)]
 
 
+def _choices(annotation: Any) -> Iterator[str]:
+    """Every word that the configuration takes in a place where only certain words are taken."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        for field in msgspec.structs.fields(annotation):
+            yield from _choices(field.type)
+    else:
+        for part in get_args(annotation):
+            yield from _choices(part)
+
+
 def _readable(error: msgspec.ValidationError) -> str:
     """Turn the JSON path in a message of msgspec (`$.policy.reserve_percent`) into a dotted key."""
     text = str(error)
     message, _, where = text.partition(" - at `$")
+    if wrong := re.search(r"Invalid enum value '(.*)'", message):
+        close = difflib.get_close_matches(wrong[1], list(_choices(Config)), n=1)
+        message += f"; did you mean {close[0]!r}?" if close else ""
     return f"{where.strip('`.')}: {message}" if where else text
 
 

@@ -34,9 +34,9 @@ class Unit(msgspec.Struct, frozen=True):
     policy_sha256: str
 
 
-HAVE_MAX = 16
-HAVE_ROOM_BYTES = 1_536
-"""Room that a stored hand-in leaves for what the car holds when it is sent: 16 tokens of up to 90 bytes."""
+HAVE_MAX = 8
+HAVE_ROOM_BYTES = 768
+"""Room that a stored hand-in leaves for what the car holds when it is sent: 8 tokens of up to 90 bytes."""
 
 
 def build(

@@ -18,6 +18,8 @@ from agent.core.state import State, WorkerPhase
 from agent.explain import sentence
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
 
+MONEY_DIGITS = 9
+
 
 class ReasonView(msgspec.Struct, frozen=True):
     """Why the gate is not open; `text` is for people, `code` for programs."""
@@ -131,7 +133,7 @@ class SignalView(msgspec.Struct, frozen=True):
 
 
 class LeaseEarningsView(msgspec.Struct, frozen=True):
-    """`driveway leases` and `driveway earnings`: one lease, with what it earned net of its energy."""
+    """One lease, with what it earned net of its energy."""
 
     lease: LeaseRow
     opened_at: str
@@ -139,6 +141,14 @@ class LeaseEarningsView(msgspec.Struct, frozen=True):
     gross: float
     energy_cost: float
     net: float
+
+
+class EarningsList(msgspec.Struct, frozen=True):
+    """`driveway earnings`: the newest leases, and the total over all leases there ever were."""
+
+    leases: list[LeaseEarningsView]
+    total: EarningsView
+    total_energy_wh: float
 
 
 def activity(state: State) -> str:
@@ -255,8 +265,8 @@ def earnings(state: State, totals: Totals) -> EarningsView:
     cost = _cost(state, totals.energy_micro_wh)
     return EarningsView(
         gross=totals.paid_micro / 1e6,
-        energy_cost=cost / 1e6,
-        net=(totals.paid_micro - cost) / 1e6,
+        energy_cost=round(cost / 1e6, MONEY_DIGITS),
+        net=round((totals.paid_micro - cost) / 1e6, MONEY_DIGITS),
         currency=state.policy.currency,
     )
 
@@ -269,8 +279,8 @@ def lease_earnings(state: State, row: LeaseRow) -> LeaseEarningsView:
         opened_at=stamp(row.opened_wall_ms),
         energy_wh=row.energy_micro_wh / 1e6,
         gross=row.paid_micro / 1e6,
-        energy_cost=cost / 1e6,
-        net=(row.paid_micro - cost) / 1e6,
+        energy_cost=round(cost / 1e6, MONEY_DIGITS),
+        net=round((row.paid_micro - cost) / 1e6, MONEY_DIGITS),
     )
 
 
@@ -280,14 +290,14 @@ def signal_list(state: State, now_ms: int) -> list[SignalView]:
     for path in sorted({*signals.LEAVES, *state.vehicle.known}):
         reading = state.vehicle.read(path, now_ms)
         known = state.vehicle.known.get(path)
-        unit = signals.LEAVES.get(path, signals.DEFAULT_LEAF).unit
+        unit = signals.LEAVES.get(path, signals.DEFAULT_LEAF).unit or signals.DISPLAY_UNITS.get(path, "")
         source = "" if known is None else known.source
         value = None if known is None else known.value
         views.append(SignalView(path, value, unit, reading.age_ms, source, reading.problem))
     return views
 
 
-def _cost(state: State, energy_micro_wh: int) -> int:
+def _cost(state: State, energy_micro_wh: int) -> float:
     policy = state.policy
     return cost_micro(energy_micro_wh, policy.energy_price_micro_per_kwh, policy.charge_efficiency)
 

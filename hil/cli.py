@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
-    except DrivewayError as error:
+    except (DrivewayError, OSError) as error:
         print(f"driveway-hil: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

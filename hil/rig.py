@@ -6,8 +6,11 @@ the run ends. What each process said is in `<folder>/<name>.log`. The daemon und
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,7 +27,7 @@ import msgspec
 
 from agent.cli.client import ask
 from agent.clock import SystemClock
-from agent.errors import DrivewayError
+from agent.errors import ConfigError, DrivewayError
 from agent.fleet.messages import PackageRef
 from agent.package import MANIFEST, PAYLOAD_TYPE, SIGNATURE, Package, open_package
 from agent.trust import dsse
@@ -39,7 +42,8 @@ UNIT = "car-0001"
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.05
-MULTICAST_GROUP = "239.74.163.2"
+PR_SET_PDEATHSIG = 1
+MARK = ".driveway-rig"
 
 CONFIG = """\
 # Written by the rig. Times are shortened for a demonstration: on a vehicle, parked_for_s is 60.
@@ -92,6 +96,8 @@ class Rig:
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
         self.broker = EmbeddedBroker(folder / "broker", self._broker_port)
+        # A group of its own, so that two rigs on one machine never hear each other's car.
+        self._group = f"239.74.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
         self._bus_ports = [free_port() for _ in BUS_NAMES]
         self._enrol_code = os.urandom(8).hex()
         self._closing = ExitStack()
@@ -99,16 +105,30 @@ class Rig:
         self._sockets = Path()
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        try:
+            self._take_folder()
+        except OSError as error:
+            raise ConfigError(f"cannot use the folder {self.folder}: {error.strerror}", hint="give another") from error
         # Unix socket paths are short, and the folder's may be long.
         self._sockets = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="driveway-")))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in ("daemon", "car", "dispatcher"):
-            self.stop(name)
         self._closing.close()
+
+    def _take_folder(self) -> None:
+        """Make the folder anew. It must be one of ours, or not there yet, and no other rig may be running in it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._closing.enter_context((self.folder.parent / f".{self.folder.name}.lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"a rig is running in {self.folder}", hint="end it, or use another folder") from None
+        if self.folder.exists() and not (self.folder / MARK).exists() and any(self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} exists and was not made by a rig", hint="give another folder")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        (self.folder / MARK).touch()
 
     # --- before anything runs -----------------------------------------------------------------------------------
 
@@ -163,7 +183,7 @@ class Rig:
     def start_car(self) -> None:
         """Start the car, driving."""
         buses = [
-            f"--bus={name}=udp_multicast:{MULTICAST_GROUP}:{port}"
+            f"--bus={name}=udp_multicast:{self._group}:{port}"
             for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
         ]
         self._spawn(
@@ -182,7 +202,7 @@ class Rig:
                 control_socket=self._sockets / "control.sock",
                 unit=UNIT,
                 buses="".join(
-                    BUS.format(name=name, group=MULTICAST_GROUP, port=port)
+                    BUS.format(name=name, group=self._group, port=port)
                     for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
                 ),
                 broker_port=self._broker_port,
@@ -216,8 +236,15 @@ class Rig:
     def _spawn(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", module, *arguments]
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - called from the main thread, before any other starts
+            )
         self._processes[name] = process
+        self._closing.callback(self.stop, name)
         return process
 
     def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:
@@ -229,14 +256,16 @@ class Rig:
             time.sleep(POLL_S)
 
     def _last_words(self, name: str) -> str:
+        """What a process that ended said of the reason: its own complaint if it made one, else its last line."""
         lines = (self.folder / f"{name}.log").read_text("utf-8", "replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        complaints = [line for line in lines if line.startswith((f"hil.{name}: ", f"{name}: ", "driveway: "))]
+        return (complaints or lines or ["it said nothing"])[-1]
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def ask(self, verb: str) -> Any:
+    def ask(self, verb: str, **arguments: int) -> Any:
         """One question to the daemon's control socket."""
-        return ask(self._sockets / "control.sock", verb)
+        return ask(self._sockets / "control.sock", verb, **arguments)
 
     def status(self) -> dict[str, Any] | None:
         """`driveway status --json`, or None while nobody answers."""
@@ -257,6 +286,11 @@ class Rig:
         if not answer["ok"]:
             raise DrivewayError(f"the car would not {do}: {answer.get('error', '')}")
         return answer
+
+
+def _die_with_parent() -> None:
+    """In the child: end when the rig's process ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def sign_package(path: Path, publisher: FileSigner) -> None:

@@ -56,7 +56,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("parked_for_s = 60", "die_target_c = 99", "policy.die_target_c (99.0) is not below policy.die_limit_c (95.0)"),
         ("parked_for_s = 60", "power_idle_w = 80", "policy.power_idle_w (80.0) is not below power_max_w"),
         ('id = "car-0001"', 'id = "car 0001"', "unit.id: Expected `str` matching regex"),
-        ('interface = "socketcan"', 'interface = "can"', "vehicle.bus[0].interface: Invalid enum value 'can'"),
+        (
+            'interface = "socketcan"',
+            'interface = "socketcam"',
+            "vehicle.bus[0].interface: Invalid enum value 'socketcam'; did you mean 'socketcan'?",
+        ),
         ('state_dir = "state"', "", "Object missing required field `state_dir`"),
         ('state_dir = "state"', "state_dir = ", "is not TOML"),
     ],

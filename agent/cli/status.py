@@ -19,6 +19,10 @@ STATE_COLOUR = {
 }
 
 
+GEAR = "Vehicle.Powertrain.Transmission.SelectedGear"
+GEARS = {126.0: "P", 127.0: "D", 0.0: "N", -1.0: "R", None: "-"}
+
+
 def status(options: argparse.Namespace) -> int:
     """Print the whole status."""
     data = ask(socket_path(options.socket, options.config), "status")
@@ -52,7 +56,7 @@ def signals(options: argparse.Namespace) -> int:
     rows = [
         (
             one["path"],
-            value(one["value"], one["unit"]),
+            GEARS.get(one["value"], "") if one["path"] == GEAR else value(one["value"], one["unit"]),
             "-" if one["age_ms"] is None else f"{one['age_ms'] / 1000:.1f} s",
             one["source"] or "-",
             one["problem"] or "good",

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.cli import exits
 from agent.cli.text import paint, print_json
-from agent.errors import DrivewayError
+from agent.errors import DrivewayError, TrustError
 from agent.trust import dsse, statement
 from agent.trust.keys import keyid, load_public_key
 
@@ -31,7 +31,10 @@ def verify(options: argparse.Namespace) -> int:
 def _keys(paths: list[Path]) -> dict[str, EllipticCurvePublicKey]:
     keys = {}
     for path in paths:
-        key = load_public_key(_read(path).decode("ascii", "replace"))
+        try:
+            key = load_public_key(_read(path).decode("ascii", "replace"))
+        except TrustError as error:
+            raise TrustError(f"{path} is not a public key: {error.what}", hint=error.hint) from error
         keys[keyid(key)] = key
     return keys
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 from typing import Any
 
 from agent.cli import exits
@@ -32,7 +34,7 @@ def leases(options: argparse.Namespace) -> int:
 
 
 def earnings(options: argparse.Namespace) -> int:
-    """Print what each lease earned net of its energy, and the sum."""
+    """Print what the newest leases earned net of their energy, and the total of all."""
     data = _fetch(options, "earnings")
     if options.json:
         print_json(data)
@@ -46,10 +48,11 @@ def earnings(options: argparse.Namespace) -> int:
             f"{row['net']:.6f}",
             row["lease"]["currency"],
         )
-        for row in data
+        for row in data["leases"]
     ]
-    sums = [f"{sum(row[column] for row in data):.6f}" for column in ("gross", "energy_cost", "net")]
-    rows.append(("sum", f"{sum(row['energy_wh'] for row in data):.4f}", *sums, ""))
+    total = data["total"]
+    sums = [f"{total[column]:.6f}" for column in ("gross", "energy_cost", "net")]
+    rows.append(("all leases", f"{data['total_energy_wh']:.4f}", *sums, total["currency"]))
     print(table(("LEASE", "WH", "PAID", "ENERGY COST", "NET", "CURRENCY"), rows))
     return exits.FINE
 
@@ -61,10 +64,14 @@ def ledger(options: argparse.Namespace) -> int:
         print_json(data)
         return exits.FINE
     rows = [
-        (str(leaf["index"]), leaf["kind"], f"{leaf['job']}/{leaf['epoch']}", str(len(leaf["leaf"]))) for leaf in data
+        (str(leaf["index"]), leaf["kind"], f"{leaf['job']}/{leaf['epoch']}", _leaf_hash(leaf["leaf"])) for leaf in data
     ]
-    print(table(("LEAF", "KIND", "LEASE", "BASE64 CHARACTERS"), rows))
+    print(table(("LEAF", "KIND", "LEASE", "LEAF HASH (RFC 9162)"), rows))
     return exits.FINE
+
+
+def _leaf_hash(leaf: str) -> str:
+    return hashlib.sha256(b"\0" + base64.b64decode(leaf)).hexdigest()
 
 
 def _fetch(options: argparse.Namespace, verb: str) -> Any:

@@ -1,6 +1,6 @@
 """What the work drew, and what that cost: measured power integrated over time, never a constant.
 
-Energy is counted in whole micro-watt-hours and money in millionths of the currency, since both are signed.
+What is signed (energy in micro-watt-hours, payment in millionths of the currency) is whole; costs are for people.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Meter(msgspec.Struct, frozen=True):
         return Meter(seen.at_ms, seen.power_w, total, unmeasured)
 
 
-def cost_micro(micro_wh: int, price_micro_per_kwh: int, charge_efficiency: float) -> int:
-    """What energy measured at the computer costs at the plug, in millionths of the currency, rounded up."""
-    exact = micro_wh * price_micro_per_kwh / (1e9 * charge_efficiency)
-    return -int(-exact // 1)
+def cost_micro(micro_wh: int, price_micro_per_kwh: int, charge_efficiency: float) -> float:
+    """What energy measured at the computer costs at the plug, in millionths of the currency.
+
+    Not rounded, so that the sum of the leases' costs is the cost of the sum.
+    """
+    return micro_wh * price_micro_per_kwh / (1e9 * charge_efficiency)

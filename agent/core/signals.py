@@ -65,6 +65,17 @@ LEAVES: dict[str, Leaf] = {
 DEFAULT_LEAF = Leaf(None, "", ENERGY_STALE_MS)
 
 
+DISPLAY_UNITS = {
+    "Vehicle.Exterior.AirTemperature": "celsius",
+    "Vehicle.LowVoltageBattery.CurrentVoltage": "V",
+    "Vehicle.LowVoltageBattery.CurrentCurrent": "A",
+    "Vehicle.Powertrain.TractionBattery.CurrentPower": "W",
+    "Vehicle.Powertrain.TractionBattery.Temperature.Average": "celsius",
+    "Vehicle.Powertrain.TractionBattery.Charging.ChargeLimit": "%",
+}
+"""Units of leaves that no gate reads, for those who look at them."""
+
+
 class Known(msgspec.Struct, frozen=True):
     """The last word on one leaf, and when it reached this computer."""
 

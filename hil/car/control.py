@@ -87,8 +87,9 @@ class ControlSocket:
             while line := await reader.readline():
                 writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
                 await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # the other side has gone, or this car is ending (asyncio would log a cancelled handler as an error)
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            # The line is too long, the other side has gone, or this car is ending (asyncio logs cancelled handlers).
+            pass
         finally:
             writer.close()
 

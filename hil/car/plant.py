@@ -167,11 +167,6 @@ def _charges(state: PlantState, inputs: PlantInputs, parameters: PlantParameters
     return inputs.awake and inputs.charger_w > 0 and soc_percent(state, parameters) < start_below
 
 
-def _low_voltage_charge_w(state: PlantState, parameters: PlantParameters) -> float:
-    """Tapers off as the battery fills."""
-    return parameters.low_voltage_charge_w * (1 - state.low_voltage_energy_wh / parameters.low_voltage_wh)
-
-
 def _sleep_w(state: PlantState, parameters: PlantParameters) -> float:
     return -parameters.low_voltage_sleep_w if state.low_voltage_energy_wh > 0 else 0.0
 

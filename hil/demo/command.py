@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from rich.console import Console
@@ -16,35 +19,44 @@ from hil.record import RunRecord
 from hil.report import write_figure, write_report
 from hil.rig import Rig
 
-MARK = ".driveway-rig"
-
 
 def demo(folder: Path, json_file: Path | None, figure_file: Path | None, *, keep: bool) -> int:
     """Run the demonstration in `folder`; 0 when every limit held."""
-    _check_folder(folder)
+    _check_outputs(json_file, figure_file)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
     quiet_logs()
     console = Console()
     with Rig(folder) as rig:
-        (folder / MARK).touch()
         with Terminal(console) as screen:
             record = tell_story(rig, screen)
+        _print_table(console, record)
         write_report(record, folder / "report.html")
         if figure_file is not None:
             write_figure(record, figure_file)
         if json_file is not None:
             json_file.write_bytes(msgspec.json.format(msgspec.json.encode(record.outcome)) + b"\n")
-        _print_table(console, record)
         _print_next(console, folder, keep=keep)
         if keep:
             console.print("\nThe car, the fleet and the daemon are still running; Ctrl-C ends them.")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            while True:
+                rig.alive()
+                time.sleep(1.0)
     return 0 if all(limit.held for limit in record.limits) else 1
 
 
-def _check_folder(folder: Path) -> None:
-    """The folder is made anew, so it must be one of ours, or not there yet."""
-    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists and was not made by a demonstration", hint="give another with --dir")
+def _leave(number: int, _frame: object) -> NoReturn:
+    """A closed terminal or a cancelled job ends the rig's processes too."""
+    sys.exit(128 + number)
+
+
+def _check_outputs(json_file: Path | None, figure_file: Path | None) -> None:
+    """What cannot be written is said before half a minute is spent on it."""
+    for file in (json_file, figure_file):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
+    if figure_file is not None and figure_file.suffix not in {".svg", ".png"}:
+        raise ConfigError(f"cannot write {figure_file}: a picture is .svg or .png")
 
 
 def _print_table(console: Console, record: RunRecord) -> None:

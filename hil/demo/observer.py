@@ -31,11 +31,10 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Observer:
-    """Looks at the rig a few times a second on a thread of its own, until closed."""
+    """Looks at the rig a few times a second on a thread of its own, until closed; time counts from `began_s`."""
 
-    def __init__(self, rig: Rig, screen: Screen, total_images: int) -> None:
-        self._rig, self._screen, self._total = rig, screen, total_images
-        self._began_s = time.monotonic()
+    def __init__(self, rig: Rig, screen: Screen, total_images: int, began_s: float) -> None:
+        self._rig, self._screen, self._total, self._began_s = rig, screen, total_images, began_s
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="observer", daemon=True)
         self._spans: dict[str, tuple[float, float]] = {}
@@ -56,10 +55,11 @@ class Observer:
         """Seconds since the observation began."""
         return time.monotonic() - self._began_s
 
-    def tell(self, who: str, what: str) -> None:
-        """Put a mark on the time axis and tell whoever looks on."""
-        self.moments.append(Moment(t_s=self.now_s, who=who, what=what))
-        self._screen.tell(self.now_s, who, what)
+    def tell(self, who: str, what: str, *, ago_s: float = 0.0) -> None:
+        """Put a mark on the time axis, where it happened, and tell whoever looks on."""
+        at_s = self.now_s - ago_s
+        self.moments.append(Moment(t_s=at_s, who=who, what=what))
+        self._screen.tell(at_s, who, what)
 
     def spans(self, leases: list[dict[str, Any]]) -> list[LeaseSpan]:
         """The leases as they were seen on the time axis, with what the daemon says came of them."""
@@ -98,8 +98,8 @@ class Observer:
         now_s = self.now_s
         lease, computer, reasons = status["lease"], status["computer"] or {}, status["reasons"]
         name = "" if lease is None else f"{lease['job']}/{lease['epoch']}"
-        if name:
-            self._spans[name] = (self._spans.get(name, (now_s, now_s))[0], now_s)
+        for shown in {name, self.samples[-1].lease if self.samples else ""} - {""}:
+            self._spans[shown] = (self._spans.get(shown, (now_s, now_s))[0], now_s)
         self.samples.append(
             Sample(
                 t_s=now_s,

@@ -12,7 +12,7 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as VerificationError
-from securesystemslib.signer._key import SSlibKey
+from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # public, though not in its __all__
 
 from hil.dispatcher.view import Attestation, View
 from hil.images import LineImage, accuracy
@@ -93,6 +93,20 @@ def limits(outcome: Outcome, images_expected: int, paid_micro: int) -> list[Limi
         ),
         _limit("energy measured", f"{outcome.energy_wh:.4f} Wh", "> 0", outcome.energy_wh > 0),
     ]
+
+
+def given_back_limit(leases: Sequence[dict[str, Any]]) -> Limit:
+    """The story is only told when the driver took the computer away from a lease, once."""
+    given_back = sum(row["lease"]["why"] == "driver" for row in leases)
+    return _limit("leases given back to the driver", str(given_back), "1", given_back == 1)
+
+
+def statements_limit(outcome: Outcome, statements: int) -> Limit:
+    """Every statement in the car's ledger has arrived at the dispatcher and was accepted."""
+    held = outcome.attestations == statements
+    return _limit(
+        "attestations, by the dispatcher and by the car's ledger", str(outcome.attestations), str(statements), held
+    )
 
 
 def _limit(name: str, value: str, limit: str, held: bool) -> Limit:  # noqa: FBT001 - the verdict itself

@@ -17,21 +17,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from agent.clock import SystemClock
 from agent.core.policy import Policy
 from agent.errors import DrivewayError
 from hil.demo.observer import Observer, Seen
-from hil.demo.outcome import assess, limits
+from hil.demo.outcome import assess, given_back_limit, limits, statements_limit
 from hil.demo.screen import Screen
 from hil.dispatcher.view import View
 from hil.images import LineImage, drawn_lines, scanned_lines
 from hil.record import RunRecord
 from hil.rig import Rig
 
-JOBS = 5
-LINES_PER_JOB = 96
+JOBS = 6
+LINES_PER_JOB = 80
 SLICE_ITEMS = 16
 PRICE_MICRO_PER_ITEM = 25
 SEED = 2026
@@ -45,20 +46,24 @@ Jobs = list[tuple[str, list[LineImage]]]
 def tell_story(rig: Rig, screen: Screen) -> RunRecord:
     """Run the demonstration on a rig that has not been started; raises DrivewayError when it gets stuck."""
     started_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    began_s = time.monotonic()
     screen.tell(0.0, "rig", "building the OCR package and drawing lines of text")
     jobs = _submit(rig)
     total = sum(len(images) for _, images in jobs)
     rig.start()
-    with Observer(rig, screen, total) as observer:
+    with Observer(rig, screen, total, began_s) as observer:
         observer.tell("rig", f"broker, dispatcher, car and daemon are up; {total} images in {JOBS} jobs wait")
         _drive_and_park(rig, observer)
         vacate_ms = _driver_returns(rig, observer)
         _finish(rig, observer, total)
         status = rig.status()
-        leases = rig.ask("earnings")
+        leases = rig.ask("earnings", limit=1000)["leases"]
+        statements = sum(leaf["kind"] == "statement" for leaf in rig.ask("ledger", limit=1000))
     if status is None:
         raise DrivewayError("the daemon stopped answering", hint=f"see {rig.folder}/daemon.log")
-    return _record(rig, observer, started_at=started_at, jobs=jobs, status=status, leases=leases, vacate_ms=vacate_ms)
+    record = _record(rig, observer, started_at=started_at, jobs=jobs, status=status, leases=leases, vacate_ms=vacate_ms)
+    more = [given_back_limit(leases), statements_limit(record.outcome, statements)]
+    return msgspec.structs.replace(record, limits=[*record.limits, *more])
 
 
 def _submit(rig: Rig) -> Jobs:
@@ -102,7 +107,7 @@ def _driver_returns(rig: Rig, observer: Observer) -> float:
     process, by its pidfd. Both are CLOCK_BOOTTIME.
     """
     seen = _wait(rig, observer, "a lease half done", _in_the_middle)
-    pid, kept = seen.status["worker"]["pid"], seen.status["lease"]["slices_done"]
+    pid = seen.status["worker"]["pid"]
     pidfd = os.pidfd_open(pid)
     try:
         opened_ms = rig.car("open_door")["at_boot_ms"]
@@ -113,11 +118,13 @@ def _driver_returns(rig: Rig, observer: Observer) -> float:
     if not ended:
         raise DrivewayError(f"the worker {pid} was still there {WAIT_S:.0f} s after the door opened")
     vacate_ms = float(gone_ms - opened_ms)
-    observer.tell("driver", "opens the door")
-    observer.tell("agent", f"the computer is the driver's again after {vacate_ms:.0f} ms; {kept} slices are kept")
+    observer.tell("driver", "opens the door", ago_s=(SystemClock().boot_ms() - opened_ms) / 1000)
+    observer.tell("agent", f"the computer is the driver's again after {vacate_ms:.0f} ms")
     rig.car("sit")
-    seen = _wait(rig, observer, "the lease to be handed back", _settled)
-    observer.tell("agent", f"handed the lease back with what was finished; {seen.images} images are settled so far")
+    _wait(rig, observer, "the lease to be handed back", _settled)
+    lease = rig.ask("leases")[0]["lease"]
+    kept = f"{lease['slices_done']} of {lease['slices_wanted']} slices"
+    observer.tell("agent", f"handed the lease back ({lease['why']}) with {kept} finished and kept")
     time.sleep(1.0)
     rig.car("leave")
     rig.car("close_door")
@@ -183,6 +190,7 @@ def _record(
         _keep_attestations(rig.folder / "attestations", view)
         last_job, last_images = jobs[-1]
         answers = [answer.get("text", answer.get("error", "")) for answer in view.answers(last_job)]
+        (rig.folder / "line.png").write_bytes(last_images[0].png)
         examples = [(answer, image.text or "") for answer, image in zip(answers, last_images, strict=True)]
     policy = Policy()
     return RunRecord(

@@ -179,8 +179,7 @@ def _lease(number: int, lease: LeaseSpan, currency: str) -> tuple[Cell, ...]:
 
 def _examples(record: RunRecord) -> ET.Element:
     rows = [
-        (_read(read), _read(truth) if truth else "nobody knows", _judged(read, truth))
-        for read, truth in record.examples
+        (_read(read), _read(truth) if truth else "not known", _judged(read, truth)) for read, truth in record.examples
     ]
     return _table("A few images: what was read from them", ("Read", "Should be", "Same"), rows)
 

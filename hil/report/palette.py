@@ -101,6 +101,7 @@ thead th{color:var(--muted);font-weight:600;font-size:.82rem;white-space:nowrap}
 tbody th{font-weight:500}
 .pair table{width:100%;min-width:0}
 .number{text-align:right;white-space:nowrap}
+td.yes,td.no{white-space:nowrap}
 td.no{color:var(--fault);font-weight:700}
 .read{font-family:ui-monospace,"SFMono-Regular",Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre-wrap;
 unicode-bidi:isolate}

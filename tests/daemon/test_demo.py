@@ -31,7 +31,8 @@ def test_the_demonstration_holds_everything_but_perhaps_the_clock(tmp_path: Path
     assert outcome["accuracy"] >= 0.95
     assert outcome["slices_lost"] <= 1
     assert outcome["attestations"] == outcome["attestations_verified"] > 0
-    assert outcome["net"] == round(outcome["gross"] - outcome["energy_cost"], 6) > 0
+    assert outcome["net"] == round(outcome["gross"] - outcome["energy_cost"], 9) > 0
+    assert outcome["vacate_ms"] < 1_000, "however loaded the machine"
     assert outcome["energy_wh"] > 0
     assert run.returncode == (0 if outcome["vacate_ms"] < 250 else 1)
     assert "opens the door" in run.stdout
@@ -45,5 +46,5 @@ def test_a_folder_that_is_not_the_demonstrations_is_left_alone(tmp_path: Path) -
     command = [sys.executable, "-c", "import sys; from hil.cli import main; sys.exit(main())", "demo"]
     run = subprocess.run([*command, "--dir", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 1
-    assert "was not made by a demonstration; give another with --dir" in run.stderr
+    assert "was not made by a rig; give another folder" in run.stderr
     assert (tmp_path / "thesis.txt").exists()
