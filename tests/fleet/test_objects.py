@@ -1,0 +1,293 @@
+"""Fetching by URL and digest from a real server: the promised bytes or a FleetError, whatever the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.errors import FleetError
+from agent.fleet import objects
+from agent.fleet.link import TlsFiles
+from agent.fleet.objects import CHUNK_BYTES, MAX_OBJECT_BYTES, Web, fetch, request
+from hil.broker import free_port
+from tests.certificates import write_tls_files
+
+OBJECT = bytes(range(256)) * 3000
+RIG = Web(allow_loopback_http=True)
+DRIP_S = 0.01
+DRIPS = 2000
+"""Longer than any test waits, so that only the deadline ends it; not for ever, so that a broken deadline fails."""
+
+
+class Site:
+    """A server on this machine; `pages` says how each path is answered, `asked` is every request it got."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
+        self.asked: list[str] = []
+        self.closing = threading.Event()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.asked.append(f"{self.command} {self.path}")
+                with contextlib.suppress(OSError):  # the client may leave when it has read enough
+                    site.pages[self.path.partition("?")[0]](self)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                site.asked.append(f"{self.command} {self.path} {body!r}")
+                site.pages[self.path](self)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False  # closing waits for the handlers
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        scheme = "http" if context is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def put(self, path: str, body: bytes, *, status: int = 200, claimed: int | None = None, **headers: str) -> str:
+        """Answer `path` with these bytes, under a Content-Length that may be a lie; its URL."""
+
+        def page(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(body) if claimed is None else claimed))
+            for name, value in headers.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        self.pages[path] = page
+        return self.url + path
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    yield site
+    site.close()
+
+
+def get(url: str, promised: bytes = OBJECT, web: Web = RIG) -> bytes:
+    """Fetch what a grant promised under this URL."""
+    return asyncio.run(fetch(web, url, hashlib.sha256(promised).hexdigest(), len(promised)))
+
+
+def refusal(url: str, promised: bytes = OBJECT, web: Web = RIG) -> str:
+    with pytest.raises(FleetError) as error:
+        get(url, promised, web)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("body", [OBJECT, b"x", b""])
+def test_the_promised_bytes_arrive(site: Site, body: bytes) -> None:
+    assert len(OBJECT) > 2 * CHUNK_BYTES
+    assert get(site.put("/objects/1", body), body) == body
+
+
+def test_the_query_arrives_and_the_fragment_does_not(site: Site) -> None:
+    site.put("/objects/1", OBJECT)
+    site.put("/", OBJECT)
+    get(site.url + "/objects/1?token=a%20b&n=1#part")
+    get(site.url + "?n=2")
+    assert site.asked == ["GET /objects/1?token=a%20b&n=1", "GET /?n=2"]
+
+
+# --- not what was promised -------------------------------------------------------------------------------------
+
+
+def test_other_bytes_of_the_same_length_are_refused(site: Site) -> None:
+    other = OBJECT[:-1] + b"x"
+    url = site.put("/1", other)
+    found, promised = (hashlib.sha256(body).hexdigest()[:16] for body in (other, OBJECT))
+    assert refusal(url) == f"the object {url} has SHA-256 {found}…, {promised}… was promised"
+
+
+@pytest.mark.parametrize(
+    ("body", "claimed"),
+    [
+        (OBJECT[:-1], len(OBJECT) - 1),
+        (OBJECT[:-1], len(OBJECT)),  # the connection ends early
+        (b"", 0),
+        (OBJECT + b"x", len(OBJECT) + 1),
+    ],
+)
+def test_another_length_is_refused(site: Site, body: bytes, claimed: int) -> None:
+    url = site.put("/1", body, claimed=claimed)
+    assert refusal(url) == f"the object {url} is not the {len(OBJECT)} bytes long that were promised"
+
+
+def test_no_more_than_one_byte_too_many_is_read(site: Site) -> None:
+    url = site.put("/1", OBJECT)
+    assert request(RIG, "GET", url, None, 10) == (200, OBJECT[:11])
+    assert request(RIG, "GET", url, None, len(OBJECT) - 1) == (200, OBJECT)
+
+
+def test_what_is_too_large_is_not_even_asked_for(site: Site) -> None:
+    url = site.put("/1", b"")
+    with pytest.raises(FleetError, match=r"is 67108865 bytes, more than the 67108864 that are fetched"):
+        asyncio.run(fetch(RIG, url, "00" * 32, MAX_OBJECT_BYTES + 1))
+    assert site.asked == []
+    with pytest.raises(FleetError, match=r"not the 67108864 bytes long"):
+        asyncio.run(fetch(RIG, url, "00" * 32, MAX_OBJECT_BYTES))
+
+
+@pytest.mark.parametrize("status", [404, 403, 500, 203, 206, 302])
+def test_another_status_is_refused_even_with_the_right_bytes(site: Site, status: int) -> None:
+    url = site.put("/1", OBJECT, status=status, Location=site.put("/2", OBJECT))
+    assert refusal(url) == f"GET {url} was answered {status}"
+    assert site.asked == ["GET /1"], "nothing is followed"
+
+
+def test_the_servers_words_are_not_repeated(site: Site) -> None:
+    promised = b"x" * 40
+    assert "hostile" not in refusal(site.put("/1", b"a hostile sentence", status=404), promised)
+    assert "hostile" not in refusal(site.put("/1", b"a hostile sentence"), promised)
+    assert "hostile" not in refusal(site.put("/1", b"a hostile sentence of forty bytes, in all"[:40]), promised)
+
+
+def test_a_post_carries_its_body_and_brings_the_answer_whatever_the_status(site: Site) -> None:
+    url = site.put("/enrol", b"no", status=403)
+    assert request(RIG, "POST", url, b"let me in", 100) == (403, b"no")
+    assert site.asked == ["POST /enrol b'let me in'"]
+
+
+# --- servers that take their time, or are not there ------------------------------------------------------------
+
+
+def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(OBJECT)))
+        handler.end_headers()
+        for _ in range(DRIPS):
+            handler.wfile.write(b"x")
+            if site.closing.wait(DRIP_S):
+                return
+
+    monkeypatch.setattr(objects, "DEADLINE_S", 5 * DRIP_S)
+    site.pages["/1"] = drip
+    assert "is too slow" in refusal(site.url + "/1")
+
+
+def test_a_silent_server_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "TIMEOUT_S", 0.1)
+    site.pages["/1"] = lambda _handler: assert_waited(site)
+    assert "timed out" in refusal(site.url + "/1")
+
+
+def assert_waited(site: Site) -> None:
+    assert site.closing.wait(DRIPS * DRIP_S), "the client waited for ever"
+
+
+def test_nobody_listening_is_said() -> None:
+    url = f"http://127.0.0.1:{free_port()}/1"
+    said = refusal(url)
+    assert said.startswith(f"GET {url} failed: ")
+    assert said.endswith("Connection refused; is the dispatcher up?")
+
+
+# --- URLs ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_http_needs_leave_even_on_this_machine(site: Site) -> None:
+    url = site.put("/1", OBJECT)
+    assert refusal(url, web=Web()) == (
+        f"will not fetch {url}; objects come over https; http is for a rig on this machine"
+    )
+    assert site.asked == []
+    assert get(url.replace("127.0.0.1", "localhost")) == OBJECT
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://192.0.2.1/x",
+        "http://127.0.0.1.example/x",
+        "http://127.0.0.1@192.0.2.1/x",
+        "http:///x",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/x",
+        "/etc/passwd",
+        "",
+    ],
+)
+def test_nothing_else_is_fetched_on_a_rig_either(url: str) -> None:
+    assert refusal(url).startswith(f"will not fetch {url}; ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://host:99999/x",
+        "https://host:http/x",
+        "https://[::1/x",
+        "https://" + "a" * 70 + ".example/x",
+        "https://a..example/x",
+        "http://127.0.0.1/ä",
+        "http://127.0.0.1/a b",
+        "http://127.0.0.1/a\x00b",
+    ],
+)
+def test_an_odd_url_is_an_error_that_names_it(url: str) -> None:
+    assert refusal(url).startswith(f"GET {url} failed: ")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=30))
+def test_no_path_raises_anything_else(text: str) -> None:
+    with pytest.raises(FleetError):
+        request(RIG, "GET", f"http://127.0.0.1:{NOBODY}/{text}", None, 10)
+
+
+NOBODY = free_port()
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    return write_tls_files(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def safe_site(tls: TlsFiles) -> Iterator[Site]:
+    """It asks its clients for a certificate, too."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    context.load_verify_locations(tls.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    site = Site(context)
+    yield site
+    site.close()
+
+
+def test_https_is_spoken_with_the_units_own_ca_and_certificate(safe_site: Site, tls: TlsFiles, tmp_path: Path) -> None:
+    url = safe_site.put("/1", OBJECT)
+    assert get(url, web=Web(tls.context())) == OBJECT
+    stranger = write_tls_files(tmp_path)
+    for web in (Web(), Web(stranger.context())):
+        assert "CERTIFICATE_VERIFY_FAILED" in refusal(url, web=web)
+    assert safe_site.asked == ["GET /1"]
