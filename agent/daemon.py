@@ -33,7 +33,6 @@ from agent.ports import Source
 from agent.store import Store, StoreThread
 from agent.telemetry.hwmon import Hwmon
 from agent.telemetry.jetson import JetsonSysfs
-from agent.trust.keys import keyid, load_public_key
 from agent.vehicle.profile import load_profile
 from agent.vehicle.source import build_source
 
@@ -55,8 +54,8 @@ class Daemon:
         boot = boot_id() or "unknown"
         now_ms = self._clock.boot_ms()
         self.state: State = initial(f"{config.unit.id[:32]}-{now_ms}", config.policy, now_ms)
-        publisher = load_public_key(read_key(config, config.inference.publisher_key, "inference.publisher_key"))
-        self._shelf = Shelf(config.path(config.inference.packages_dir), {keyid(publisher): publisher})
+        publisher_keys = read_key(config, config.inference.publisher_key, "inference.publisher_key")
+        self._shelf = Shelf(config.path(config.inference.packages_dir), publisher_keys)
         self._sources = _build_sources(config, self._clock)
         self._desk = Desk(
             unit=config.unit.id,

@@ -45,8 +45,7 @@ async def establish(config: Config) -> Identity:
     except OSError as error:
         raise ConfigError(f"state_dir: cannot make {folder}: {error.strerror}") from error
     signer = FileSigner.open_or_create(folder / "unit.key")
-    key = load_public_key(read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key"))
-    keys = {keyid(key): key}
+    keys = read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key")
     tls = _tls(config)
     web = Web(None if tls is None else tls.context(), config.fleet.allow_loopback_http)
     if not config.fleet.enrol_url:
@@ -88,10 +87,11 @@ def _tls(config: Config) -> TlsFiles | None:
     return tls
 
 
-def read_key(config: Config, value: str, name: str) -> str:
-    """The PEM text of a public key that the configuration names; raises ConfigError."""
+def read_key(config: Config, value: str, name: str) -> dict[str, EllipticCurvePublicKey]:
+    """A public key that the configuration names, by its keyid; raises ConfigError."""
     path = config.path(value)
     try:
-        return path.read_text("ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot read the public key {path}: {error}") from error
+        key = load_public_key(path.read_text("ascii"))
+    except (OSError, UnicodeDecodeError, TrustError) as error:
+        raise ConfigError(f"{name}: cannot use the public key {path}: {error}") from error
+    return {keyid(key): key}

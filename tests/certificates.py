@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import ipaddress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 from agent.fleet.link import TlsFiles
 
 CA_NAME = "test fleet CA"
-LIFETIME = datetime.timedelta(days=1)
+LIFETIME = dt.timedelta(days=1)
 
 
 def write_tls_files(folder: Path) -> TlsFiles:
@@ -31,9 +31,7 @@ def write_tls_files(folder: Path) -> TlsFiles:
     )
     certificate = (
         _builder(name, ca_name, key)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, SHA256())
     )
@@ -48,7 +46,7 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

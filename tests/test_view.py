@@ -11,7 +11,7 @@ from agent.core.events import GrantSeen, OwnerSaid, SendRequest, StoreFailed, Un
 from agent.core.gates import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.rows import LedgerHead, Totals, VacateStats
-from tests.core.test_machine import DOOR, ready, until
+from tests.core.stories import DOOR, ready, until
 from tests.core.world import Shell, car
 
 

@@ -18,8 +18,11 @@ from agent.cli import exits
 from agent.cli.client import UnreachableError, ask, socket_path
 from agent.cli.text import print_json
 from agent.clock import SystemClock
+from agent.config import load
 from agent.errors import DrivewayError, PackageError, WorkerError
+from agent.identity import read_key
 from agent.inference.launcher import launch
+from agent.inference.shelf import open_signed
 from agent.package import open_package
 
 GATE_POLL_S = 0.1
@@ -32,6 +35,7 @@ def infer(options: argparse.Namespace) -> int:
         print(f"driveway: refused by policy: {reason}", file=sys.stderr)
         return exits.REFUSED
     items = [_read(path) for path in options.inputs]
+    _check_signature(options)
     try:
         answers = asyncio.run(_answers(options.package, items, options.threads, gate))
     except GateShutError as error:
@@ -43,6 +47,15 @@ def infer(options: argparse.Namespace) -> int:
         for path, answer in zip(options.inputs, answers, strict=True):
             print(f"{path}: {answer.get('text', answer.get('error', json.dumps(answer)))}")
     return exits.FAILED if any("error" in answer for answer in answers) else exits.FINE
+
+
+def _check_signature(options: argparse.Namespace) -> None:
+    """Under a configuration only what its publisher signed runs; without one, say that nobody vouches for it."""
+    if not options.config.exists():
+        print(f"driveway: without a configuration nobody vouches for {options.package}", file=sys.stderr)
+        return
+    config = load(options.config)
+    open_signed(options.package, read_key(config, config.inference.publisher_key, "inference.publisher_key"))
 
 
 class GateShutError(Exception):

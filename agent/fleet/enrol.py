@@ -38,7 +38,10 @@ async def enrol(
         said = answer[:200].decode("utf-8", "replace")
         raise FleetError(f"the dispatcher at {url} refused to enrol this unit ({status}): {said}")
     payload = dsse.verify(answer, messages.ENROLMENT_TYPE, dispatcher_keys)
-    enrolled = messages.decode(payload, messages.Enrolled)
+    try:
+        enrolled = messages.decode(payload, messages.Enrolled)
+    except messages.MessageError as error:
+        raise FleetError(f"the dispatcher at {url} answered what is not understood: {error}") from error
     if enrolled.unit != unit or enrolled.keyid != signer.keyid:
         raise FleetError(f"the dispatcher at {url} enrolled {enrolled.unit!r}, not this unit {unit!r}")
     return enrolled

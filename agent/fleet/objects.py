@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import hashlib
 import http.client
+import socket
 import ssl
-import time
+import threading
 import urllib.parse
+from collections.abc import Iterator
 
 import msgspec
 
@@ -50,16 +52,20 @@ async def fetch(web: Web, url: str, sha256: str, length: int) -> bytes:
 
 def request(web: Web, method: str, url: str, body: bytes | None, limit: int) -> tuple[int, bytes]:
     """One request: its status and at most `limit` + 1 bytes of its answer. Blocks; raises FleetError."""
+    hint = "is the dispatcher up?"
     try:
         parts = urllib.parse.urlsplit(url)
-        connection = _connection(web, url, parts)
-        with contextlib.closing(connection):
-            target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-            connection.request(method, target, body)
-            answer = connection.getresponse()
-            return answer.status, _read(answer, limit)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise FleetError(f"{method} {url} failed: {error}", hint="is the dispatcher up?") from error
+        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+        with contextlib.closing(_connection(web, url, parts)) as connection:
+            connection.connect()
+            with _within(connection.sock, DEADLINE_S):
+                connection.request(method, target, body)
+                with connection.getresponse() as answer:
+                    return answer.status, _read(answer, limit)
+    except http.client.HTTPException as error:  # its text would be the server's
+        raise FleetError(f"{method} {url} failed: {type(error).__name__}", hint=hint) from error
+    except (OSError, ValueError) as error:
+        raise FleetError(f"{method} {url} failed: {error}", hint=hint) from error
 
 
 def _connection(web: Web, url: str, parts: urllib.parse.SplitResult) -> http.client.HTTPConnection:
@@ -71,12 +77,30 @@ def _connection(web: Web, url: str, parts: urllib.parse.SplitResult) -> http.cli
     raise FleetError(f"will not fetch {url}", hint="objects come over https; http is for a rig on this machine")
 
 
+@contextlib.contextmanager
+def _within(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Cut the connection off after `seconds`, however slowly it drips; raises TimeoutError then."""
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError(f"it took longer than {seconds:g} s")
+
+
 def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
-    """At most `limit` + 1 bytes, within the deadline."""
-    deadline_s = time.monotonic() + DEADLINE_S
+    """At most `limit` + 1 bytes."""
     body = bytearray()
     while len(body) <= limit and (chunk := answer.read1(min(CHUNK_BYTES, limit + 1 - len(body)))):
         body += chunk
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"{len(body)} bytes in {DEADLINE_S:.0f} s is too slow")
     return bytes(body)

@@ -12,7 +12,7 @@ from agent.core.events import HandInStored, SignalsSeen, StartWorker
 from agent.core.gates import GateState
 from agent.core.signals import Vehicle
 from agent.core.state import State
-from tests.core.test_machine import DOOR, check, until
+from tests.core.stories import DOOR, check, until
 from tests.core.world import Shell, car
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ from agent.errors import FleetError
 from agent.fleet import objects
 from agent.fleet.link import TlsFiles
 from agent.fleet.objects import CHUNK_BYTES, MAX_OBJECT_BYTES, Web, fetch, request
-from hil.broker import free_port
 from tests.certificates import write_tls_files
 
 OBJECT = bytes(range(256)) * 3000
@@ -41,12 +41,14 @@ class Site:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.asked.append(f"{self.command} {self.path}")
+                self.close_connection = True  # without saying so
                 with contextlib.suppress(OSError):  # the client may leave when it has read enough
                     site.pages[self.path.partition("?")[0]](self)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 site.asked.append(f"{self.command} {self.path} {body!r}")
+                self.close_connection = True
                 site.pages[self.path](self)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
@@ -138,6 +140,10 @@ def test_another_length_is_refused(site: Site, body: bytes, claimed: int) -> Non
     assert refusal(url) == f"the object {url} is not the {len(OBJECT)} bytes long that were promised"
 
 
+def test_nothing_was_promised_and_something_came(site: Site) -> None:
+    assert "is not the 0 bytes long" in refusal(site.put("/1", b"x"), b"")
+
+
 def test_no_more_than_one_byte_too_many_is_read(site: Site) -> None:
     url = site.put("/1", OBJECT)
     assert request(RIG, "GET", url, None, 10) == (200, OBJECT[:11])
@@ -176,11 +182,13 @@ def test_a_post_carries_its_body_and_brings_the_answer_whatever_the_status(site:
 # --- servers that take their time, or are not there ------------------------------------------------------------
 
 
-def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["body", "headers"])
+def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     def drip(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", str(len(OBJECT)))
-        handler.end_headers()
+        if part == "body":
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(OBJECT)))
+            handler.end_headers()
         for _ in range(DRIPS):
             handler.wfile.write(b"x")
             if site.closing.wait(DRIP_S):
@@ -188,7 +196,15 @@ def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(objects, "DEADLINE_S", 5 * DRIP_S)
     site.pages["/1"] = drip
-    assert "is too slow" in refusal(site.url + "/1")
+    assert "it took longer than" in refusal(site.url + "/1")
+
+
+def test_what_a_server_says_outside_http_is_not_repeated(site: Site) -> None:
+    def banner(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"SSH-2.0-secret\r\n\r\n")
+
+    site.pages["/1"] = banner
+    assert "secret" not in refusal(site.url + "/1")
 
 
 def test_a_silent_server_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +217,16 @@ def assert_waited(site: Site) -> None:
     assert site.closing.wait(DRIPS * DRIP_S), "the client waited for ever"
 
 
-def test_nobody_listening_is_said() -> None:
-    url = f"http://127.0.0.1:{free_port()}/1"
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[str]:
+    """A port of this machine that is taken, so that no server gets it, and that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_nobody_listening_is_said(nobody: str) -> None:
+    url = f"{nobody}/1"
     said = refusal(url)
     assert said.startswith(f"GET {url} failed: ")
     assert said.endswith("Connection refused; is the dispatcher up?")
@@ -256,12 +280,9 @@ def test_an_odd_url_is_an_error_that_names_it(url: str) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=30))
-def test_no_path_raises_anything_else(text: str) -> None:
+def test_no_path_raises_anything_else(nobody: str, text: str) -> None:
     with pytest.raises(FleetError):
-        request(RIG, "GET", f"http://127.0.0.1:{NOBODY}/{text}", None, 10)
-
-
-NOBODY = free_port()
+        request(RIG, "GET", f"{nobody}/{text}", None, 10)
 
 
 # --- TLS -------------------------------------------------------------------------------------------------------
