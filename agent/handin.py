@@ -8,7 +8,9 @@ row are one.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from agent.core.policy import Policy
 from agent.errors import DrivewayError, TrustError
 from agent.fleet import messages
 from agent.ports import Signer
-from agent.rows import Engine, HandInRow, StoredSlice
+from agent.rows import HandInRow, StoredSlice
 from agent.trust import dsse, statement
 
 
@@ -32,6 +34,18 @@ class Unit(msgspec.Struct, frozen=True):
     boot: str
     agent_sha256: str
     policy_sha256: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What every hand-in of a lease says, whichever of its slices go into it."""
+
+    unit: Unit
+    signer: Signer
+    grant: Grant
+    facts: LeaseFacts
+    wall_ms: int
+    counter: int
 
 
 HAVE_MAX = 8
@@ -58,46 +72,30 @@ def build(
     handed in, as a yield that says so; and should not even a statement come about (a fact that cannot be signed), the
     lease is given back with nothing but the reason, rather than held for ever.
     """
-    for kept in (slices[:count] for count in range(len(slices), -1, -1)):
-        whole = len(kept) == len(slices)
-        try:
-            envelope = (
-                _attest(
-                    unit=unit,
-                    signer=signer,
-                    grant=grant,
-                    engine=kept[-1].engine,
-                    facts=facts,
-                    kind=kind if whole else HandInKind.YIELD,
-                    wall_ms=wall_ms,
-                    counter=counter,
-                    slices=kept,
-                )
-                if kept
-                else None
-            )
-            message = _message(
-                grant,
-                kind=kind if whole else HandInKind.YIELD,
-                why=why,
-                detail=detail,
-                envelope=envelope,
-                slices=kept,
-            )
-            body = messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES)
-        except messages.MessageError as error:
-            why, detail = why or YieldReason.FULL, detail or str(error)
-        except (DrivewayError, msgspec.MsgspecError) as error:
-            return _nothing(grant, f"no statement could be made: {error}")
-        else:
-            return HandInRow(
-                kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
-                body=body,
-                statement=envelope,
-                statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
-                slices=len(kept),
-            )
-    return _nothing(grant, detail)
+    draft = Draft(unit, signer, grant, facts, wall_ms, counter)
+    try:
+        return _row(draft, kind, why, detail, slices)
+    except messages.MessageError as error:
+        why, detail = why or YieldReason.FULL, detail or str(error)
+    except (DrivewayError, msgspec.MsgspecError) as error:
+        return _nothing(draft, f"no statement could be made: {error}")
+    for count in range(len(slices) - 1, 0, -1):
+        with contextlib.suppress(messages.MessageError):
+            return _row(draft, HandInKind.YIELD, why, detail, slices[:count])
+    return _nothing(draft, detail)
+
+
+def _row(draft: Draft, kind: HandInKind, why: YieldReason | None, detail: str, slices: list[StoredSlice]) -> HandInRow:
+    """The hand-in of exactly these slices; raises MessageError when it does not fit, TrustError if it is unsignable."""
+    envelope = _attest(draft, kind, slices) if slices else None
+    message = _message(draft.grant, kind=kind, why=why, detail=detail, envelope=envelope, slices=slices)
+    return HandInRow(
+        kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
+        body=messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES),
+        statement=envelope,
+        statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
+        slices=len(slices),
+    )
 
 
 def _message(
@@ -134,24 +132,14 @@ def _message(
     )
 
 
-def _nothing(grant: Grant, detail: str) -> HandInRow:
+def _nothing(draft: Draft, detail: str) -> HandInRow:
     """The yield of nothing."""
-    message = _message(grant, kind=HandInKind.YIELD, why=YieldReason.FAULT, detail=detail, envelope=None, slices=[])
-    return HandInRow(HandInKind.YIELD, messages.encode(message), None, "", 0)
+    return _row(draft, HandInKind.YIELD, YieldReason.FAULT, detail, [])
 
 
-def _attest(
-    *,
-    unit: Unit,
-    signer: Signer,
-    grant: Grant,
-    engine: Engine,
-    facts: LeaseFacts,
-    kind: HandInKind,
-    wall_ms: int,
-    counter: int,
-    slices: list[StoredSlice],
-) -> bytes:
+def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
+    """The signed statement about these slices; raises TrustError for a fact that cannot be stated."""
+    unit, grant, facts, engine = draft.unit, draft.grant, draft.facts, slices[-1].engine
     said = statement.Statement(
         outcome=kind.value,
         lease=statement.Lease(job=grant.job, epoch=grant.epoch, nonce=grant.nonce, ticket_sha256=grant.ticket_sha256),
@@ -177,14 +165,14 @@ def _attest(
             started_boot_ms=facts.started_ms,
             finished_boot_ms=facts.finished_ms,
             boot_id=unit.boot,
-            finished_wall_ms=wall_ms,
+            finished_wall_ms=draft.wall_ms,
         ),
         energy=statement.Energy(micro_wh=facts.energy_micro_wh, sensor=facts.sensor),
         gate=statement.Gate(state=facts.gate_state, policy_sha256=unit.policy_sha256),
-        key_protection=signer.protection,
-        counter=counter,
+        key_protection=draft.signer.protection,
+        counter=draft.counter,
     )
-    return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), signer)
+    return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), draft.signer)
 
 
 def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...]) -> bytes:
