@@ -8,7 +8,6 @@ row are one.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,6 +47,8 @@ class Draft:
     counter: int
 
 
+HAND_IN_ERRORS = (messages.MessageError, DrivewayError, msgspec.MsgspecError)
+DETAIL_BYTES = 160
 HAVE_MAX = 8
 HAVE_ROOM_BYTES = 768
 """Room that a stored hand-in leaves for what the car holds when it is sent: 8 tokens of up to 90 bytes."""
@@ -75,14 +76,19 @@ def build(
     draft = Draft(unit, signer, grant, facts, wall_ms, counter)
     try:
         return _row(draft, kind, why, detail, slices)
-    except messages.MessageError as error:
-        why, detail = why or YieldReason.FULL, detail or str(error)
-    except (DrivewayError, msgspec.MsgspecError) as error:
-        return _nothing(draft, f"no statement could be made: {error}")
-    for count in range(len(slices) - 1, 0, -1):
-        with contextlib.suppress(messages.MessageError):
-            return _row(draft, HandInKind.YIELD, why, detail, slices[:count])
-    return _nothing(draft, detail)
+    except HAND_IN_ERRORS as error:
+        fault = YieldReason.FULL if isinstance(error, messages.MessageError) else YieldReason.FAULT
+        said = str(error) if fault is YieldReason.FULL else f"no statement could be made: {error}"
+        why, detail = why or fault, detail or said
+    best = _row(draft, HandInKind.YIELD, why, detail, [])
+    fits, too_many = 0, len(slices)
+    while too_many - fits > 1:
+        count = (fits + too_many) // 2
+        try:
+            best, fits = _row(draft, HandInKind.YIELD, why, detail, slices[:count]), count
+        except HAND_IN_ERRORS:
+            too_many = count
+    return best
 
 
 def _row(draft: Draft, kind: HandInKind, why: YieldReason | None, detail: str, slices: list[StoredSlice]) -> HandInRow:
@@ -126,15 +132,10 @@ def _message(
         job=grant.job,
         epoch=grant.epoch,
         why=why or YieldReason.FAULT,
-        detail=detail[:512],
+        detail=_plain(detail),
         statement=parsed,
         outputs=outputs,
     )
-
-
-def _nothing(draft: Draft, detail: str) -> HandInRow:
-    """The yield of nothing."""
-    return _row(draft, HandInKind.YIELD, YieldReason.FAULT, detail, [])
 
 
 def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
@@ -173,6 +174,12 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
         counter=draft.counter,
     )
     return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), draft.signer)
+
+
+def _plain(detail: str) -> str:
+    """A reason short and plain enough to cost no slice its place in the message."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in detail)
+    return printable.encode("utf-8")[:DETAIL_BYTES].decode("utf-8", "ignore")
 
 
 def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...]) -> bytes:

@@ -37,7 +37,6 @@ from agent.core.events import (
     StoreFailed,
     StoreRecovered,
     Unwritten,
-    WorkerGone,
 )
 from agent.core.model import Grant, JobKey, Verdict
 from agent.errors import DrivewayError, StoreError
@@ -104,8 +103,7 @@ class Hands:
         except Exception as error:  # noqa: BLE001 - as the docstring says
             logger().error("effect_failed", effect=type(effect).__name__, error=repr(error))
             if isinstance(effect, StartWorker):
-                now_ms = self._clock.boot_ms()
-                self._emit(WorkerGone(at_ms=now_ms, pid=0, expected=False, detail=repr(error)))
+                self._station.give_up(repr(error))
 
     def _begin(self, effect: EffectType) -> None:  # noqa: C901, PLR0912 - one arm an effect
         match effect:
@@ -142,7 +140,7 @@ class Hands:
     async def report(self, name: str, fields: dict[str, str | int | float | bool]) -> None:
         """One log event, to standard error and to the bounded log in the store."""
         logger().info(name, **fields)
-        with contextlib.suppress(StoreError):  # a full disk is already told of, as the storage gate
+        with contextlib.suppress(Exception):  # a full disk is told of as the storage gate, and a log may never hurt
             await self._store.call(Store.log, self._clock.wall_ms(), name, msgspec.json.encode(fields))
 
     async def close(self) -> None:
@@ -183,6 +181,8 @@ class Hands:
                 self._refuse(key, repr(error))
             elif step is Unwritten.HAND_IN and key is not None:
                 self._emit(HandInFailed(at_ms=now_ms, key=key, detail=repr(error)))
+            elif step is Unwritten.VERDICT:
+                self._store_failed(repr(error), step, key, index)
             elif step is Unwritten.SLICE and key is not None and index is not None:
                 self._emit(SliceFailed(at_ms=now_ms, key=key, index=index, detail=repr(error)))
 
@@ -191,7 +191,8 @@ class Hands:
     async def _open_lease(self, grant: Grant) -> None:
         key = grant.key
         if not await self._store.call(Store.open_lease, grant, self._clock.wall_ms()):
-            self._refuse(key, "its nonce was used before: a replayed grant")
+            detail = "its nonce was used before: a replayed grant"
+            self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail, replayed=True))
             return
         try:
             self._shelf.find(grant.package_sha256)
@@ -229,6 +230,14 @@ class Hands:
         )
         if self._input is not None and self._input.key == grant.key:
             self._input = None
+        self._emit(
+            HandInStored(
+                at_ms=self._clock.boot_ms(),
+                key=grant.key,
+                kind=stored.kind,
+                statement_sha256=stored.statement_sha256,
+            )
+        )
         await self.report(
             "lease_closed",
             {
@@ -241,14 +250,6 @@ class Hands:
                 "energy_micro_wh": effect.facts.energy_micro_wh,
                 "duration_ms": effect.facts.finished_ms - effect.facts.started_ms,
             },
-        )
-        self._emit(
-            HandInStored(
-                at_ms=self._clock.boot_ms(),
-                key=grant.key,
-                kind=stored.kind,
-                statement_sha256=stored.statement_sha256,
-            )
         )
 
     async def _send_hand_in(self, effect: SendHandIn) -> None:
@@ -302,7 +303,7 @@ class Hands:
     async def _probe_store(self) -> None:
         while True:
             await asyncio.sleep(STORE_RETRY_S)
-            with contextlib.suppress(StoreError):
+            with contextlib.suppress(Exception):  # whatever it is, the disk is asked again
                 await self._store.call(Store.probe)
                 self._probing = False
                 self._emit(StoreRecovered(at_ms=self._clock.boot_ms()))

@@ -127,11 +127,13 @@ class Store:
             slices = self._slices(key)
             counter = self._one("SELECT count(*) FROM ledger WHERE kind = 'statement'") + 1
             row = build(counter, slices)
-            self._db.execute(
+            closed = self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
-                "closed_wall_ms = ? WHERE job = ? AND epoch = ?",
+                "closed_wall_ms = ? WHERE job = ? AND epoch = ? AND state = 'open'",
                 (row.kind.value, why, row.slices, energy_micro_wh, wall_ms, *key_row(key)),
             )
+            if closed.rowcount != 1:
+                raise ValueError(f"the lease {key} is not open: it was handed in before")
             self._db.execute(
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
                 (*key_row(key), row.kind.value, row.body, row.statement_sha256),
@@ -146,7 +148,7 @@ class Store:
         with _Transaction(self._db):
             self._db.execute(
                 "UPDATE leases SET state = 'closed', verdict = ?, reason = ?, paid_micro = ? "
-                "WHERE job = ? AND epoch = ?",
+                "WHERE job = ? AND epoch = ? AND state != 'closed'",
                 (verdict.value, reason, paid_micro, *key_row(key)),
             )
             leaf = self._append("verdict", key, envelope)
@@ -158,7 +160,7 @@ class Store:
         """The hand-ins that await a verdict, oldest first."""
         rows = self._db.execute(
             "SELECT job, epoch, outbox.kind, statement_sha256, coalesce(slices_done, 0) FROM outbox "
-            "JOIN leases USING (job, epoch) ORDER BY outbox.rowid"
+            "LEFT JOIN leases USING (job, epoch) ORDER BY outbox.rowid"
         )
         return [
             OutboxRow(JobKey(job, epoch), HandInKind(kind), sha256, slices) for job, epoch, kind, sha256, slices in rows

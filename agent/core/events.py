@@ -109,10 +109,14 @@ class LeaseOpened(Event, frozen=True, tag=True):
 
 
 class LeaseRefused(Event, frozen=True, tag=True):
-    """The lease cannot be started: its input or its package failed, or its nonce was seen before."""
+    """The lease cannot be started: its input or its package failed.
+
+    A `replayed` grant is one whose nonce or token was used up before: nothing is owed for it.
+    """
 
     key: JobKey
     detail: str
+    replayed: bool = False
 
 
 class WorkerReady(Event, frozen=True, tag=True):

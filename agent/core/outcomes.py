@@ -102,8 +102,9 @@ def verdict_seen(state: State, event: VerdictSeen) -> Step:
         )
         pending = REPLACE(pending, verdict=settle)
     state = REPLACE(state, outbox=tuple(pending if one.key == pending.key else one for one in state.outbox))
-    if event.next_grant is not None and asking is not None and answered and state.lease is None:
-        state = _adopt(state, event.next_grant, asking.sent_ms)
+    grant = event.next_grant
+    if grant is not None and asking is not None and answered and state.lease is None and grant.key not in state.have:
+        state = _adopt(state, grant, asking.sent_ms)
     return state, ()
 
 
@@ -135,6 +136,8 @@ def lease_answered(state: State, event: LeaseOpened | LeaseRefused) -> Step:
     if isinstance(event, LeaseOpened):
         return REPLACE(state, lease=lease), ()
     refused = Report(name="lease_refused", fields={"lease": str(event.key), "detail": event.detail})
+    if event.replayed:
+        return _fruitless(REPLACE(state, lease=None)), (refused,)
     return REPLACE(state, lease=lease.end(YieldReason.REFUSED, event.detail)), (refused,)
 
 

@@ -194,8 +194,13 @@ class WorkerProcess:
             for message in self._decoder.feed(data):
                 self._check(message)
                 self._on_message(message)
+                if self._condemned():
+                    return  # what it says further counts for nothing
         except wire.WireError as error:
             self.condemn(f"broke the protocol: {error.what}")
+
+    def _condemned(self) -> bool:
+        return bool(self._fault)
 
     def _check(self, message: wire.WorkerMessage) -> None:
         """Raise WireError for a message that cannot be right; notes a refusal, after which the worker ends."""

@@ -90,6 +90,13 @@ class Station:
         if self._process is not None:
             self._process.stop(budget_ms)
 
+    def give_up(self, detail: str) -> None:
+        """A start that failed halfway: whatever is there of the worker ends, and is told of."""
+        if self._process is not None:
+            self._process.condemn(detail)
+        else:
+            self._gone(0, False, detail)
+
     async def close(self) -> None:
         """Kill a worker that is still there, and wait for its end."""
         if self._process is not None:

@@ -73,6 +73,18 @@ def test_refusals_are_not_repeated_in_a_hot_loop(refusal: str) -> None:
     assert asked_ms[-1] - asked_ms[-2] > 60_000
 
 
+def test_nothing_is_owed_for_a_replayed_grant() -> None:
+    shell = ready()
+    opening = until(shell, OpenLease)
+    assert isinstance(opening, OpenLease)
+    shell.waiting.clear()
+    shell.tell(LeaseRefused(at_ms=shell.now_ms, key=opening.grant.key, detail="a replayed grant", replayed=True))
+    assert shell.state.lease is None
+    assert not any(isinstance(effect, HandIn) for effect in shell.waiting)
+    shell.advance(10_000)
+    assert any(isinstance(effect, SendRequest) for effect in shell.waiting)
+
+
 def test_a_hand_in_that_cannot_be_made_does_not_stop_the_car() -> None:
     shell = ready()
     hand_in = until(shell, HandIn)

@@ -302,9 +302,6 @@ def topic_that_is_no_text(peer: Peer) -> None:
         pytest.param(
             grant_one_of_two,
             "",
-            marks=pytest.mark.xfail(
-                strict=True, reason="_subscribed takes a SUBACK with fewer codes than filters for a grant of all"
-            ),
         ),
         (unknown_packet, ""),
         (endless_length, ""),
@@ -337,9 +334,6 @@ def test_a_topic_that_is_no_text_costs_the_connection_and_not_the_link() -> None
         asyncio.run(story())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="when paho's loop raises, nobody closes its socket until the garbage is collected"
-)
 def test_a_connection_that_failed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[links._Connection] = []
 
@@ -348,10 +342,16 @@ def test_a_connection_that_failed_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
             made.append(self)
             return super().start()
 
+        async def end(self) -> None:
+            if self is made[0]:
+                self._thread.join(WAIT_S)  # it has raised; the race for its last steps is not the point here
+            await super().end()
+
     async def story() -> None:
         async with linked(bad.address, other.address) as heard:
             await heard.until(lambda: any(broker == other.name for _, broker, _ in heard.states))
-            assert made[0]._client.socket() is None
+            assert made[0]._socket is not None
+            assert made[0]._socket.fileno() == -1
 
     monkeypatch.setattr(links, "_Connection", Noted)
     with ScriptedBroker(topic_that_is_no_text) as bad, ScriptedBroker(refuse) as other:
@@ -490,9 +490,6 @@ def test_tls_files_that_cannot_be_used_are_a_state_and_are_tried_again(tmp_path:
     asyncio.run(story())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the exponent of the back-off is not bounded: 2**1024 is no float, the task dies"
-)
 def test_a_night_without_a_broker_does_not_end_the_link(ceilings_s: list[float]) -> None:
     async def story() -> None:
         async with linked(("127.0.0.1", 1), tls=NOWHERE) as heard:
@@ -507,10 +504,6 @@ def test_a_night_without_a_broker_does_not_end_the_link(ceilings_s: list[float])
     assert max(ceilings_s) == BACKOFF_MAX_S
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="paho forgets a disconnect() that comes before its socket is there: the thread connects and stays",
-)
 def test_a_link_that_is_closed_while_it_connects_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     connecting, disconnected = threading.Event(), threading.Event()
     create, disconnect = mqtt.Client._create_socket_connection, mqtt.Client.disconnect

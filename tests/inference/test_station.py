@@ -225,10 +225,6 @@ def test_a_worker_that_did_not_load_what_it_was_told_is_ended(
     asyncio.run(story())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="WorkerProcess._take goes on with the frames it read together with the one the worker was condemned for",
-)
 @pytest.mark.parametrize(
     ("on_load", "on_run"),
     [
