@@ -80,9 +80,9 @@ def load_public_key(pem: str) -> EllipticCurvePublicKey:
     try:
         key = load_pem_public_key(pem.encode("ascii"))
     except (ValueError, TypeError) as error:
-        raise TrustError(f"not a public key in PEM: {error}") from error
+        raise TrustError("not a public key in PEM") from error
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        raise TrustError("the public key is not ECDSA P-256", hint="make one with `driveway keys`")
+        raise TrustError("the public key is not ECDSA P-256")
     return key
 
 
