@@ -38,6 +38,7 @@ class Office:
         self.desk = self._on_thread(lambda: Desk(folder))
         self._on_thread(lambda: self.desk.book.units.add_code(CODE))
         self.web = WebServer(0, self.desk.objects, self._enrol)
+        self.web.start()
 
     def _enrol(self, envelope: bytes) -> bytes:
         self.asked += 1
@@ -160,6 +161,7 @@ def test_a_signed_answer_to_another_question_is_not_believed(car: Path, tmp_path
         return dsse.sign(GRANT_TYPE if kind == "another type" else ENROLMENT_TYPE, encode(answer), dispatcher)
 
     web = WebServer(0, Objects(tmp_path / "objects"), replay)
+    web.start()
     try:
         config = configure(car, dispatcher, f'enrol_url = "{web.url}/enrol"', "allow_loopback_http = true")
         with pytest.raises((FleetError, TrustError), match=r"not this unit 'car-0001'|the envelope holds a"):

@@ -63,6 +63,13 @@ def vacate(state: State) -> Step:
     return _stop_worker(REPLACE(state, vacating=vacating), cause.code)
 
 
+def take_left_over(state: State) -> Step:
+    """A lease that an earlier run left open is handed in before anything else is taken on."""
+    if state.lease is not None or not state.left_over:
+        return state, ()
+    return REPLACE(state, lease=state.left_over[0], left_over=state.left_over[1:]), ()
+
+
 def end_lease(state: State) -> Step:
     """A lease ends early when the gate closes, its time is up, its worker keeps failing, or its hand-in is full."""
     lease = state.lease
@@ -115,6 +122,15 @@ def hand_in(state: State) -> Step:
         ),
     )
     return REPLACE(state, lease=REPLACE(lease, phase=Phase.HANDING_IN)), (effect,)
+
+
+def settle(state: State) -> Step:
+    """A verdict is written down, and the hand-in let go with it; once the disk takes writes."""
+    if state.store_problem:
+        return state, ()
+    ready = [one for one in state.outbox if one.verdict is not None and not one.settling]
+    outbox = tuple(REPLACE(one, settling=True) if one in ready else one for one in state.outbox)
+    return REPLACE(state, outbox=outbox), tuple(one.verdict for one in ready if one.verdict is not None)
 
 
 def send_outbox(state: State) -> Step:
@@ -227,22 +243,6 @@ def _stop_worker(state: State, why: str, *, failed: bool = False) -> Step:
     budget_ms = state.policy.vacate_budget_ms if drains else 0
     state = REPLACE(state, worker=REPLACE(worker, phase=WorkerPhase.STOPPING, since_ms=state.now_ms, failed=failed))
     return state, (StopWorker(budget_ms=budget_ms, why=why),)
-
-
-def take_left_over(state: State) -> Step:
-    """A lease that an earlier run left open is handed in before anything else is taken on."""
-    if state.lease is not None or not state.left_over:
-        return state, ()
-    return REPLACE(state, lease=state.left_over[0], left_over=state.left_over[1:]), ()
-
-
-def settle(state: State) -> Step:
-    """A verdict is written down, and the hand-in let go with it; once the disk takes writes."""
-    if state.store_problem:
-        return state, ()
-    ready = [one for one in state.outbox if one.verdict is not None and not one.settling]
-    outbox = tuple(REPLACE(one, settling=True) if one in ready else one for one in state.outbox)
-    return REPLACE(state, outbox=outbox), tuple(one.verdict for one in ready if one.verdict is not None)
 
 
 RULES: tuple[Rule, ...] = (

@@ -102,6 +102,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         on_message=dispatcher.on_message,
         on_state=on_state,
     )
+    web.start()
     link.start()
     try:
         await ended.wait()

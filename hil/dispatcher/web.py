@@ -33,7 +33,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class WebServer:
-    """Serves from construction until `close`; port 0 takes any free one. Raises OSError when the port is taken."""
+    """Serves from `start` until `close`; port 0 takes any free one at once. Raises OSError when the port is taken."""
 
     def __init__(self, port: int, objects: Objects, enrol: Callable[[bytes], bytes]) -> None:
         class Handler(_Handler):
@@ -43,6 +43,9 @@ class WebServer:
         Handler.enrol = staticmethod(enrol)
         self._server = ThreadingHTTPServer((HOST, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     @property
@@ -56,9 +59,10 @@ class WebServer:
 
     def close(self) -> None:
         """Stop listening and wait for the thread."""
-        self._server.shutdown()
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
         self._server.server_close()
-        self._thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -7,7 +7,6 @@ from agent.core.events import (
     EffectType,
     SendRequest,
     SettleHandIn,
-    StartWorker,
     StoreFailed,
     Unwritten,
 )
@@ -45,8 +44,7 @@ def unwritten(shell: Shell, step: Unwritten, key: JobKey | None = None, index: i
 
 def check(shell: Shell) -> None:
     state = shell.state
-    starts = sum(isinstance(effect, StartWorker) for effect in shell.effects)
-    assert starts <= shell.worker_pid + sum(isinstance(effect, StartWorker) for effect in shell.waiting) + 1
+    assert shell.workers_alive <= 1
     if state.gates.state is GateState.CLOSED:
         assert state.worker.phase in {WorkerPhase.ABSENT, WorkerPhase.STOPPING}
         assert state.gates.reasons

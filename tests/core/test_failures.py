@@ -159,8 +159,11 @@ def test_a_lost_worker_is_started_again_and_the_slice_done_again() -> None:
     shell.tell(WorkerGone(at_ms=shell.now_ms, pid=1, expected=False, detail="killed by SIGSEGV"))
     shell.advance(2_100)
     assert isinstance(until(shell, StartWorker), StartWorker)
-    shell.settle_down(6)
-    assert shell.state.lease is None or 0 in shell.state.lease.done or shell.settled
+    again = until(shell, RunSlice)
+    assert isinstance(again, RunSlice)
+    assert again.index == 0
+    shell.settle_down(30)
+    assert shell.settled[again.key] == {0, 1, 2}
 
 
 def test_a_lease_whose_worker_keeps_dying_is_given_back() -> None:

@@ -11,7 +11,7 @@ from agent.core import outcomes, plan, signals
 from agent.core.events import HandInStored, SignalsSeen, StartWorker
 from agent.core.gates import GateState
 from agent.core.signals import Vehicle
-from agent.core.state import State
+from agent.core.state import State, WorkerPhase
 from tests.core.stories import DOOR, check, until
 from tests.core.world import Shell, car
 
@@ -83,12 +83,22 @@ def the_driver_is_seen(shell: Shell) -> None:
     assert shell.gate() is GateState.CLOSED
 
 
+def start_a_second_worker(patch: pytest.MonkeyPatch) -> None:
+    def eager(state: State) -> plan.Step:
+        if state.worker.phase is WorkerPhase.READY and state.lease is not None:
+            return state, (StartWorker(grant=state.lease.grant),)
+        return plan.start_worker(state)
+
+    patch.setattr(plan, "RULES", tuple(eager if rule is plan.start_worker else rule for rule in plan.RULES))
+
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 Story = Callable[[Shell], None]
 BUGS: list[tuple[Plant, Story]] = [
     (forget_to_vacate, the_driver_comes),
     (forget_the_hand_in, a_lease_is_handed_in),
     (count_slices_before_they_are_stored, a_lease_is_handed_in),
+    (start_a_second_worker, a_lease_is_handed_in),
     (believe_old_signals, the_bus_falls_silent),
     (ignore_what_contradicts, the_driver_is_seen),
 ]

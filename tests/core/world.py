@@ -102,6 +102,7 @@ class Shell:
     die_c: float | None = 50.0
     effects: list[EffectType] = field(default_factory=list)
     worker_pid: int = 0
+    workers_alive: int = 0
     waiting: list[EffectType] = field(default_factory=list)
     disk: dict[JobKey, set[int]] = field(default_factory=dict)
     outbox: dict[JobKey, tuple[HandInKind, frozenset[int]]] = field(default_factory=dict)
@@ -110,6 +111,8 @@ class Shell:
 
     def tell(self, event: EventType) -> list[EffectType]:
         """One event into the core; what it asked for is kept, and waits to be carried out."""
+        if isinstance(event, WorkerGone):
+            self.workers_alive = max(0, self.workers_alive - 1)
         self.state, effects = step(self.state, event)
         self.effects += effects
         self.waiting += effects
@@ -155,6 +158,7 @@ class Shell:
                 self.tell(LeaseOpened(at_ms=now_ms, key=one.key))
             case StartWorker():
                 self.worker_pid += 1
+                self.workers_alive += 1
                 self.tell(
                     WorkerReady(
                         at_ms=now_ms,
@@ -166,7 +170,7 @@ class Shell:
                     )
                 )
             case StopWorker():
-                self.waiting = [one for one in self.waiting if not isinstance(one, RunSlice)]
+                self.waiting = [one for one in self.waiting if not isinstance(one, RunSlice | StartWorker)]
                 self.tell(WorkerGone(at_ms=now_ms, pid=self.worker_pid, expected=True, detail=""))
             case RunSlice(key=key, index=index):
                 self.disk[key].add(index)

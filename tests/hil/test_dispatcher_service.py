@@ -275,6 +275,7 @@ def web(desk: Desk) -> Iterator[WebServer]:
         return envelope
 
     server = WebServer(0, desk.objects, enrol)
+    server.start()
     yield server
     server.close()
 
