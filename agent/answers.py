@@ -7,7 +7,7 @@ from typing import assert_never
 
 from agent import view
 from agent.control import ControlRequest
-from agent.core.events import OwnerSaid
+from agent.core.events import OwnerMode, OwnerSaid
 from agent.core.state import State
 from agent.fleet.desk import Desk
 from agent.hands import Hands
@@ -52,8 +52,9 @@ class Answers:
             case "ledger":
                 return await self._store.call(Store.ledger, request.limit)
             case "pause" | "resume":
+                mode = OwnerMode.PAUSED if request.verb == "pause" else OwnerMode.AUTO
                 await self._store.call(Store.set_paused, request.verb == "pause")
-                self._emit(OwnerSaid(at_ms=self._clock.boot_ms(), paused=request.verb == "pause"))
+                self._emit(OwnerSaid(at_ms=self._clock.boot_ms(), mode=mode))
                 return view.reasons(self._state(), offset_ms)
             case _:
                 assert_never(request.verb)

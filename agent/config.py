@@ -173,7 +173,7 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 def _check_policy(policy: Policy, path: Path) -> None:
     """Limits that contradict each other would make a gate that never opens, or never shuts."""
-    rising = ("die_derate_c", "die_target_c", "die_limit_c")
+    rising = ("die_start_c", "die_target_c", "die_limit_c")
     for low, high in itertools.pairwise(rising):
         if getattr(policy, low) >= getattr(policy, high):
             raise ConfigError(

@@ -18,9 +18,10 @@ from agent.clock import SystemClock, boot_id
 from agent.config import Config
 from agent.control import ControlServer
 from agent.core import lease as leases
-from agent.core.events import EventType, Stopping, Tick
+from agent.core.events import EventType, OwnerMode, Stopping, Tick
 from agent.core.machine import step
 from agent.core.state import State, WorkerPhase, initial, resume
+from agent.core.world import Owner
 from agent.errors import ConfigError
 from agent.fleet.desk import Desk
 from agent.fleet.link import LinkConfig
@@ -157,7 +158,8 @@ class Daemon:
             for row in await self._store.call(Store.open_leases)
         ]
         paused = await self._store.call(Store.paused)
-        self.state = resume(self.state, tuple(pending), tuple(left_over), paused=paused)
+        owner = Owner(OwnerMode.PAUSED if paused else OwnerMode.AUTO)
+        self.state = resume(self.state, tuple(pending), tuple(left_over), owner)
 
     async def _tick(self) -> None:
         while True:

@@ -7,7 +7,7 @@ sentence from its parts, so nothing is ever unexplained.
 from __future__ import annotations
 
 from agent.core.events import SignalValue
-from agent.core.gates import Reason
+from agent.core.findings import Reason
 
 SENTENCES = {
     "moving": "The car is moving ({value} km/h).",

@@ -20,6 +20,7 @@ from agent.core.events import (
     HandInFailed,
     HandInSettled,
     HandInStored,
+    KeepAwake,
     LeaseOpened,
     LeaseRefused,
     OpenLease,
@@ -29,6 +30,7 @@ from agent.core.events import (
     SendHandIn,
     SendRequest,
     SetPace,
+    SetPowerLimit,
     SettleHandIn,
     SliceFailed,
     SliceStored,
@@ -130,6 +132,8 @@ class Hands:
                 self._spawn(self._send_hand_in(effect), Unwritten.NOTE, key)
             case SettleHandIn(key=key):
                 self._spawn(self._settle(effect), Unwritten.VERDICT, key)
+            case SetPowerLimit() | KeepAwake():
+                pass
             case RecordVacate():
                 self._spawn(self._record_vacate(effect), Unwritten.NOTE)
             case Report():

@@ -12,8 +12,8 @@ import msgspec
 from agent import __version__
 from agent.core import signals
 from agent.core.energy import cost_micro
-from agent.core.events import SignalValue
-from agent.core.gates import GateState, Reason
+from agent.core.events import OwnerMode, SignalValue
+from agent.core.findings import GateState, Reason
 from agent.core.state import State, WorkerPhase
 from agent.explain import sentence
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
@@ -157,7 +157,7 @@ def activity(state: State) -> str:
         return "fault"
     if state.vacating is not None or (state.lease is not None and state.lease.ending is not None):
         return "yielding"
-    if state.owner_paused:
+    if state.owner.mode is OwnerMode.PAUSED:
         return "paused"
     if state.gates.state is GateState.CLOSED:
         return "blocked"
@@ -244,7 +244,7 @@ def status(
         gate=state.gates.state.value,
         reasons=reasons(state, wall_offset_ms),
         waiting=waiting(state),
-        power_cap_w=round(state.power_cap_w, 1),
+        power_cap_w=round(state.heat.cap_w, 1),
         computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
         lease=lease(state, items_done_in_slice, wall_offset_ms),
         worker=worker(state),
@@ -287,10 +287,11 @@ def lease_earnings(state: State, row: LeaseRow) -> LeaseEarningsView:
 def signal_list(state: State, now_ms: int) -> list[SignalView]:
     """Every leaf a gate reads and every leaf a source sent, by name."""
     views = []
-    for path in sorted({*signals.LEAVES, *state.vehicle.known}):
+    for path in sorted({*filter(state.vehicle.reads, signals.LEAVES), *state.vehicle.known}):
         reading = state.vehicle.read(path, now_ms)
         known = state.vehicle.known.get(path)
-        unit = signals.LEAVES.get(path, signals.DEFAULT_LEAF).unit or signals.DISPLAY_UNITS.get(path, "")
+        leaf = signals.LEAVES.get(path)
+        unit = "" if leaf is None else leaf.unit
         source = "" if known is None else known.source
         value = None if known is None else known.value
         views.append(SignalView(path, value, unit, reading.age_ms, source, reading.problem))

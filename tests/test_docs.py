@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.main import parser
 from agent.config import load
-from agent.core.gates import LOOKS
+from agent.core.gates import RULES
 from agent.core.policy import Policy
 from agent.fleet import messages
 
@@ -62,7 +62,7 @@ def test_every_policy_key_is_documented_with_its_default() -> None:
 
 def test_every_gate_is_documented() -> None:
     text = (ROOT / "docs" / "policy.md").read_text("utf-8")
-    assert [gate for gate in LOOKS if f"| {gate} |" not in text] == []
+    assert [gate for gate in RULES if f"| {gate} |" not in text] == []
 
 
 def test_every_message_is_documented() -> None:

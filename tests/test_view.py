@@ -7,8 +7,8 @@ import pytest
 
 from agent import view
 from agent.core import gates
-from agent.core.events import GrantSeen, OwnerSaid, SendRequest, StoreFailed, Unwritten
-from agent.core.gates import GateState, Reason
+from agent.core.events import GrantSeen, OwnerMode, OwnerSaid, SendRequest, StoreFailed, Unwritten
+from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.rows import LedgerHead, Totals, VacateStats
 from tests.core.stories import DOOR, ready, until
@@ -43,7 +43,7 @@ def test_one_word_for_what_it_does() -> None:
     shell.tell(car(shell.now_ms + 1, {DOOR: True}))
     assert status(shell).state == "yielding"
     shell = ready()
-    shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
+    shell.tell(OwnerSaid(at_ms=shell.now_ms, mode=OwnerMode.PAUSED))
     assert status(shell).state == "paused"
 
 
@@ -90,4 +90,4 @@ def test_a_reason_nobody_wrote_a_sentence_for_is_still_told() -> None:
 
 
 def test_no_gate_is_without_a_name_for_people() -> None:
-    assert set(gates.LOOKS) == {gate.name for gate in gates.shut(0).gates}
+    assert set(gates.RULES) == {gate.name for gate in gates.shut(0).gates}

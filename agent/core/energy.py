@@ -41,3 +41,7 @@ def cost_micro(micro_wh: int, price_micro_per_kwh: int, charge_efficiency: float
     Not rounded, so that the sum of the leases' costs is the cost of the sum.
     """
     return micro_wh * price_micro_per_kwh / (1e9 * charge_efficiency)
+
+
+class Battery(msgspec.Struct, frozen=True):
+    """What the traction and the low-voltage battery did lately, as far as one reading does not tell."""

@@ -15,6 +15,7 @@ import enum
 import msgspec
 
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, SliceOutcome, Verdict, YieldReason
+from agent.core.policy import Window
 
 SignalValue = float | bool | str
 """A VSS value; integers travel as floats, since a gate only ever compares them."""
@@ -25,16 +26,29 @@ class Quality(enum.StrEnum):
 
     GOOD = "good"
     UNKNOWN = "unknown"
+    """The car says that it does not know (UNKNOWN, UNDEFINED), or the source has no value."""
+    NOT_AVAILABLE = "not_available"
+    """Signal not available (SNA): the sender has nothing to say."""
     INVALID = "invalid"
+    """A value that the leaf cannot have: of another kind, not one of its allowed values, undecodable."""
+    FAULT = "fault"
+    """The sender knows that its sensor is broken."""
+    NOT_A_NUMBER = "not_a_number"
     OUT_OF_RANGE = "out_of_range"
 
 
 class Sample(msgspec.Struct, frozen=True, tag=True):
-    """One VSS leaf as a source reported it; `value` is None unless `quality` is good."""
+    """One VSS leaf as a source reported it; `value` is None unless `quality` is good.
+
+    `group` names what makes it fresh again: leaves of one CAN message, or of one databroker, are heard together.
+    `period_ms` is how often the group is sent, 0 where nobody says.
+    """
 
     path: str
     value: SignalValue | None
     quality: Quality = Quality.GOOD
+    group: str = ""
+    period_ms: int = 0
 
 
 # --- events: what the world tells the core --------------------------------------------------------------------
@@ -57,6 +71,16 @@ class SignalsSeen(Event, frozen=True, tag=True):
     samples: tuple[Sample, ...]
 
 
+class SourceHeard(Event, frozen=True, tag=True):
+    """These groups of a source were received again and said the same as before: their leaves are fresh.
+
+    The cheap event that keeps age honest: nothing is decided on it, unless something is due anyway.
+    """
+
+    source: str
+    groups: tuple[str, ...]
+
+
 class SourceChanged(Event, frozen=True, tag=True):
     """A vehicle source came up, or went down and says why."""
 
@@ -66,11 +90,60 @@ class SourceChanged(Event, frozen=True, tag=True):
 
 
 class ComputeSeen(Event, frozen=True, tag=True):
-    """One reading of the inference computer; None means that there is no reading, which is not zero."""
+    """One reading of the inference computer; None means that there is no reading, which is not zero.
+
+    `sensor` names where the power comes from; the error bars are what the sensors' makers promise, doubled where
+    nobody promises anything. `throttled`: the platform itself holds the clocks down.
+    """
 
     die_c: float | None
     power_w: float | None
     sensor: str
+    die_error_c: float = 1.0
+    power_error_share: float = 0.05
+    throttled: bool = False
+
+
+class HostSeen(Event, frozen=True, tag=True):
+    """What the computer's own system says, every few seconds.
+
+    `wall_ms` is its wall clock (since 1970) at `at_ms`; `wall_error_ms` is the bound that the kernel's clock
+    discipline gives, None while nobody keeps the clock. `metered` is None while nobody knows.
+    """
+
+    wall_ms: int
+    wall_error_ms: int | None
+    metered: bool | None = None
+    update_pending: bool = False
+
+
+class SelfTested(Event, frozen=True, tag=True):
+    """The agent's own test of what it needs (keys, ledger, store, sensors); empty `problem` when all is well."""
+
+    problem: str
+
+
+class PriceSlot(msgspec.Struct, frozen=True, array_like=True):
+    """The price of energy at the plug, in millionths of the currency per kWh, within [start, end) of wall time."""
+
+    start_wall_ms: int
+    end_wall_ms: int
+    price_micro_per_kwh: int
+
+
+class PricesSeen(Event, frozen=True, tag=True):
+    """A price curve whose signature holds. It replaces an older one; after its expiry the calendar counts again."""
+
+    issued_wall_ms: int
+    expires_wall_ms: int
+    slots: tuple[PriceSlot, ...]
+
+
+class DemandSeen(Event, frozen=True, tag=True):
+    """The grid asks for relief: a signed order to stop for `stop_for_ms` from now; 0 takes it back."""
+
+    stop_for_ms: int
+    detail: str = ""
 
 
 class LinkChanged(Event, frozen=True, tag=True):
@@ -220,17 +293,49 @@ class Stopping(Event, frozen=True, tag=True):
     """The daemon was told to end: give back what is leased and end the worker."""
 
 
-class OwnerSaid(Event, frozen=True, tag=True):
-    """The owner paused or resumed the computer's work."""
+class OwnerMode(enum.StrEnum):
+    """What the owner wants: work when the gates allow, work on and then stop, or no work."""
 
-    paused: bool
+    AUTO = "auto"
+    FINISH = "finish"
+    PAUSED = "paused"
+
+
+class OwnerSaid(Event, frozen=True, tag=True):
+    """The owner's word. A pause ends at `until_ms` (CLOCK_BOOTTIME) or at `until_wall_ms`, whichever is given.
+
+    After a restart only the wall time is left of it, and that counts once the wall clock can be trusted.
+    """
+
+    mode: OwnerMode
+    until_ms: int | None = None
+    until_wall_ms: int | None = None
+
+
+class OwnerSet(Event, frozen=True, tag=True):
+    """The owner's standing wishes, in place of the policy's: when, for how much at least, and for what kind of work."""
+
+    schedule: tuple[Window, ...]
+    price_floor_micro_per_kwh: int
+    workload_classes: tuple[str, ...]
+
+
+class ConsentSeen(Event, frozen=True, tag=True):
+    """The version of the terms that the owner agreed to; 0 when consent was never given or was withdrawn."""
+
+    version: int
 
 
 EventType = (
     Tick
     | SignalsSeen
+    | SourceHeard
     | SourceChanged
     | ComputeSeen
+    | HostSeen
+    | SelfTested
+    | PricesSeen
+    | DemandSeen
     | LinkChanged
     | GrantSeen
     | VerdictSeen
@@ -248,6 +353,8 @@ EventType = (
     | StoreFailed
     | StoreRecovered
     | OwnerSaid
+    | OwnerSet
+    | ConsentSeen
     | Stopping
 )
 
@@ -291,6 +398,21 @@ class SetPace(Effect, frozen=True, tag=True):
     """Let the worker compute for `duty_permille` thousandths of the time."""
 
     duty_permille: int
+
+
+class SetPowerLimit(Effect, frozen=True, tag=True):
+    """Hold the computer to `limit_w` by its own means (devfreq, NVML) where the platform grants them.
+
+    Pacing holds it to the same limit anyway; the platform's means act between two micro-batches too.
+    """
+
+    limit_w: float
+
+
+class KeepAwake(Effect, frozen=True, tag=True):
+    """Ask the platform to stay awake for `for_ms` from now; 0 lets go. Only sent where the policy allows it."""
+
+    for_ms: int
 
 
 class StopWorker(Effect, frozen=True, tag=True):
@@ -349,6 +471,8 @@ EffectType = (
     | StartWorker
     | RunSlice
     | SetPace
+    | SetPowerLimit
+    | KeepAwake
     | StopWorker
     | HandIn
     | SendHandIn

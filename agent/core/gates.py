@@ -1,182 +1,86 @@
-"""May we run? Every gate answers open, hold or closed, and says why in a form a person and a program can read.
+"""May we run? Every gate answers open, hold or closed, and says why. All together are as open as the least open one.
 
-`hold` starts no new slice and keeps the worker warm; `closed` gives the computer back. A gate closes at the first
-finding against it and opens only after `open_after_ms` without one, so that it never opens on a glitch; thresholds
-that move (charge, temperature) come in pairs for the same reason.
+A gate tightens at the first finding against it, and loosens only after a time without one: `open_after` what its
+findings need to be believed gone, and never sooner than `min_closed_s` after it last tightened. Gates that guard money
+and not the car also stay open for `min_open_s`, whatever is found. So between two openings of a gate at least its
+minimum times pass, whatever the input; that is what "no flapping" means here, and a property test holds it to that.
+Thresholds that move (charge, temperature) come in pairs besides.
 
-A finding is what one look shows; a reason is a finding with its history: since when it stands, and when it should
-clear, where that can be known.
+A look is taken when something changed, or when `due_ms` says that age or a wait alone would change the answer.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agent.core import signals
-from agent.core.events import ComputeSeen, SignalValue
+from agent.core.findings import SEVERITY, Finding, GateState, Reason
+from agent.core.looks import computer, driver, energy, owner
+from agent.core.model import YieldReason
 from agent.core.policy import Policy
-from agent.core.signals import Vehicle
+from agent.core.world import FAR_MS, Sight, World
+
+Look = Callable[[Sight, bool], Iterable[Finding]]
+"""A gate's look: what speaks against running; the flag says whether the gate is open now (for the two thresholds)."""
 
 
-class GateState(enum.StrEnum):
-    """What a gate lets through, from everything to nothing."""
+class Timing(msgspec.Struct, frozen=True):
+    """A gate's minimum times, in seconds. `patient` gates open only after `parked_for_s` without a finding.
 
-    OPEN = "open"
-    HOLD = "hold"
-    CLOSED = "closed"
+    `min_hold_s` is how long a hold lasts at least; a gate without `min_open_s` shuts at once.
+    """
 
-
-SEVERITY = {GateState.OPEN: 0, GateState.HOLD: 1, GateState.CLOSED: 2}
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that speaks against running, as seen now."""
-
-    code: str
-    signal: str
-    value: SignalValue | None
-    limit: SignalValue | None
-    unit: str = ""
-    state: GateState = GateState.CLOSED
+    min_closed_s: float = 0.0
+    min_hold_s: float = 1.0
+    min_open_s: float = 0.0
+    patient: bool = False
 
 
-class Reason(msgspec.Struct, frozen=True):
-    """Why a gate is not open: the signal, its value, its limit, since when, and when it should clear if known."""
+class Rule(msgspec.Struct, frozen=True):
+    """One gate: how it looks, its minimum times, and what a lease that it ends is given back for."""
 
-    code: str
-    gate: str
-    state: GateState
-    signal: str
-    value: SignalValue | None
-    limit: SignalValue | None
-    unit: str
-    since_ms: int
-    clears_at_ms: int | None = None
+    look: Look
+    timing: Timing
+    why: YieldReason
+
+
+RULES: dict[str, Rule] = {
+    "parked": Rule(driver.parked, Timing(patient=True), YieldReason.DRIVER),
+    "occupied": Rule(driver.occupied, Timing(patient=True), YieldReason.DRIVER),
+    "shared": Rule(driver.shared, Timing(min_closed_s=30), YieldReason.DRIVER),
+    "plugged": Rule(energy.plugged, Timing(min_closed_s=30), YieldReason.ENERGY),
+    "reserve": Rule(energy.reserve, Timing(min_closed_s=60), YieldReason.ENERGY),
+    "temperature": Rule(computer.temperature, Timing(min_closed_s=10, min_hold_s=5), YieldReason.THERMAL),
+    "ambient": Rule(computer.ambient, Timing(min_closed_s=300), YieldReason.THERMAL),
+    "owner": Rule(owner.owner, Timing(), YieldReason.OWNER),
+    "consent": Rule(owner.consent, Timing(), YieldReason.OWNER),
+    "network": Rule(computer.network, Timing(min_hold_s=5), YieldReason.FAULT),
+    "storage": Rule(computer.storage, Timing(), YieldReason.FAULT),
+    "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT),
+    "update": Rule(computer.update, Timing(), YieldReason.SHUTDOWN),
+    "agent": Rule(computer.agent, Timing(), YieldReason.SHUTDOWN),
+}
+"""Every gate, in the order people are told about them."""
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """One gate's present state; `clear_since_ms` is since when nothing was found against it."""
+    """One gate's present state. `better_since_ms`: since when less was found than keeps it as tight as it is."""
 
     name: str
     state: GateState
     since_ms: int
-    clear_since_ms: int | None
-    reasons: tuple[Reason, ...]
-
-
-class World(msgspec.Struct, frozen=True):
-    """What the gates look at."""
-
-    vehicle: Vehicle
-    compute: ComputeSeen | None
-    owner_paused: bool
-    store_problem: str
-    stopping: bool
-    now_ms: int
-
-
-Look = Callable[[World, Policy, bool], Iterable[Finding]]
-"""A gate's rule: what speaks against running; the flag says whether the gate is open now (for hysteresis)."""
-
-
-def _expect(
-    world: World, path: str, code: str, good: Callable[[SignalValue], bool], limit: SignalValue
-) -> list[Finding]:
-    """The leaf must be known and good; what is unknown counts against us under its own code."""
-    reading = world.vehicle.read(path, world.now_ms)
-    unit = signals.LEAVES.get(path, signals.DEFAULT_LEAF).unit
-    if reading.value is None:
-        return [Finding(f"signal_{reading.problem}", path, None, limit, unit)]
-    return [] if good(reading.value) else [Finding(code, path, reading.value, limit, unit)]
-
-
-def look_parked(world: World, policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """Standing, in Park, nobody on the brake, and the low-voltage system not switched on for a driver."""
-    fast = policy.standstill_kmh
-    yield from _expect(world, signals.SPEED, "moving", lambda v: abs(float(v)) <= fast, fast)
-    yield from _expect(world, signals.GEAR, "gear_not_park", lambda v: v == signals.GEAR_PARK, signals.GEAR_PARK)
-    yield from _expect(world, signals.BRAKE, "brake_pressed", lambda v: v == 0, 0.0)
-    yield from _expect(world, signals.LOW_VOLTAGE_STATE, "powered_for_driving", lambda v: v in {"LOCK", "OFF"}, "OFF")
-
-
-def look_occupied(world: World, _policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """Nobody in or at the car; the earliest signs (handle, door) are here."""
-    yield from _expect(world, signals.DOOR_HANDLE, "door_handle_pulled", lambda v: v is False, False)
-    for door in (*signals.DOORS, signals.TRUNK):
-        yield from _expect(world, door, "door_open", lambda v: v is False, False)
-    yield from _expect(world, signals.SEAT, "seat_occupied", lambda v: v == "EMPTY", "EMPTY")
-    yield from _expect(world, signals.DRIVER_PRESENT, "driver_present", lambda v: v is False, False)
-
-
-def look_plugged(world: World, policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """The charging cable is in, where the policy asks for it."""
-    if policy.plug_required:
-        yield from _expect(world, signals.CABLE, "not_plugged_in", lambda v: v is True, True)
-
-
-def look_reserve(world: World, policy: Policy, was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """The traction battery holds more than the owner's reserve."""
-    margin = policy.reserve_stop_margin_percent if was_open else policy.reserve_start_margin_percent
-    floor = policy.reserve_percent + margin
-    yield from _expect(world, signals.CHARGE, "charge_below_reserve", lambda v: float(v) > floor, floor)
-
-
-def look_temperature(world: World, policy: Policy, was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """The die is known to be cool enough; no reading counts as too hot."""
-    compute = world.compute
-    if compute is None or compute.die_c is None:
-        yield Finding("temperature_missing", "compute.die", None, policy.die_limit_c, "celsius")
-    elif world.now_ms - compute.at_ms > policy.compute_stale_ms:
-        yield Finding("temperature_stale", "compute.die", compute.die_c, policy.die_limit_c, "celsius")
-    elif compute.die_c >= policy.die_limit_c:
-        yield Finding("die_above_limit", "compute.die", compute.die_c, policy.die_limit_c, "celsius")
-    elif was_open and compute.die_c >= policy.die_target_c:
-        yield Finding("die_hot", "compute.die", compute.die_c, policy.die_target_c, "celsius", GateState.HOLD)
-    elif not was_open and compute.die_c >= policy.die_start_c:
-        yield Finding("die_hot", "compute.die", compute.die_c, policy.die_start_c, "celsius", GateState.HOLD)
-
-
-def look_owner(world: World, _policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """The owner has not asked for the computer."""
-    if world.owner_paused:
-        yield Finding("owner_paused", "owner.paused", True, False)
-
-
-def look_storage(world: World, _policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """What is earned can be written down."""
-    if world.store_problem:
-        yield Finding("storage_failed", "store", world.store_problem, None, "", GateState.HOLD)
-
-
-def look_agent(world: World, _policy: Policy, _was_open: bool) -> Iterable[Finding]:  # noqa: FBT001
-    """The daemon is not about to end."""
-    if world.stopping:
-        yield Finding("agent_stopping", "agent", True, False)
-
-
-LOOKS: dict[str, Look] = {
-    "parked": look_parked,
-    "occupied": look_occupied,
-    "plugged": look_plugged,
-    "reserve": look_reserve,
-    "temperature": look_temperature,
-    "owner": look_owner,
-    "storage": look_storage,
-    "agent": look_agent,
-}
-"""Every gate, in the order people are told about them."""
-
-PATIENT = frozenset({"parked", "occupied"})
-"""Gates that open only after `parked_for_s` without a finding."""
+    better_since_ms: int | None = None
+    tightened_ms: int | None = None
+    reasons: tuple[Reason, ...] = ()
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """All gates together: as open as the least open of them."""
+    """All gates together. A new look is due at `stale_ms` for age, at `look_ms` for anything else."""
 
     gates: tuple[Gate, ...]
+    stale_ms: int = 0
+    look_ms: int = 0
 
     @property
     def state(self) -> GateState:
@@ -189,36 +93,67 @@ class Gates(msgspec.Struct, frozen=True):
         reasons = [reason for gate in self.gates for reason in gate.reasons]
         return tuple(sorted(reasons, key=lambda reason: -SEVERITY[reason.state]))
 
+    @property
+    def due_ms(self) -> int:
+        """Until then, nothing changes without news."""
+        return min(self.stale_ms, self.look_ms)
+
 
 def shut(now_ms: int) -> Gates:
     """All gates closed, as they are before anything is known."""
-    return Gates(tuple(Gate(name, GateState.CLOSED, now_ms, None, ()) for name in LOOKS))
+    return Gates(tuple(Gate(name, GateState.CLOSED, now_ms) for name in RULES))
 
 
 def evaluate(gates: Gates, world: World, policy: Policy) -> Gates:
     """The gates after another look at the world."""
-    return Gates(tuple(_settle(gate, world, policy) for gate in gates.gates))
+    sight = Sight(world, policy)
+    settled = tuple(_settle(gate, RULES[gate.name], sight) for gate in gates.gates)
+    return Gates(settled, min(sight.stale_ms, FAR_MS), min(sight.look_ms, FAR_MS))
 
 
-def _settle(gate: Gate, world: World, policy: Policy) -> Gate:
-    now_ms = world.now_ms
-    findings = tuple(LOOKS[gate.name](world, policy, gate.state is GateState.OPEN))
-    if findings:
-        state = max((finding.state for finding in findings), key=SEVERITY.__getitem__)
-        clear_since_ms = None
-    else:
-        clear_since_ms = now_ms if gate.clear_since_ms is None else gate.clear_since_ms
-        wait_ms = round(policy.parked_for_s * 1000) if gate.name in PATIENT else 0
-        remaining_ms = clear_since_ms + wait_ms - now_ms
-        state = GateState.OPEN if remaining_ms <= 0 else GateState.CLOSED
-        if remaining_ms > 0:
-            findings = (
-                Finding(
-                    f"{gate.name}_not_long_enough", gate.name, (wait_ms - remaining_ms) / 1000, wait_ms / 1000, "s"
-                ),
-            )
-    since = {reason.code + reason.signal: reason.since_ms for reason in gate.reasons}
-    reasons = tuple(
+def _settle(gate: Gate, rule: Rule, sight: Sight) -> Gate:
+    """The gate after a look: tightened at once, loosened when its times allow."""
+    now_ms = sight.now_ms
+    findings = tuple(rule.look(sight, gate.state is GateState.OPEN))
+    if not findings and gate.state is GateState.OPEN:
+        return gate
+    found = max((finding.state for finding in findings), key=SEVERITY.__getitem__, default=GateState.OPEN)
+    if SEVERITY[found] > SEVERITY[gate.state]:
+        shuts_ms = gate.since_ms + round(rule.timing.min_open_s * 1000)
+        if gate.state is GateState.OPEN and now_ms < shuts_ms:
+            sight.again(shuts_ms)
+            return gate
+        return Gate(gate.name, found, now_ms, None, now_ms, _reasons(gate, findings, now_ms))
+    if found is gate.state:
+        return Gate(gate.name, found, gate.since_ms, None, gate.tightened_ms, _reasons(gate, findings, now_ms))
+    better_since_ms = now_ms if gate.better_since_ms is None else gate.better_since_ms
+    loosens_ms = _loosens_ms(gate, rule.timing, better_since_ms, sight.policy)
+    if now_ms >= loosens_ms:
+        return Gate(gate.name, found, now_ms, None, gate.tightened_ms, _reasons(gate, findings, now_ms))
+    sight.again(loosens_ms)
+    waits = _waiting(gate, rule.timing, better_since_ms, loosens_ms, now_ms)
+    reasons = _reasons(gate, (waits, *findings), now_ms)
+    return Gate(gate.name, gate.state, gate.since_ms, better_since_ms, gate.tightened_ms, reasons)
+
+
+def _loosens_ms(gate: Gate, timing: Timing, better_since_ms: int, policy: Policy) -> int:
+    """When the gate may loosen, if nothing more is found until then."""
+    least_s = timing.min_closed_s if gate.state is GateState.CLOSED else timing.min_hold_s
+    earliest_ms = 0 if gate.tightened_ms is None else gate.tightened_ms + round(least_s * 1000)
+    patience_s = policy.parked_for_s if timing.patient and gate.state is GateState.CLOSED else 0.0
+    return max(earliest_ms, better_since_ms + round(patience_s * 1000))
+
+
+def _waiting(gate: Gate, timing: Timing, better_since_ms: int, loosens_ms: int, now_ms: int) -> Finding:
+    """The reason of a gate that waits to loosen; its limit does not change while it waits, so it stays one reason."""
+    code = f"{gate.name}_not_long_enough" if timing.patient else "settling"
+    waited_s, wait_s = (now_ms - better_since_ms) / 1000, (loosens_ms - better_since_ms) / 1000
+    return Finding(code, gate.name, waited_s, wait_s, "s", gate.state, loosens_ms)
+
+
+def _reasons(gate: Gate, findings: tuple[Finding, ...], now_ms: int) -> tuple[Reason, ...]:
+    since = {(reason.code, reason.signal): reason.since_ms for reason in gate.reasons}
+    return tuple(
         Reason(
             code=finding.code,
             gate=gate.name,
@@ -227,9 +162,8 @@ def _settle(gate: Gate, world: World, policy: Policy) -> Gate:
             value=finding.value,
             limit=finding.limit,
             unit=finding.unit,
-            since_ms=since.get(finding.code + finding.signal, now_ms),
-            clears_at_ms=None if clear_since_ms is None else clear_since_ms + round(policy.parked_for_s * 1000),
+            since_ms=since.get((finding.code, finding.signal), now_ms),
+            clears_at_ms=finding.clears_at_ms,
         )
         for finding in findings
     )
-    return Gate(gate.name, state, gate.since_ms if state is gate.state else now_ms, clear_since_ms, reasons)

@@ -14,21 +14,28 @@ import msgspec
 from agent.core import gates, outcomes, plan
 from agent.core.events import (
     ComputeSeen,
+    ConsentSeen,
+    DemandSeen,
     EffectType,
     EventType,
     GrantSeen,
     HandInFailed,
     HandInSettled,
     HandInStored,
+    HostSeen,
     LeaseOpened,
     LeaseRefused,
     LinkChanged,
     OwnerSaid,
+    OwnerSet,
+    PricesSeen,
     Report,
+    SelfTested,
     SignalsSeen,
     SliceFailed,
     SliceStored,
     SourceChanged,
+    SourceHeard,
     Stopping,
     StoreFailed,
     StoreRecovered,
@@ -39,9 +46,10 @@ from agent.core.events import (
     WorkerReady,
     WorkerRefused,
 )
-from agent.core.gates import GateState, World
+from agent.core.findings import GateState
 from agent.core.state import State
-from agent.core.thermal import power_cap_w
+from agent.core.tariff import Prices
+from agent.core.world import Owner, World
 
 Step = tuple[State, tuple[EffectType, ...]]
 
@@ -49,14 +57,19 @@ REPLACE = msgspec.structs.replace
 
 
 def step(state: State, event: EventType) -> Step:
-    """Fold one event into the state, and name what is to be done about it."""
+    """Fold one event into the state, and name what is to be done about it.
+
+    Most of what a daemon hears is that nothing has changed; until something is due, that decides nothing.
+    """
     before = state.gates.state
     state, effects = fold(REPLACE(state, now_ms=max(state.now_ms, event.at_ms)), event)
+    if isinstance(event, Tick | SourceHeard) and state.now_ms < state.due_ms:
+        return state, effects
     state = REPLACE(state, gates=gates.evaluate(state.gates, world_of(state), state.policy))
     if state.gates.state is not before:
         effects = (*effects, _gate_report(state, before))
     state, more = plan.plan(state)
-    return state, effects + more
+    return REPLACE(state, plan_due_ms=plan.due_ms(state)), effects + more
 
 
 def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR0912 - one arm an event, each a line or two
@@ -66,13 +79,24 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return state, ()
         case SignalsSeen():
             return REPLACE(state, vehicle=state.vehicle.seen(event)), ()
+        case SourceHeard():
+            return REPLACE(state, vehicle=state.vehicle.repeated(event)), ()
         case SourceChanged():
             fields: dict[str, str | int | float | bool] = {"source": event.source, "detail": event.detail}
             name = "source_up" if event.alive else "source_lost"
             return REPLACE(state, vehicle=state.vehicle.changed(event)), (Report(name=name, fields=fields),)
         case ComputeSeen():
-            cap_w = power_cap_w(event.die_c, state.policy)
-            return REPLACE(state, compute=event, meter=state.meter.read(event), power_cap_w=cap_w), ()
+            heat = state.heat.seen(event, state.policy)
+            return REPLACE(state, compute=event, meter=state.meter.read(event), heat=heat), ()
+        case HostSeen():
+            return REPLACE(state, metered=event.metered, update_pending=event.update_pending), ()
+        case SelfTested():
+            return REPLACE(state, self_test_problem=event.problem), ()
+        case PricesSeen():
+            return REPLACE(state, prices=Prices(event.issued_wall_ms, event.expires_wall_ms, event.slots)), ()
+        case DemandSeen():
+            until_ms = event.at_ms + event.stop_for_ms
+            return REPLACE(state, demand_until_ms=until_ms, demand_detail=event.detail), ()
         case LinkChanged():
             return outcomes.link_changed(state, event)
         case GrantSeen():
@@ -98,7 +122,18 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
         case StoreRecovered():
             return REPLACE(state, store_problem=""), (Report(name="store_recovered", fields={}),)
         case OwnerSaid():
-            return REPLACE(state, owner_paused=event.paused), ()
+            version = state.owner.consent_version
+            return REPLACE(state, owner=Owner(event.mode, event.until_ms, event.until_wall_ms, version)), ()
+        case OwnerSet():
+            policy = REPLACE(
+                state.policy,
+                schedule=event.schedule,
+                price_floor_micro_per_kwh=event.price_floor_micro_per_kwh,
+                workload_classes=event.workload_classes,
+            )
+            return REPLACE(state, policy=policy), ()
+        case ConsentSeen():
+            return REPLACE(state, owner=REPLACE(state.owner, consent_version=event.version)), ()
         case Stopping():
             return REPLACE(state, stopping=True), ()
         case _:
@@ -108,12 +143,24 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
 def world_of(state: State) -> World:
     """What the gates look at."""
     return World(
+        now_ms=state.now_ms,
         vehicle=state.vehicle,
         compute=state.compute,
-        owner_paused=state.owner_paused,
+        heat=state.heat,
+        battery=state.battery,
+        wall=state.wall,
+        zone=state.zone,
+        prices=state.prices,
+        demand_until_ms=state.demand_until_ms,
+        demand_detail=state.demand_detail,
+        owner=state.owner,
+        metered=state.metered,
+        update_pending=state.update_pending,
+        offline_since_ms=state.offline_since_ms,
+        leased=state.lease is not None,
         store_problem=state.store_problem,
+        self_test_problem=state.self_test_problem,
         stopping=state.stopping,
-        now_ms=state.now_ms,
     )
 
 

@@ -74,6 +74,8 @@ class Grant(msgspec.Struct, frozen=True):
     price_micro_per_item: int
     currency: str
     ticket_sha256: str = ""
+    workload_class: str = ""
+    """What kind of work it is, as the dispatcher says; the owner may take on certain kinds only."""
 
     @property
     def key(self) -> JobKey:
@@ -101,6 +103,7 @@ class LeaseFacts(msgspec.Struct, frozen=True):
     """What the core measured while a lease ran, for its statement. Times are CLOCK_BOOTTIME.
 
     `sensor` is "none" when the computer's power was not measured; `gate_state` is the gate's when the last slice began.
+    `cost_micro` is what the lease cost the owner: energy at the prices of its time, and wear.
     """
 
     started_ms: int
@@ -108,3 +111,4 @@ class LeaseFacts(msgspec.Struct, frozen=True):
     energy_micro_wh: int
     sensor: str
     gate_state: str
+    cost_micro: int = 0

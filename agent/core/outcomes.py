@@ -61,8 +61,15 @@ def link_changed(state: State, event: LinkChanged) -> Step:
         news = (Report(name=name, fields={"broker": event.broker, "detail": event.detail}),)
     if event.connected:
         outbox = tuple(REPLACE(pending, next_ms=state.now_ms) for pending in outbox)
+    since_ms = state.now_ms if state.offline_since_ms is None else state.offline_since_ms
     state = REPLACE(
-        state, connected=event.connected, broker=event.broker, link_detail=event.detail, outbox=outbox, asking=None
+        state,
+        connected=event.connected,
+        offline_since_ms=None if event.connected else since_ms,
+        broker=event.broker,
+        link_detail=event.detail,
+        outbox=outbox,
+        asking=None,
     )
     return state, news
 

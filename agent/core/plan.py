@@ -14,6 +14,7 @@ from agent.core.events import (
     EffectType,
     HandIn,
     OpenLease,
+    OwnerMode,
     RunSlice,
     SendHandIn,
     SendRequest,
@@ -21,11 +22,13 @@ from agent.core.events import (
     StartWorker,
     StopWorker,
 )
-from agent.core.gates import GateState
+from agent.core.findings import GateState
+from agent.core.gates import RULES as GATES
 from agent.core.lease import Lease, Phase
 from agent.core.model import HandInKind, LeaseFacts, YieldReason
 from agent.core.state import Asking, State, Vacating, WorkerPhase, WorkerState
 from agent.core.thermal import duty_permille
+from agent.core.world import FAR_MS
 
 Step = tuple[State, tuple[EffectType, ...]]
 Rule = Callable[[State], Step]
@@ -33,16 +36,6 @@ Rule = Callable[[State], Step]
 REPLACE = msgspec.structs.replace
 OUTBOX_MAX = 16
 """With so many hand-ins without a verdict the fleet is not listening: nothing more is taken on."""
-
-WHY_BY_GATE = {
-    "parked": YieldReason.DRIVER,
-    "occupied": YieldReason.DRIVER,
-    "plugged": YieldReason.ENERGY,
-    "reserve": YieldReason.ENERGY,
-    "temperature": YieldReason.THERMAL,
-    "owner": YieldReason.OWNER,
-    "agent": YieldReason.SHUTDOWN,
-}
 
 
 def plan(state: State) -> Step:
@@ -52,6 +45,25 @@ def plan(state: State) -> Step:
         state, more = rule(state)
         effects += more
     return state, tuple(effects)
+
+
+def due_ms(state: State) -> int:
+    """When a rule has something to do if nothing happens until then: the earliest of all deadlines still to come."""
+    policy, lease, worker, now_ms = state.policy, state.lease, state.worker, state.now_ms
+    times = [one.next_ms for one in state.outbox if one.verdict is None] if state.connected else []
+    if lease is not None:
+        times += [lease.expires_ms, worker.not_before_ms]
+        if lease.in_flight is not None:
+            times.append(lease.in_flight_since_ms + policy.slice_timeout_ms + 1)
+    elif state.asking is not None:
+        times.append(state.asking.sent_ms + policy.request_timeout_ms)
+    else:
+        times.append(state.ask_not_before_ms)
+    if worker.phase is WorkerPhase.STARTING:
+        times.append(worker.since_ms + policy.worker_start_timeout_ms + 1)
+    elif worker.phase is WorkerPhase.READY and lease is None:
+        times.append(worker.idle_since_ms + round(policy.keep_warm_s * 1000) + 1)
+    return min((at_ms for at_ms in times if at_ms > now_ms), default=FAR_MS)
 
 
 def vacate(state: State) -> Step:
@@ -82,7 +94,7 @@ def end_lease(state: State) -> Step:
 def _cause_to_end(state: State, lease: Lease) -> tuple[YieldReason, str] | None:
     if state.gates.state is GateState.CLOSED:
         shut = state.gates.reasons[0]
-        return WHY_BY_GATE.get(shut.gate, YieldReason.FAULT), shut.code
+        return GATES[shut.gate].why, shut.code
     if state.now_ms >= lease.expires_ms:
         return YieldReason.EXPIRED, ""
     if lease.failures >= state.policy.worker_attempts:
@@ -167,6 +179,7 @@ def _may_ask(state: State) -> bool:
     return (
         state.gates.state is GateState.OPEN
         and state.lease is None
+        and state.owner.mode is OwnerMode.AUTO
         and not state.left_over
         and len(state.outbox) < OUTBOX_MAX
         and state.now_ms >= state.ask_not_before_ms
@@ -216,7 +229,7 @@ def run_slice(state: State) -> Step:
 def pace(state: State) -> Step:
     """The power cap becomes the worker's duty."""
     worker = state.worker
-    duty = duty_permille(state.power_cap_w, state.policy)
+    duty = duty_permille(state.heat.cap_w, state.policy)
     if worker.phase is not WorkerPhase.READY or duty == worker.duty_permille:
         return state, ()
     return REPLACE(state, worker=REPLACE(worker, duty_permille=duty)), (SetPace(duty_permille=duty),)

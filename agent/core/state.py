@@ -7,13 +7,17 @@ import zlib
 
 import msgspec
 
-from agent.core.energy import Meter
+from agent.core.energy import Battery, Meter
 from agent.core.events import ComputeSeen
 from agent.core.gates import Gates, shut
 from agent.core.lease import Lease, Pending
 from agent.core.model import JobKey
 from agent.core.policy import Policy
 from agent.core.signals import Vehicle
+from agent.core.tariff import Prices
+from agent.core.thermal import Heat
+from agent.core.walltime import UTC, WallClock, Zone
+from agent.core.world import FAR_MS, Owner
 
 
 class WorkerPhase(enum.StrEnum):
@@ -69,11 +73,21 @@ class State(msgspec.Struct, frozen=True):
     vehicle: Vehicle = Vehicle()
     compute: ComputeSeen | None = None
     meter: Meter = Meter()
-    power_cap_w: float = 0.0
-    owner_paused: bool = False
+    heat: Heat = Heat()
+    battery: Battery = Battery()
+    wall: WallClock = WallClock()
+    zone: Zone = UTC
+    prices: Prices = Prices()
+    demand_until_ms: int = 0
+    demand_detail: str = ""
+    owner: Owner = Owner()
+    metered: bool | None = None
+    update_pending: bool = False
+    self_test_problem: str = ""
     store_problem: str = ""
     stopping: bool = False
     connected: bool = False
+    offline_since_ms: int | None = None
     broker: str = ""
     link_detail: str = ""
     worker: WorkerState = WorkerState()
@@ -88,6 +102,18 @@ class State(msgspec.Struct, frozen=True):
     left_over: tuple[Lease, ...] = ()
     slices_started: int = 0
     slices_kept: int = 0
+    plan_due_ms: int = FAR_MS
+    """When a rule of the plan has something to do, if nothing happens until then."""
+
+    @property
+    def due_ms(self) -> int:
+        """Until then a tick, or a source that repeats itself, changes nothing."""
+        return min(self.gates.due_ms, self.plan_due_ms)
+
+    @property
+    def wakes_ms(self) -> int:
+        """As `due_ms`, for a world in which no signal grows old: what a simulation may skip to."""
+        return min(self.gates.look_ms, self.plan_due_ms)
 
     @property
     def have(self) -> tuple[JobKey, ...]:
@@ -101,11 +127,22 @@ class State(msgspec.Struct, frozen=True):
         return zlib.crc32(f"{self.name}:{self.asked}:{salt}".encode()) / 2**32
 
 
-def initial(name: str, policy: Policy, now_ms: int) -> State:
-    """The state at start: nothing known, so everything shut. `name` is unique to this run of this unit."""
-    return State(name=name, policy=policy, now_ms=now_ms, gates=shut(now_ms))
+def initial(name: str, policy: Policy, now_ms: int, vehicle: Vehicle | None = None, zone: Zone = UTC) -> State:
+    """The state at start: nothing known, so everything shut. `name` is unique to this run of this unit.
+
+    `vehicle` says which leaves this car has; `zone` is the policy's time zone as data.
+    """
+    return State(
+        name=name,
+        policy=policy,
+        now_ms=now_ms,
+        gates=shut(now_ms),
+        vehicle=Vehicle() if vehicle is None else vehicle,
+        zone=zone,
+        offline_since_ms=now_ms,
+    )
 
 
-def resume(state: State, outbox: tuple[Pending, ...], left_over: tuple[Lease, ...], *, paused: bool) -> State:
-    """The state at start with what an earlier run left: hand-ins without a verdict, open leases, the owner's pause."""
-    return msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner_paused=paused)
+def resume(state: State, outbox: tuple[Pending, ...], left_over: tuple[Lease, ...], owner: Owner) -> State:
+    """The state at start with what an earlier run left: hand-ins without a verdict, open leases, the owner's word."""
+    return msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner=owner)

@@ -8,6 +8,9 @@ of the power above idle.
 
 from __future__ import annotations
 
+import msgspec
+
+from agent.core.events import ComputeSeen
 from agent.core.policy import Policy
 
 PACE_STEP_PERMILLE = 50
@@ -18,7 +21,7 @@ def power_cap_w(die_c: float | None, policy: Policy) -> float:
     """The power (W) the computer may draw at this die temperature; idle when there is no reading."""
     if die_c is None:
         return policy.power_idle_w
-    span_c = policy.die_target_c - policy.die_derate_c
+    span_c = policy.die_target_c - (policy.die_target_c - 8)
     room = 1.0 if span_c <= 0 and die_c < policy.die_target_c else (policy.die_target_c - die_c) / max(span_c, 1e-9)
     share = min(1.0, max(0.0, room))
     return policy.power_idle_w + share * (policy.power_max_w - policy.power_idle_w)
@@ -29,3 +32,14 @@ def duty_permille(cap_w: float, policy: Policy) -> int:
     share = (cap_w - policy.power_idle_w) / (policy.power_max_w - policy.power_idle_w)
     steps = int(min(1.0, max(0.0, share)) * 1000 / PACE_STEP_PERMILLE)
     return max(PACE_STEP_PERMILLE, steps * PACE_STEP_PERMILLE)
+
+
+class Heat(msgspec.Struct, frozen=True):
+    """What the thermal law remembers from one reading to the next: the power cap (W) and what is wrong, if anything."""
+
+    cap_w: float = 0.0
+    problem: str = ""
+
+    def seen(self, event: ComputeSeen, policy: Policy) -> Heat:
+        """The law after one more reading."""
+        return Heat(power_cap_w(event.die_c, policy))

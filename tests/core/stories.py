@@ -10,7 +10,7 @@ from agent.core.events import (
     StoreFailed,
     Unwritten,
 )
-from agent.core.gates import GateState
+from agent.core.findings import GateState
 from agent.core.lease import Phase
 from agent.core.model import JobKey
 from agent.core.state import WorkerPhase

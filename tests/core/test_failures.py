@@ -12,6 +12,7 @@ from agent.core.events import (
     HandInFailed,
     LeaseRefused,
     OpenLease,
+    OwnerMode,
     RunSlice,
     SendHandIn,
     SendRequest,
@@ -27,6 +28,7 @@ from agent.core.events import (
 )
 from agent.core.model import HandInKind, YieldReason
 from agent.core.state import resume
+from agent.core.world import Owner
 from tests.core.stories import ready, until, unwritten
 from tests.core.world import Shell, grant
 
@@ -122,7 +124,7 @@ def test_a_worker_that_hangs_is_killed_and_counts_as_lost(phase: str) -> None:
 
 def test_the_owners_pause_outlives_a_restart() -> None:
     shell = Shell()
-    shell.state = resume(shell.state, (), (), paused=True)
+    shell.state = resume(shell.state, (), (), Owner(OwnerMode.PAUSED))
     shell.connect()
     shell.advance(5_000)
     assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused"]
@@ -133,7 +135,7 @@ def test_every_lease_that_was_left_open_is_handed_in() -> None:
     left = tuple(leases.left_over(grant(number), (0,), 1, 0) for number in (1, 2))
     for one in left:
         shell.disk[one.key] = {0}
-    shell.state = resume(shell.state, (), left, paused=False)
+    shell.state = resume(shell.state, (), left, Owner())
     shell.connect()
     shell.settle_down()
     shell.advance(1_000)
@@ -242,7 +244,7 @@ def test_what_a_killed_daemon_left_open_is_handed_in_at_the_next_start() -> None
     shell = Shell()
     left = leases.left_over(grant(1), (0, 1), 1234, 0)
     shell.disk[left.key] = {0, 1}
-    shell.state = resume(shell.state, (), (left,), paused=False)
+    shell.state = resume(shell.state, (), (left,), Owner())
     shell.connect()
     hand_in = until(shell, HandIn)
     assert isinstance(hand_in, HandIn)
@@ -254,6 +256,6 @@ def test_what_a_killed_daemon_left_open_is_handed_in_at_the_next_start() -> None
 def test_a_lease_all_of_whose_slices_were_kept_is_a_result_even_after_a_restart() -> None:
     shell = Shell()
     left = leases.left_over(grant(1), (0, 1, 2), 1234, 0)
-    shell.state = resume(shell.state, (), (left,), paused=False)
+    shell.state = resume(shell.state, (), (left,), Owner())
     effects = shell.tell(Tick(at_ms=1))
     assert [effect.kind for effect in effects if isinstance(effect, HandIn)] == [HandInKind.RESULT]

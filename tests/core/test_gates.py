@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.core import signals
 from agent.core.events import (
+    OwnerMode,
     OwnerSaid,
     Quality,
     Sample,
@@ -20,8 +21,10 @@ from agent.core.events import (
     Tick,
     Unwritten,
 )
-from agent.core.gates import LOOKS, PATIENT, GateState
+from agent.core.findings import GateState
+from agent.core.gates import RULES
 from agent.core.machine import world_of
+from agent.core.world import Sight
 from agent.explain import SENTENCES, sentence
 from tests.core.world import PARKED, Shell, car, computer
 
@@ -42,11 +45,9 @@ def opened() -> Shell:
         (signals.GEAR, 0.0, "gear_not_park"),
         (signals.BRAKE, 100.0, "brake_pressed"),
         (signals.LOW_VOLTAGE_STATE, "ACC", "powered_for_driving"),
-        (signals.LOW_VOLTAGE_STATE, "UNDEFINED", "powered_for_driving"),
         (signals.DOOR_HANDLE, True, "door_handle_pulled"),
         *[(door, True, "door_open") for door in (*signals.DOORS, signals.TRUNK)],
         (signals.SEAT, "OCCUPIED", "seat_occupied"),
-        (signals.SEAT, "UNKNOWN", "seat_occupied"),
         (signals.DRIVER_PRESENT, True, "driver_present"),
         (signals.CABLE, False, "not_plugged_in"),
         (signals.CHARGE, 51.0, "charge_below_reserve"),
@@ -94,9 +95,9 @@ def test_a_signal_never_seen_keeps_the_gate_shut(path: str) -> None:
 
 def test_silence_shuts_the_gate_within_the_staleness_of_its_class() -> None:
     shell = opened()
-    shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS))
+    shell.tell(Tick(at_ms=shell.now_ms + signals.Staleness.GATE_EDGE.stale_ms))
     assert shell.gate() is GateState.OPEN
-    shell.tell(Tick(at_ms=shell.now_ms + signals.GATE_EDGE_STALE_MS + 1))
+    shell.tell(Tick(at_ms=shell.now_ms + signals.Staleness.GATE_EDGE.stale_ms + 1))
     assert shell.gate() is GateState.CLOSED
     assert {reason.code for reason in shell.state.gates.reasons} == {"signal_stale"}
 
@@ -135,7 +136,9 @@ def test_the_reserve_has_two_thresholds() -> None:
     shell.advance(1_000)
     assert shell.gate() is GateState.CLOSED, "below the starting threshold of 55"
     shell.changes = {signals.CHARGE: 55.5}
-    shell.advance(100)
+    shell.advance(58_000)
+    assert shell.state.gates.reasons[0].code == "settling", "not sooner than a minute after it shut"
+    shell.advance(1_000)
     assert shell.gate() is GateState.OPEN
 
 
@@ -170,7 +173,7 @@ def test_the_owner_and_the_disk_have_gates_too() -> None:
     shell = opened()
     shell.tell(StoreFailed(at_ms=shell.now_ms, detail="No space left on device", step=Unwritten.NOTE))
     assert shell.gate() is GateState.HOLD
-    shell.tell(OwnerSaid(at_ms=shell.now_ms, paused=True))
+    shell.tell(OwnerSaid(at_ms=shell.now_ms, mode=OwnerMode.PAUSED))
     assert [reason.code for reason in shell.state.gates.reasons] == ["owner_paused", "storage_failed"]
 
 
@@ -194,10 +197,9 @@ def test_no_sequence_of_signals_opens_the_gate_early_or_leaves_it_shut_without_a
             shell.now_ms += 100
             shell.tell(car(shell.now_ms, spoken))
             shell.tell(computer(shell.now_ms))
-            patient = [gate for gate in shell.state.gates.gates if gate.name in PATIENT]
-            clear = all(
-                not list(LOOKS[gate.name](world_of(shell.state), shell.state.policy, False)) for gate in patient
-            )
+            patient = [gate for gate in shell.state.gates.gates if RULES[gate.name].timing.patient]
+            sight = Sight(world_of(shell.state), shell.state.policy)
+            clear = all(not list(RULES[gate.name].look(sight, False)) for gate in patient)
             agreed_since_ms = (agreed_since_ms or shell.now_ms) if clear else None
             if shell.gate() is GateState.OPEN:
                 assert agreed_since_ms is not None

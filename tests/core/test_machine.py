@@ -23,7 +23,7 @@ from agent.core.events import (
     WorkerIdle,
     WorkerReady,
 )
-from agent.core.gates import GateState
+from agent.core.findings import GateState
 from agent.core.machine import step
 from agent.core.model import HandInKind, JobKey, YieldReason
 from agent.core.state import WorkerPhase
@@ -164,7 +164,7 @@ def test_heat_slows_the_worker_down() -> None:
     shell.tell(computer(shell.now_ms + 1, 84.0))
     paces = [effect.duty_permille for effect in shell.effects if isinstance(effect, SetPace)]
     assert paces == [500]
-    assert shell.state.power_cap_w == 34.0
+    assert shell.state.heat.cap_w == 34.0
 
 
 def test_energy_is_what_was_measured_while_the_lease_ran() -> None:

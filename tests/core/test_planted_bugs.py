@@ -9,7 +9,7 @@ import pytest
 
 from agent.core import outcomes, plan, signals
 from agent.core.events import HandInStored, SignalsSeen, StartWorker
-from agent.core.gates import GateState
+from agent.core.findings import GateState
 from agent.core.signals import Vehicle
 from agent.core.state import State, WorkerPhase
 from tests.core.stories import DOOR, check, until
@@ -64,7 +64,8 @@ def count_slices_before_they_are_stored(patch: pytest.MonkeyPatch) -> None:
 
 
 def believe_old_signals(patch: pytest.MonkeyPatch) -> None:
-    forever = {path: msgspec.structs.replace(leaf, stale_ms=10**9) for path, leaf in signals.LEAVES.items()}
+    slowest = signals.Staleness.AMBIENT
+    forever = {path: msgspec.structs.replace(leaf, staleness=slowest) for path, leaf in signals.LEAVES.items()}
     patch.setattr(signals, "LEAVES", forever)
 
 

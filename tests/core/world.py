@@ -36,7 +36,7 @@ from agent.core.events import (
     WorkerGone,
     WorkerReady,
 )
-from agent.core.gates import GateState
+from agent.core.findings import GateState
 from agent.core.machine import step
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
 from agent.core.policy import Policy

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]  # ships no types
+from google.protobuf.json_format import ParseDict
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement as OtherStatement
 from securesystemslib.dsse import Envelope as OtherEnvelope

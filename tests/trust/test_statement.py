@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]  # ships no types
+from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
 from in_toto_attestation.v1 import statement_pb2
