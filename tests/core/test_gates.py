@@ -126,6 +126,7 @@ def test_the_gate_opens_only_after_every_sign_agreed_for_long_enough() -> None:
 
 def test_the_reserve_has_two_thresholds() -> None:
     shell = opened()
+    shell.connect()
     shell.changes = {signals.CHARGE: 53.0}
     shell.advance(1_000)
     assert shell.gate() is GateState.OPEN, "above the stopping threshold of 52"
