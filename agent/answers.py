@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from agent import view
 from agent.control import ControlRequest
-from agent.core.events import OwnerMode, OwnerSaid
+from agent.core.machine import as_of
 from agent.core.state import State
 from agent.fleet.desk import Desk
 from agent.hands import Hands
 from agent.inference.shelf import Shelf
-from agent.ports import Clock, Emit
+from agent.owner import OwnerDesk
+from agent.ports import Clock, CountingSource
 from agent.store import Store, StoreThread
 
 
@@ -23,15 +24,17 @@ class Answers:
         self,
         *,
         state: Callable[[], State],
-        emit: Emit,
         clock: Clock,
         store: StoreThread,
         hands: Hands,
         desk: Desk,
         shelf: Shelf,
+        owner: OwnerDesk,
+        sources: Sequence[CountingSource] = (),
     ) -> None:
-        self._state, self._emit, self._clock, self._store = state, emit, clock, store
-        self._hands, self._desk, self._shelf = hands, desk, shelf
+        self._state, self._clock, self._store = state, clock, store
+        self._hands, self._desk, self._shelf, self._owner = hands, desk, shelf, owner
+        self._sources = sources
 
     async def answer(self, request: ControlRequest) -> object:  # noqa: PLR0911 - one answer a verb
         """The data of one answer; raises DrivewayError with what stands in the way."""
@@ -40,28 +43,38 @@ class Answers:
             case "status":
                 return await self._status(offset_ms)
             case "why":
-                return view.reasons(self._state(), offset_ms)
+                return view.reasons(self._now(), offset_ms)
             case "signals":
-                return view.signal_list(self._state(), self._clock.boot_ms())
+                return view.signal_list(self._now(), self._clock.boot_ms())
             case "leases":
                 return await self._leases(request.limit)
             case "earnings":
                 totals = await self._store.call(Store.totals)
-                total = view.earnings(self._state(), totals)
+                total = view.earnings(self._now(), totals)
                 return view.EarningsList(await self._leases(request.limit), total, totals.energy_micro_wh / 1e6)
             case "ledger":
                 return await self._store.call(Store.ledger, request.limit)
-            case "pause" | "resume":
-                mode = OwnerMode.PAUSED if request.verb == "pause" else OwnerMode.AUTO
-                await self._store.call(Store.set_paused, request.verb == "pause")
-                self._emit(OwnerSaid(at_ms=self._clock.boot_ms(), mode=mode))
-                return view.reasons(self._state(), offset_ms)
+            case (
+                "owner"
+                | "pause"
+                | "resume"
+                | "finish"
+                | "owner_set"
+                | "owner_clear"
+                | "consent_accept"
+                | "consent_withdraw"
+            ):
+                return await self._owner.answer(request)
             case _:
                 assert_never(request.verb)
 
+    def _now(self) -> State:
+        """The state as it is at this moment: the core's own look may be a moment old."""
+        return as_of(self._state(), self._clock.boot_ms())
+
     async def _leases(self, limit: int) -> list[view.LeaseEarningsView]:
         rows = await self._store.call(Store.leases, limit)
-        return [view.lease_earnings(self._state(), row) for row in rows]
+        return [view.lease_earnings(row) for row in rows]
 
     async def _status(self, offset_ms: int) -> view.StatusView:
         pending = len(await self._store.call(Store.outbox))
@@ -69,7 +82,7 @@ class Answers:
         totals = await self._store.call(Store.totals)
         vacate = await self._store.call(Store.vacate_stats)
         return view.status(
-            self._state(),
+            self._now(),
             wall_offset_ms=offset_ms,
             items_done_in_slice=self._hands.items_done_in_slice,
             pending=pending,
@@ -78,4 +91,5 @@ class Answers:
             vacate=vacate,
             refused_messages=dict(self._desk.refused),
             refused_packages=self._shelf.refused,
+            counts={source.name: source.counts for source in self._sources},
         )

@@ -7,12 +7,10 @@ the paths of key files.
 from __future__ import annotations
 
 import difflib
-import itertools
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -20,7 +18,13 @@ from agent.core.policy import Policy
 from agent.errors import ConfigError
 from agent.fleet.link import TlsFiles
 from agent.fleet.messages import Identifier
+from agent.policy_check import check_policy
+from agent.telemetry.actuators import DevfreqStep, check_steps
+from agent.toml import read_toml
+from agent.vehicle.databroker import DatabrokerConfig
 from agent.vehicle.source import BusConfig
+
+Table = TypeVar("Table", bound=msgspec.Struct)
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,18 +40,41 @@ class UnitConfig(Section, frozen=True):
 
 
 class VehicleConfig(Section, frozen=True):
-    """What the car's buses are called here, and which profile explains each."""
+    """How the car is read: its buses, each explained by a profile, or its databroker, or both."""
 
-    profiles: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    bus: Annotated[tuple[BusConfig, ...], msgspec.Meta(min_length=1)]
+    profiles: tuple[str, ...] = ()
+    bus: tuple[BusConfig, ...] = ()
+    databroker: DatabrokerConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.bus and self.databroker is None:
+            raise ValueError("nothing to read the vehicle from; add a [[vehicle.bus]] or a [vehicle.databroker]")
+        if self.bus and not self.profiles:
+            raise ValueError("a [[vehicle.bus]] needs the profile that explains it, in `profiles`")
 
 
 class ComputerConfig(Section, frozen=True):
-    """How the inference computer is read: a Jetson's sysfs, or a laptop's hwmon."""
+    """How the inference computer is read (a Jetson's sysfs, an NVIDIA card, a laptop's hwmon) and held back."""
 
-    reader: Literal["jetson", "hwmon"] = "jetson"
+    reader: Literal["jetson", "nvml", "hwmon"] = "jetson"
     sysfs_root: str = "/"
     interval_ms: Annotated[int, msgspec.Meta(ge=50, le=2_000)] = 500
+    nvml_device: str = "0"
+    """Index or UUID of the card."""
+    limits: Literal["none", "devfreq", "nvml"] = "none"
+    """By which of its own means the computer is held to the power cap, besides pacing: off unless asked for."""
+    devfreq_device: str = ""
+    """The GPU's name in /sys/class/devfreq; empty: the one that looks like it."""
+    devfreq_steps: tuple[DevfreqStep, ...] = ()
+    """What the computer draws at most up to each clock, lowest first; none: a straight line from idle to full power."""
+
+
+class NetworkConfig(Section, frozen=True):
+    """Whether what is sent costs money: said, or told by the interface of the default route."""
+
+    metered: Literal["auto", "yes", "no"] = "auto"
+    metered_interfaces: tuple[str, ...] = ("wwan*", "rmnet*", "usb*")
+    """Interfaces that are metered under `auto`, as shell patterns."""
 
 
 class FleetConfig(Section, frozen=True):
@@ -95,7 +122,10 @@ class Config(Section, frozen=True):
     fleet: FleetConfig
     inference: InferenceConfig
     computer: ComputerConfig = ComputerConfig()
+    network: NetworkConfig = NetworkConfig()
     policy: Policy = Policy()
+    update_flag: str = ""
+    """While this file exists, an update waits for the computer; default: `update-pending` in `state_dir`."""
     base: str = ""
     """The configuration file's directory; set on loading."""
 
@@ -103,27 +133,54 @@ class Config(Section, frozen=True):
         """A path of the configuration, relative to its file."""
         return Path(self.base) / value
 
+    @property
+    def update_flag_path(self) -> Path:
+        """Where the platform's updater says that an update waits."""
+        return self.path(self.update_flag) if self.update_flag else self.path(self.state_dir) / "update-pending"
+
 
 def load(path: Path) -> Config:
     """Read and check a configuration; raises ConfigError that names the key and the mend."""
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}", hint="give it with --config"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path, "configuration", hint="give it with --config")
     table.pop("base", None)
-    unknown = next(_unknown_keys(table, Config, ""), None)
+    config = _converted(table, Config, path)
+    check_policy(config.policy, path)
+    databroker = config.vehicle.databroker
+    if config.policy.keep_awake and not (databroker and databroker.keep_awake):
+        what = f"{path}: policy.keep_awake has no way to the platform"
+        raise ConfigError(what, hint="set vehicle.databroker.keep_awake")
+    check_steps(config.computer.devfreq_steps, f"{path}: computer.devfreq_steps")
+    return msgspec.structs.replace(config, base=str(path.parent.resolve()))
+
+
+class PolicyFile(Section, frozen=True):
+    """What counts of a file that is read for its policy alone."""
+
+    policy: Policy = Policy()
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy in a TOML file: the `[policy]` table of a configuration, or a file that is such a table and no more.
+
+    Raises ConfigError as `load` does; what else a configuration holds is not looked at.
+    """
+    table = read_toml(path, "policy")
+    bare = not any(isinstance(value, dict) for value in table.values())
+    table = {"policy": table} if bare else {"policy": table.get("policy", {})}
+    policy = _converted(table, PolicyFile, path).policy
+    check_policy(policy, path)
+    return policy
+
+
+def _converted(table: dict[str, Any], kind: type[Table], path: Path) -> Table:
+    """The table as what it should be; raises ConfigError that names the key and the mend."""
+    unknown = next(_unknown_keys(table, kind, ""), None)
     if unknown is not None:
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}", hint=unknown[1])
     try:
-        config = msgspec.convert(table, Config)
+        return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {_readable(error)}") from error
-    _check_policy(config.policy, path)
-    return msgspec.structs.replace(config, base=str(path.parent.resolve()))
 
 
 def _unknown_keys(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str) -> Any:
@@ -169,17 +226,3 @@ def _readable(error: msgspec.ValidationError) -> str:
         close = difflib.get_close_matches(wrong[1], list(_choices(Config)), n=1)
         message += f"; did you mean {close[0]!r}?" if close else ""
     return f"{where.strip('`.')}: {message}" if where else text
-
-
-def _check_policy(policy: Policy, path: Path) -> None:
-    """Limits that contradict each other would make a gate that never opens, or never shuts."""
-    rising = ("die_start_c", "die_target_c", "die_limit_c")
-    for low, high in itertools.pairwise(rising):
-        if getattr(policy, low) >= getattr(policy, high):
-            raise ConfigError(
-                f"{path}: policy.{low} ({getattr(policy, low)}) is not below policy.{high} ({getattr(policy, high)})"
-            )
-    if policy.power_idle_w >= policy.power_max_w:
-        raise ConfigError(f"{path}: policy.power_idle_w ({policy.power_idle_w}) is not below power_max_w")
-    if policy.reserve_stop_margin_percent > policy.reserve_start_margin_percent:
-        raise ConfigError(f"{path}: policy.reserve_stop_margin_percent is above reserve_start_margin_percent")

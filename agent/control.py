@@ -3,7 +3,8 @@
     -> {"verb": "leases", "limit": 20}
     <- {"ok": true, "data": [...]}      or      {"ok": false, "error": "...", "hint": "..."}
 
-Everybody who may open the socket (its group) may read; `pause` and `resume` are for root and the daemon's own user.
+Everybody who may open the socket (its group) may read; what changes something (`CHANGES`: the owner's word) is for root
+and the daemon's own user.
 Each client has a small line limit and a time limit, so a slow or hostile one costs a task and nothing else.
 """
 
@@ -20,19 +21,75 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent.core.policy import MAX_CLASSES, Window, WorkloadClass
 from agent.errors import DrivewayError
 from agent.log import logger
+from agent.tasks import finished
 
 MAX_LINE_BYTES = 4096
 IDLE_TIMEOUT_S = 30.0
-CHANGES = {"pause", "resume"}
+CLOSE_S = 1.0
+CHANGES = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear"}
+LONGEST_PAUSE_MS = 366 * 24 * 3_600_000
+MAX_WINDOWS = 28
+"""Four a day."""
+
+Wish = Literal["schedule", "price_floor", "classes"]
+WISHES: tuple[Wish, ...] = ("schedule", "price_floor", "classes")
+
+
+class Pause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a pause lasts: a duration, or until a wall time (ms since 1970); neither: until `resume`."""
+
+    for_ms: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_PAUSE_MS)] | None = None
+    until_wall_ms: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+
+
+class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The owner's standing wishes; None where the owner has none, and the configuration counts."""
+
+    schedule: Annotated[tuple[Window, ...], msgspec.Meta(max_length=MAX_WINDOWS)] | None = None
+    price_floor_micro_per_kwh: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None
+    classes: Annotated[tuple[WorkloadClass, ...], msgspec.Meta(max_length=MAX_CLASSES)] | None = None
+
+    def updated(self, other: Wishes) -> Wishes:
+        """These, with what the others name in their place."""
+        named = {name: getattr(other, name) for name in self.__struct_fields__ if getattr(other, name) is not None}
+        return msgspec.structs.replace(self, **named)
+
+    def without(self, names: tuple[Wish, ...]) -> Wishes:
+        """These without those."""
+        return Wishes(
+            schedule=None if "schedule" in names else self.schedule,
+            price_floor_micro_per_kwh=None if "price_floor" in names else self.price_floor_micro_per_kwh,
+            classes=None if "classes" in names else self.classes,
+        )
 
 
 class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client may ask."""
+    """What a client may ask; beside the verb counts only what belongs to it."""
 
-    verb: Literal["status", "why", "signals", "leases", "earnings", "ledger", "pause", "resume"]
+    verb: Literal[
+        "status",
+        "why",
+        "signals",
+        "leases",
+        "earnings",
+        "ledger",
+        "pause",
+        "resume",
+        "finish",
+        "owner",
+        "owner_set",
+        "owner_clear",
+        "consent_accept",
+        "consent_withdraw",
+    ]
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    pause: Pause = Pause()
+    wishes: Wishes = Wishes()
+    clear: tuple[Wish, ...] = ()
+    version: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
 
 class ControlAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,6 +110,7 @@ class ControlServer:
     def __init__(self, path: Path, answer: Answer) -> None:
         self._path, self._answer = path, answer
         self._server: asyncio.Server | None = None
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         """Listen; a socket left behind by a dead daemon is replaced. Raises DrivewayError when one is alive."""
@@ -69,12 +127,19 @@ class ControlServer:
         self._path.chmod(0o660)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket."""
+        """Stop listening, remove the socket, and hang up on who is still there."""
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
+        for writer in self._clients.values():
+            writer.close()
+        await finished(tuple(self._clients), CLOSE_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
+        self._clients[task] = writer
+        task.add_done_callback(self._clients.pop)
         try:
             while line := await asyncio.wait_for(reader.readline(), IDLE_TIMEOUT_S):
                 writer.write(msgspec.json.encode(await self._one(line, writer)) + b"\n")

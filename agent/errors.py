@@ -4,9 +4,13 @@
     ├── ConfigError      a configuration or profile that cannot be used
     ├── PackageError     an inference package that must not run
     ├── WorkerError      the inference worker could not be started or broke its protocol
+    ├── VehicleError     the platform did not take what was asked of it
+    ├── ComputerError    the computer's own sensors or limits
     ├── TrustError       a key, signature, statement or ledger that does not hold
     ├── FleetError       the broker, the dispatcher or a transfer
+    ├── TraceError       a recorded night that cannot be read
     └── StoreError       the disk
+        └── NotUnderstoodError   a row that another version wrote, or that is damaged
 
 The command prints `str(error)`; logs carry `what` and `hint` as fields.
 """
@@ -38,6 +42,14 @@ class WorkerError(DrivewayError):
     """The inference worker could not be started or broke its protocol."""
 
 
+class VehicleError(DrivewayError):
+    """The platform did not take what was asked of it (to stay awake)."""
+
+
+class ComputerError(DrivewayError):
+    """The computer's own sensors or limits: not there, or not ours to set."""
+
+
 class TrustError(DrivewayError):
     """A key, signature, statement or ledger that does not hold."""
 
@@ -46,5 +58,13 @@ class FleetError(DrivewayError):
     """The broker, the dispatcher or a transfer."""
 
 
+class TraceError(DrivewayError):
+    """A recorded night that cannot be read."""
+
+
 class StoreError(DrivewayError):
     """The disk would not take or give what was asked."""
+
+
+class NotUnderstoodError(StoreError):
+    """The disk gave what it holds, and this version does not understand it: another's, or damaged."""

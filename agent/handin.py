@@ -32,7 +32,6 @@ class Unit(msgspec.Struct, frozen=True):
     device_class: str
     boot: str
     agent_sha256: str
-    policy_sha256: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Draft:
     signer: Signer
     grant: Grant
     facts: LeaseFacts
+    policy_sha256: str
     wall_ms: int
     counter: int
 
@@ -63,6 +63,7 @@ def build(
     kind: HandInKind,
     why: YieldReason | None,
     detail: str,
+    policy_sha256: str,
     wall_ms: int,
     counter: int,
     slices: list[StoredSlice],
@@ -73,7 +74,7 @@ def build(
     handed in, as a yield that says so; and should not even a statement come about (a fact that cannot be signed), the
     lease is given back with nothing but the reason, rather than held for ever.
     """
-    draft = Draft(unit, signer, grant, facts, wall_ms, counter)
+    draft = Draft(unit, signer, grant, facts, policy_sha256, wall_ms, counter)
     try:
         return _row(draft, kind, why, detail, slices)
     except HAND_IN_ERRORS as error:
@@ -169,7 +170,7 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
             finished_wall_ms=draft.wall_ms,
         ),
         energy=statement.Energy(micro_wh=facts.energy_micro_wh, sensor=facts.sensor),
-        gate=statement.Gate(state=facts.gate_state, policy_sha256=unit.policy_sha256),
+        gate=statement.Gate(state=facts.gate_state, policy_sha256=draft.policy_sha256),
         key_protection=draft.signer.protection,
         counter=draft.counter,
     )

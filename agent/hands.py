@@ -13,14 +13,17 @@ from typing import assert_never
 
 import msgspec
 
-from agent import handin
+from agent import budgets, handin, owner
 from agent.core.events import (
     EffectType,
+    EndPause,
+    EventType,
     HandIn,
     HandInFailed,
     HandInSettled,
     HandInStored,
     KeepAwake,
+    KeepBudgets,
     LeaseOpened,
     LeaseRefused,
     OpenLease,
@@ -39,8 +42,10 @@ from agent.core.events import (
     StoreFailed,
     StoreRecovered,
     Unwritten,
+    WorkerGone,
 )
-from agent.core.model import Grant, JobKey, Verdict
+from agent.core.model import Grant, JobKey, Spent, Verdict
+from agent.core.policy import Policy
 from agent.errors import DrivewayError, StoreError
 from agent.fleet import messages, objects
 from agent.fleet.desk import Desk
@@ -50,6 +55,8 @@ from agent.log import logger
 from agent.ports import Clock, Emit, Signer
 from agent.rows import StoredSlice
 from agent.store import Store, StoreThread
+from agent.tasks import finished
+from agent.telemetry.limits import PowerLimits
 
 STORE_RETRY_S = 2.0
 CLOSE_S = 3.0
@@ -66,7 +73,9 @@ class LeaseInput(msgspec.Struct, frozen=True):
 class Hands:
     """The shells, as the core's effects need them. Use from the event loop's thread.
 
-    `lease_energy` says what the lease at work has drawn so far, in micro-watt-hours.
+    `spent` says what the lease at work has drawn and cost so far; `policy` is the one in force;
+    `power_limits` holds the computer back by its own means, while there is a worker; `keep_awake` takes the wish to be
+    kept awake for so many milliseconds.
     """
 
     def __init__(
@@ -82,16 +91,22 @@ class Hands:
         limits: WorkerLimits,
         executor: str,
         web: objects.Web,
-        lease_energy: Callable[[], int],
+        spent: Callable[[], Spent],
+        policy: Callable[[], Policy],
+        power_limits: PowerLimits,
+        keep_awake: Callable[[int], None],
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
         self._shelf, self._signer, self._unit = shelf, signer, unit
         self._executor, self._web = executor, web
-        self._station = Station(emit=emit, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done)
+        self._station = Station(
+            emit=self._from_station, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._input: LeaseInput | None = None
-        self._lease_energy = lease_energy
+        self._spent, self._policy, self._power_limits = spent, policy, power_limits
         self._probing = False
+        self._keep_awake = keep_awake
 
     @property
     def items_done_in_slice(self) -> int:
@@ -121,6 +136,7 @@ class Hands:
             case SetPace():
                 self._station.pace(effect.duty_permille)
             case StartWorker():
+                self._power_limits.worker_here(True)
                 self._station.start(effect.grant)
             case SendRequest():
                 self._desk.request(effect, self._capability())
@@ -132,14 +148,28 @@ class Hands:
                 self._spawn(self._send_hand_in(effect), Unwritten.NOTE, key)
             case SettleHandIn(key=key):
                 self._spawn(self._settle(effect), Unwritten.VERDICT, key)
-            case SetPowerLimit() | KeepAwake():
-                pass
+            case SetPowerLimit(limit_w=limit_w):
+                self._power_limits.want(limit_w)
+            case KeepAwake(for_ms=for_ms):
+                self._keep_awake(for_ms)
+            case EndPause():
+                end = self._store.call(owner.end_pause, effect.until_ms, effect.until_wall_ms)
+                self._spawn(end, Unwritten.NOTE)
+            case KeepBudgets():
+                write = self._store.call(budgets.remember, self._unit.boot, effect.kept)
+                self._spawn(write, Unwritten.NOTE)
             case RecordVacate():
                 self._spawn(self._record_vacate(effect), Unwritten.NOTE)
             case Report():
                 self._spawn(self.report(effect.name, effect.fields), Unwritten.NOTE)
             case _:
                 assert_never(effect)
+
+    def _from_station(self, event: EventType) -> None:
+        """Pass on what the station says; without a worker the computer is held back no longer."""
+        if isinstance(event, WorkerGone):
+            self._power_limits.worker_here(False)
+        self._emit(event)
 
     async def report(self, name: str, fields: dict[str, str | int | float | bool]) -> None:
         """One log event, to standard error and to the bounded log in the store."""
@@ -150,16 +180,15 @@ class Hands:
     async def close(self) -> None:
         """Kill a worker that is still there, and wait for what is being written, though not for a broken disk."""
         await self._station.close()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await finished(self._tasks, CLOSE_S)
 
     def _capability(self) -> messages.Capability:
-        """What this unit can run now: a package that the worker refused is no longer offered."""
+        """What this unit can and will run now: a package that the worker refused is no longer offered."""
         return messages.Capability(
-            device_class=self._unit.device_class, executor=self._executor, packages=tuple(self._shelf.packages)
+            device_class=self._unit.device_class,
+            executor=self._executor,
+            packages=tuple(self._shelf.packages),
+            classes=self._policy().workload_classes,
         )
 
     def _spawn(
@@ -213,11 +242,12 @@ class Hands:
     async def _hand_in(self, effect: HandIn) -> None:
         grant = effect.grant
         wall_ms = self._clock.wall_ms()
+        policy_sha256 = handin.policy_sha256(self._policy())
         stored = await self._store.call(
             Store.hand_in,
             grant,
             why=None if effect.why is None else effect.why.value,
-            energy_micro_wh=effect.facts.energy_micro_wh,
+            spent=Spent(effect.facts.energy_micro_wh, effect.facts.cost_micro),
             wall_ms=wall_ms,
             build=lambda counter, kept: handin.build(
                 unit=self._unit,
@@ -227,6 +257,7 @@ class Hands:
                 kind=effect.kind,
                 why=effect.why,
                 detail=effect.detail,
+                policy_sha256=policy_sha256,
                 wall_ms=wall_ms,
                 counter=counter,
                 slices=kept,
@@ -252,6 +283,7 @@ class Hands:
                 "slices": stored.slices,
                 "wanted": len(grant.slices),
                 "energy_micro_wh": effect.facts.energy_micro_wh,
+                "cost_micro": effect.facts.cost_micro,
                 "duration_ms": effect.facts.finished_ms - effect.facts.started_ms,
             },
         )
@@ -289,11 +321,11 @@ class Hands:
     # --- slices and the disk ------------------------------------------------------------------------------------
 
     def _slice_done(self, key: JobKey, stored: StoredSlice) -> None:
-        keep = self._keep_slice(key, stored, self._lease_energy())
+        keep = self._keep_slice(key, stored, self._spent())
         self._spawn(keep, Unwritten.SLICE, key, stored.outcome.index)
 
-    async def _keep_slice(self, key: JobKey, stored: StoredSlice, energy_micro_wh: int) -> None:
-        await self._store.call(Store.add_slice, key, stored, energy_micro_wh)
+    async def _keep_slice(self, key: JobKey, stored: StoredSlice, spent: Spent) -> None:
+        await self._store.call(Store.add_slice, key, stored, spent)
         now_ms = self._clock.boot_ms()
         self._emit(SliceStored(at_ms=now_ms, key=key, outcome=stored.outcome, output_bytes=len(stored.output)))
 

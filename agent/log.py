@@ -9,7 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
+if "rich" in sys.modules:
+    import structlog
+else:
+    # structlog draws with rich where it finds it: 4 MB that a daemon never uses. So it shall not find it.
+    sys.modules["rich"] = None  # type: ignore[assignment]  # how Python marks a module as not to be found
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
 
 
 def configure(*, verbose: bool = False) -> None:

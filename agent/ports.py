@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.core.events import EventType
 
@@ -28,6 +28,29 @@ class Source(Protocol):
 
     async def run(self, emit: Emit) -> None:
         """Read and emit until cancelled. Losses are events, not exceptions: it reconnects by itself."""
+        ...
+
+
+@runtime_checkable
+class CountingSource(Source, Protocol):
+    """A vehicle source that counts what it heard, and what it dropped and why."""
+
+    @property
+    def name(self) -> str:
+        """What its events call it."""
+        ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Counts since the start, by reason; those that are zero may be missing."""
+        ...
+
+
+class Awakener(Protocol):
+    """Asks the platform to stay awake: the only wish that the agent ever has of a vehicle, and off by default."""
+
+    async def keep_awake(self, for_ms: int) -> None:
+        """Wish to be kept awake for `for_ms` from now; 0 takes the wish back. Raises VehicleError."""
         ...
 
 

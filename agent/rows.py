@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome
+from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -42,6 +42,7 @@ class LeaseRow(msgspec.Struct, frozen=True):
     kind: str | None
     why: str | None
     energy_micro_wh: int
+    cost_micro: int
     verdict: str | None
     reason: str | None
     paid_micro: int
@@ -53,7 +54,7 @@ class OpenRow(msgspec.Struct, frozen=True):
 
     grant: Grant
     done: tuple[int, ...]
-    energy_micro_wh: int
+    spent: Spent
 
 
 class VacateStats(msgspec.Struct, frozen=True):
@@ -66,10 +67,11 @@ class VacateStats(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Energy drawn (at the computer) and money paid over all leases."""
+    """Energy drawn (at the computer), money paid, and what the energy cost, over all leases."""
 
     energy_micro_wh: int
     paid_micro: int
+    cost_micro: int
 
 
 class LedgerHead(msgspec.Struct, frozen=True):

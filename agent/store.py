@@ -3,7 +3,8 @@
 WAL with `synchronous=FULL`, and exactly one connection (SQLite before 3.51.3 can corrupt a WAL database that two
 connections reset at once). What is acknowledged has been committed first. Two transactions carry the promise that
 nothing earned is lost and nothing is earned twice: a hand-in's statement, message and ledger leaf are committed
-together, and so are a verdict, its leaf and the end of the outbox row.
+together, and so are a verdict, its leaf and the end of the outbox row. The ledger's size and root are committed with
+each leaf, so that a leaf that was changed or lost shows (`agent.selftest`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
-from agent.errors import StoreError
+from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
+from agent.errors import NotUnderstoodError, StoreError
+from agent.log import logger
 from agent.rows import (
     Engine,
     HandInRow,
@@ -38,10 +40,11 @@ CREATE TABLE IF NOT EXISTS leases (
   job TEXT, epoch INTEGER, nonce TEXT UNIQUE, ticket BLOB, state TEXT,
   opened_wall_ms INTEGER, closed_wall_ms INTEGER, kind TEXT, why TEXT, slices_done INTEGER,
   energy_micro_wh INTEGER DEFAULT 0, verdict TEXT, reason TEXT, paid_micro INTEGER DEFAULT 0,
+  cost_micro INTEGER DEFAULT 0,
   PRIMARY KEY (job, epoch));
 CREATE TABLE IF NOT EXISTS slices (
   job TEXT, epoch INTEGER, idx INTEGER,
-  outcome BLOB, output BLOB, engine BLOB, energy_micro_wh INTEGER,
+  outcome BLOB, output BLOB, engine BLOB, energy_micro_wh INTEGER, cost_micro INTEGER DEFAULT 0,
   PRIMARY KEY (job, epoch, idx));
 CREATE TABLE IF NOT EXISTS outbox (
   job TEXT, epoch INTEGER, kind TEXT, body BLOB, statement_sha256 TEXT, PRIMARY KEY (job, epoch));
@@ -50,11 +53,17 @@ CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTE
 CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 """
+COLUMNS_SINCE = (("leases", "cost_micro"), ("slices", "cost_micro"))
+"""Columns that databases of earlier versions lack: added on opening, 0 in the rows that are there."""
 LOG_ROWS = 20_000
 """The log keeps this many rows: it must never fill the disk."""
 
+HEAD = "ledger_head"
+CLOSE_S = 2.0
+
 P = ParamSpec("P")
 R = TypeVar("R")
+Row = TypeVar("Row", bound=msgspec.Struct)
 
 
 class Store:
@@ -66,9 +75,16 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
+        for table, column in COLUMNS_SINCE:
+            if column not in {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}:
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER DEFAULT 0")
         self._ledger = Tree()
         for (digest,) in self._db.execute("SELECT hash FROM ledger ORDER BY idx"):
             self._ledger.append(bytes(digest))
+        if self._one("PRAGMA user_version") == 0:  # new, or from before the head was kept
+            with _Transaction(self._db):
+                self.remember(HEAD, self.ledger_head())
+                self._db.execute("PRAGMA user_version = 1")
 
     def close(self) -> None:
         """Checkpoint and close."""
@@ -89,17 +105,18 @@ class Store:
             return self._one(query, grant.job, grant.epoch, grant.nonce) == 1
         return True
 
-    def add_slice(self, key: JobKey, stored: StoredSlice, energy_micro_wh: int) -> None:
-        """Keep a finished slice; the same slice again changes nothing."""
+    def add_slice(self, key: JobKey, stored: StoredSlice, spent: Spent) -> None:
+        """Keep a finished slice with what the lease has spent until then; the same slice again changes nothing."""
         self._db.execute(
-            "INSERT OR IGNORE INTO slices VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO slices VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *key_row(key),
                 stored.outcome.index,
                 msgspec.json.encode(stored.outcome),
                 stored.output,
                 msgspec.json.encode(stored.engine),
-                energy_micro_wh,
+                spent.energy_micro_wh,
+                spent.cost_micro,
             ),
         )
 
@@ -108,7 +125,7 @@ class Store:
         grant: Grant,
         *,
         why: str | None,
-        energy_micro_wh: int,
+        spent: Spent,
         wall_ms: int,
         build: Callable[[int, list[StoredSlice]], HandInRow],
     ) -> OutboxRow:
@@ -129,8 +146,8 @@ class Store:
             row = build(counter, slices)
             closed = self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
-                "closed_wall_ms = ? WHERE job = ? AND epoch = ? AND state = 'open'",
-                (row.kind.value, why, row.slices, energy_micro_wh, wall_ms, *key_row(key)),
+                "cost_micro = ?, closed_wall_ms = ? WHERE job = ? AND epoch = ? AND state = 'open'",
+                (row.kind.value, why, row.slices, spent.energy_micro_wh, spent.cost_micro, wall_ms, *key_row(key)),
             )
             if closed.rowcount != 1:
                 raise ValueError(f"the lease {key} is not open: it was handed in before")
@@ -138,9 +155,8 @@ class Store:
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
                 (*key_row(key), row.kind.value, row.body, row.statement_sha256),
             )
-            leaves = [] if row.statement is None else [self._append("statement", key, row.statement)]
-        for leaf in leaves:
-            self._ledger.append(leaf)
+            ledger = self._ledger if row.statement is None else self._append("statement", key, row.statement)
+        self._ledger = ledger
         return OutboxRow(key, row.kind, row.statement_sha256, row.slices)
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
@@ -151,10 +167,10 @@ class Store:
                 "WHERE job = ? AND epoch = ? AND state != 'closed'",
                 (verdict.value, reason, paid_micro, *key_row(key)),
             )
-            leaf = self._append("verdict", key, envelope)
+            ledger = self._append("verdict", key, envelope)
             self._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", key_row(key))
             self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
-        self._ledger.append(leaf)
+        self._ledger = ledger
 
     def outbox(self) -> list[OutboxRow]:
         """The hand-ins that await a verdict, oldest first."""
@@ -177,25 +193,29 @@ class Store:
         found = []
         for job, epoch, ticket in rows:
             kept = self._db.execute(
-                "SELECT idx, energy_micro_wh FROM slices WHERE job = ? AND epoch = ? ORDER BY idx", (job, epoch)
+                "SELECT idx, energy_micro_wh, cost_micro FROM slices WHERE job = ? AND epoch = ? ORDER BY idx",
+                (job, epoch),
             ).fetchall()
-            energy = max((row[1] for row in kept), default=0)
+            spent = Spent(*max((row[1:] for row in kept), default=(0, 0)))  # the energy rises, a cost may fall
             grant = msgspec.json.decode(ticket, type=Grant)
-            found.append(OpenRow(grant, tuple(row[0] for row in kept), energy))
+            found.append(OpenRow(grant, tuple(row[0] for row in kept), spent))
         return found
 
     def leases(self, limit: int) -> list[LeaseRow]:
         """The newest leases, newest first."""
         rows = self._db.execute(
             "SELECT job, epoch, ticket, state, opened_wall_ms, kind, why, slices_done, energy_micro_wh, verdict, "
-            "reason, paid_micro FROM leases ORDER BY rowid DESC LIMIT ?",
+            "reason, paid_micro, cost_micro FROM leases ORDER BY rowid DESC LIMIT ?",
             (limit,),
         ).fetchall()
         return [self._lease_row(row) for row in rows]
 
     def totals(self) -> Totals:
-        """What all leases together drew and were paid."""
-        row = self._db.execute("SELECT coalesce(sum(energy_micro_wh), 0), coalesce(sum(paid_micro), 0) FROM leases")
+        """What all leases together drew, were paid and cost."""
+        row = self._db.execute(
+            "SELECT coalesce(sum(energy_micro_wh), 0), coalesce(sum(paid_micro), 0), coalesce(sum(cost_micro), 0) "
+            "FROM leases"
+        )
         return Totals(*row.fetchone())
 
     def vacate(self, wall_ms: int, cause: str, idle_ms: int, gone_ms: int) -> None:
@@ -224,26 +244,46 @@ class Store:
         rows = self._db.execute(query, (limit,))
         return [LedgerRow(*row) for row in rows][::-1]
 
-    def paused(self) -> bool:
-        """Whether the owner paused the work."""
-        return self._one("SELECT count(*) FROM meta WHERE key = 'paused'") == 1
+    def stored_head(self) -> LedgerHead | None:
+        """The ledger's size and root as they were committed with its last leaf."""
+        return self.recall(HEAD, LedgerHead)
 
-    def set_paused(self, paused: bool) -> None:  # noqa: FBT001 - the value itself
-        """Remember the owner's word over restarts."""
-        if paused:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('paused', '1')")
-        else:
-            self._db.execute("DELETE FROM meta WHERE key = 'paused'")
+    def leaf_hashes(self, first: int, count: int) -> list[bytes]:
+        """RFC 9162 hashes of the leaves from `first` on, computed anew from the leaves; fewer where the ledger ends."""
+        rows = self._db.execute("SELECT leaf FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?", (first, count))
+        return [leaf_hash(bytes(leaf)) for (leaf,) in rows]
+
+    def recall(self, name: str, kind: type[Row]) -> Row | None:
+        """What was remembered under this name; raises NotUnderstoodError for what this version does not understand."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
+        try:
+            return None if row is None else msgspec.json.decode(row[0], type=kind)
+        except msgspec.MsgspecError as error:
+            raise NotUnderstoodError(
+                f"what the store remembers as {name!r} is not understood: {error}",
+                hint="another version of the agent wrote it, or the file is damaged: restore a copy of driveway.db",
+            ) from error
+
+    def remember(self, name: str, value: msgspec.Struct) -> None:
+        """Remember one value over restarts, in one transaction; it replaces an older one."""
+        text = msgspec.json.encode(value).decode("utf-8")
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+
+    def forget(self, name: str) -> None:
+        """Forget what was remembered under this name."""
+        self._db.execute("DELETE FROM meta WHERE key = ?", (name,))
 
     def probe(self) -> None:
         """Write and commit something small; raises sqlite3.Error while the disk takes no writes."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
 
-    def _append(self, kind: str, key: JobKey, leaf: bytes) -> bytes:
-        """Write a leaf, within the caller's transaction; its hash counts once that is committed."""
+    def _append(self, kind: str, key: JobKey, leaf: bytes) -> Tree:
+        """Write a leaf and the new head, within the caller's transaction; the ledger as it is after the commit."""
         index, digest = self._ledger.size, leaf_hash(leaf)
         self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", (index, kind, *key_row(key), leaf, digest))
-        return digest
+        ledger = self._ledger.grown(digest)
+        self.remember(HEAD, LedgerHead(ledger.size, ledger.root().hex()))
+        return ledger
 
     def _slices(self, key: JobKey) -> list[StoredSlice]:
         rows = self._db.execute(
@@ -258,8 +298,10 @@ class Store:
             for outcome, output, engine in rows
         ]
 
-    def _lease_row(self, row: tuple[str, int, bytes, str, int, str, str, int | None, int, str, str, int]) -> LeaseRow:
-        job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid = row
+    def _lease_row(
+        self, row: tuple[str, int, bytes, str, int, str, str, int | None, int, str, str, int, int]
+    ) -> LeaseRow:
+        job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid, cost = row
         grant = msgspec.json.decode(ticket, type=Grant)
         if done is None:
             done = self._one("SELECT count(*) FROM slices WHERE job = ? AND epoch = ?", job, epoch)
@@ -276,6 +318,7 @@ class Store:
             kind=kind,
             why=why,
             energy_micro_wh=energy,
+            cost_micro=cost,
             verdict=verdict,
             reason=reason,
             paid_micro=paid,
@@ -339,8 +382,12 @@ class StoreThread:
             raise StoreError(f"the disk refused: {error}", hint="free some space, or look at the disk") from error
 
     async def close(self) -> None:
-        """Close the database and end the thread."""
+        """Close the database and end the thread. A disk that hangs is not waited for: what it acknowledged is on it."""
         if self._store is not None:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._store.close)
+            closing = asyncio.get_running_loop().run_in_executor(self._pool, self._store.close)
             self._store = None
-        self._pool.shutdown()
+            try:
+                await asyncio.wait_for(closing, CLOSE_S)
+            except TimeoutError:
+                logger().error("store_not_closed", file=str(self._path), detail="the disk hangs")
+        self._pool.shutdown(wait=False, cancel_futures=True)

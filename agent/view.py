@@ -11,11 +11,11 @@ import msgspec
 
 from agent import __version__
 from agent.core import signals
-from agent.core.energy import cost_micro
 from agent.core.events import OwnerMode, SignalValue
 from agent.core.findings import GateState, Reason
 from agent.core.state import State, WorkerPhase
-from agent.explain import sentence
+from agent.core.world import Owner
+from agent.explain import advice, sentence
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
 
 MONEY_DIGITS = 9
@@ -98,6 +98,34 @@ class EarningsView(msgspec.Struct, frozen=True):
     currency: str
 
 
+class OwnerStateView(msgspec.Struct, frozen=True):
+    """What the owner said last: auto, finish or paused, and until when a pause with an end lasts."""
+
+    mode: str
+    until: str | None
+
+
+class SourceView(msgspec.Struct, frozen=True):
+    """One source of vehicle signals: whether it is heard and why not, and what it counted (frames, drops by reason)."""
+
+    name: str
+    alive: bool
+    detail: str
+    since: str | None
+    counts: dict[str, int]
+
+
+class AwakeView(msgspec.Struct, frozen=True):
+    """Whether the car is kept awake, what of today's budgets that took, and why it is not any more."""
+
+    held: bool
+    minutes: float
+    energy_wh: float
+    wakes: int
+    refused: str
+    text: str
+
+
 class StatusView(msgspec.Struct, frozen=True):
     """`driveway status`. `waiting` says, where the gate is open, what else keeps the agent from working."""
 
@@ -106,10 +134,13 @@ class StatusView(msgspec.Struct, frozen=True):
     gate: str
     reasons: list[ReasonView]
     waiting: str
+    owner: OwnerStateView
+    awake: AwakeView
     power_cap_w: float
     computer: ComputerView | None
     lease: LeaseView | None
     worker: WorkerView | None
+    sources: list[SourceView]
     slices: SlicesView
     link: LinkView
     outbox: OutboxView
@@ -235,6 +266,7 @@ def status(
     vacate: VacateStats,
     refused_messages: dict[str, int],
     refused_packages: dict[str, str],
+    counts: dict[str, dict[str, int]] | None = None,
 ) -> StatusView:
     """The whole status."""
     compute = state.compute
@@ -244,10 +276,13 @@ def status(
         gate=state.gates.state.value,
         reasons=reasons(state, wall_offset_ms),
         waiting=waiting(state),
+        owner=OwnerStateView(state.owner.mode.value, pause_until(state.owner, wall_offset_ms)),
+        awake=awake(state),
         power_cap_w=round(state.heat.cap_w, 1),
         computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
         lease=lease(state, items_done_in_slice, wall_offset_ms),
         worker=worker(state),
+        sources=sources(state, counts or {}, wall_offset_ms),
         slices=SlicesView(state.slices_started, state.slices_kept),
         link=LinkView(state.connected, state.broker, state.link_detail),
         outbox=OutboxView(pending),
@@ -260,9 +295,27 @@ def status(
     )
 
 
+def awake(state: State) -> AwakeView:
+    """The keep-awake, with its budgets."""
+    one = state.awake
+    minutes, energy_wh = round(one.used_ms / 60_000, 1), round(one.used_wh, 1)
+    return AwakeView(one.held, minutes, energy_wh, one.wakes, one.refused, advice(one.refused))
+
+
+def sources(state: State, counts: dict[str, dict[str, int]], wall_offset_ms: int) -> list[SourceView]:
+    """Every source that has said something or is configured, by name."""
+    views = []
+    for name in sorted({*state.vehicle.sources, *counts}):
+        said = state.vehicle.sources.get(name)
+        since = None if said is None else stamp(said.since_ms + wall_offset_ms)
+        alive, detail = (False, "not heard yet") if said is None else (said.alive, said.detail)
+        views.append(SourceView(name, alive, detail, since, counts.get(name, {})))
+    return views
+
+
 def earnings(state: State, totals: Totals) -> EarningsView:
     """What all leases earned net of the energy that earned it."""
-    cost = _cost(state, totals.energy_micro_wh)
+    cost = totals.cost_micro
     return EarningsView(
         gross=totals.paid_micro / 1e6,
         energy_cost=round(cost / 1e6, MONEY_DIGITS),
@@ -271,9 +324,9 @@ def earnings(state: State, totals: Totals) -> EarningsView:
     )
 
 
-def lease_earnings(state: State, row: LeaseRow) -> LeaseEarningsView:
+def lease_earnings(row: LeaseRow) -> LeaseEarningsView:
     """One lease, with its net."""
-    cost = _cost(state, row.energy_micro_wh)
+    cost = row.cost_micro
     return LeaseEarningsView(
         lease=row,
         opened_at=stamp(row.opened_wall_ms),
@@ -298,9 +351,11 @@ def signal_list(state: State, now_ms: int) -> list[SignalView]:
     return views
 
 
-def _cost(state: State, energy_micro_wh: int) -> float:
-    policy = state.policy
-    return cost_micro(energy_micro_wh, policy.energy_price_micro_per_kwh, policy.charge_efficiency)
+def pause_until(owner: Owner, wall_offset_ms: int) -> str | None:
+    """When a pause ends (RFC 3339, UTC); None for one without end, and while there is no pause."""
+    if owner.until_ms is not None:  # to the second: the two clocks are read one after the other
+        return stamp(round(owner.until_ms + wall_offset_ms, -3))
+    return None if owner.until_wall_ms is None else stamp(owner.until_wall_ms)
 
 
 def stamp(wall_ms: int) -> str:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from agent import __version__
+from agent.cli import when
 from agent.errors import DrivewayError
+from hil.bench import BENCHMARKS
 
 DEFAULT_FOLDER = Path("build/demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the process's exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
     except (DrivewayError, OSError) as error:
@@ -29,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     top = argparse.ArgumentParser(prog="driveway-hil", description="Rigs that prove the daemon.")
     top.add_argument("--version", action="version", version=f"driveway-hil {__version__}")
     verbs = top.add_subparsers(metavar="VERB", required=True)
@@ -42,7 +46,95 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=DEFAULT_FOLDER, help=f"made anew each run (default: {DEFAULT_FOLDER})"
     )
     demo.add_argument("--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C")
+    _orders(verbs)
+    _bench_verb(verbs)
+    _sim_verb(verbs)
     return top
+
+
+def _bench_verb(verbs: Any) -> None:
+    about = "run benchmarks: medians and spread, with the versions they were taken with"
+    verb = verbs.add_parser("bench", help=about, description=about)
+    verb.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join(BENCHMARKS))
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    verb.set_defaults(verb=_bench)
+
+
+def _sim_verb(verbs: Any) -> None:
+    about = "simulate nights of many cars in virtual time and check every promise after every event"
+    verb = verbs.add_parser("sim", help=about, description=about)
+    verb.add_argument("--cars", type=int, default=100, metavar="N", help="default: 100")
+    verb.add_argument("--nights", type=int, default=1, metavar="M", help="of each car (default: 1)")
+    verb.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same nights (default: 1)")
+    verb.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default: 1)")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    verb.add_argument(
+        "--trace-dir", type=Path, default=Path("build/sim"), metavar="DIR", help="for what broke (default: build/sim)"
+    )
+    verb.set_defaults(verb=_sim)
+
+
+def _orders(verbs: Any) -> None:
+    """What the dispatcher of a running rig tells a car."""
+    about = "send a car a signed price curve, from a JSON file of slots"
+    prices = verbs.add_parser("prices", help=about, description=about)
+    prices.add_argument("file", type=Path, metavar="FILE", help='[{"start": …, "end": …, "price": …}], as ISO 8601')
+    prices.add_argument("--valid-for", type=_longest(8), default="2d", metavar="DURATION", help="at most 8d (2d)")
+    prices.set_defaults(verb=_prices)
+    about = "order a car to stop for the grid's sake, or let it go on"
+    demand = verbs.add_parser("demand", help=about, description=about)
+    how = demand.add_mutually_exclusive_group(required=True)
+    how.add_argument("--stop-for", type=_longest(1), metavar="DURATION", help="15m, 1h, at most 1d")
+    how.add_argument("--over", action="store_true", help="take the order back")
+    demand.add_argument("--detail", default="", help="why, for the owner")
+    demand.set_defaults(verb=_demand)
+    for verb in (prices, demand):
+        verb.add_argument("--unit", default="car-0001", help="which car (default: the rig's, car-0001)")
+        verb.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help=f"the rig (default: {DEFAULT_FOLDER})")
+
+
+def _longest(days: int) -> Callable[[str], int]:
+    """An argparse type: a duration of at most so many days, in milliseconds; no car takes an order that is longer."""
+
+    def duration(text: str) -> int:
+        lasts_ms = when.duration(text)
+        if lasts_ms > days * 86_400_000:
+            raise argparse.ArgumentTypeError(f"{text!r} is longer than {days}d, and no car takes such an order")
+        return lasts_ms
+
+    return duration
+
+
+def _prices(options: argparse.Namespace) -> int:
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+
+    return orders.prices(options.dir, options.unit, options.file, options.valid_for // 1000)
+
+
+def _demand(options: argparse.Namespace) -> int:
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+
+    stop_for_s = 0 if options.over else options.stop_for // 1000
+    return orders.demand(options.dir, options.unit, stop_for_s, options.detail)
+
+
+def _sim(options: argparse.Namespace) -> int:
+    from hil.sim import command  # noqa: PLC0415 - imports the whole world
+
+    return command.simulate(
+        options.cars,
+        options.nights,
+        options.seed,
+        workers=options.workers,
+        json_file=options.json,
+        trace_dir=options.trace_dir,
+    )
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from hil.bench import command  # noqa: PLC0415 - draws with rich
+
+    return command.bench(options.names, options.json)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ publisher_key = "publisher.pub"
 threads = 2
 
 [policy]
-parked_for_s = 3
+parked_for_s = {parked_for_s}
 reserve_percent = 40
 """
 BUS = """
@@ -89,10 +89,14 @@ BUS_NAMES = ("party", "vehicle", "energy")
 
 
 class Rig:
-    """Everything a car and a fleet need, on this machine. Use as a context manager."""
+    """Everything a car and a fleet need, on this machine. Use as a context manager.
 
-    def __init__(self, folder: Path) -> None:
+    `parked_for_s`: how long every sign must say 'parked and empty' before the daemon works.
+    """
+
+    def __init__(self, folder: Path, *, parked_for_s: float = 3.0) -> None:
         self.folder = folder
+        self._parked_for_s = parked_for_s
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
         self.broker = EmbeddedBroker(folder / "broker", self._broker_port)
@@ -208,6 +212,7 @@ class Rig:
                 broker_port=self._broker_port,
                 enrol_url=f"{ready['http_url']}/enrol",
                 enrol_code=self._enrol_code,
+                parked_for_s=self._parked_for_s,
             ),
             "utf-8",
         )

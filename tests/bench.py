@@ -21,7 +21,8 @@ from agent.core.events import (
     SendRequest,
     SettleHandIn,
 )
-from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Verdict, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Spent, Verdict, YieldReason
+from agent.core.policy import Policy
 from agent.errors import StoreError
 from agent.fleet import messages
 from agent.fleet.desk import Desk
@@ -31,6 +32,7 @@ from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.rows import OutboxRow
 from agent.store import Store, StoreThread
+from agent.telemetry.limits import PowerLimits
 from agent.trust.keys import FileSigner
 from tests.conftest import FixedClock
 from tests.core.world import grant
@@ -95,7 +97,9 @@ class Bench:
         self.store = StoreThread(folder / "driveway.db")
         self.desk = ScriptedDesk()
         self.signer = FileSigner(generate_private_key(SECP256R1()))
+        self.policy = Policy()
         self.events: list[EventType] = []
+        self.awake: list[int] = []
         self._news = asyncio.Event()
         self.hands = Hands(
             emit=self._heard,
@@ -108,7 +112,10 @@ class Bench:
             limits=WorkerLimits(threads=1, memory_mb=256),
             executor="stand-in",
             web=Web(allow_loopback_http=True),
-            lease_energy=lambda: 42,
+            spent=lambda: Spent(42, 13),
+            policy=lambda: self.policy,
+            power_limits=PowerLimits(None, folder / "power-limit.json", "this-boot", lambda _name, _fields: None),
+            keep_awake=self.awake.append,
         )
 
     def job(self, number: int = 1, **changes: Any) -> Grant:

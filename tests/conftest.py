@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +42,10 @@ def dispatcher_signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
 def stranger_signer(tmp_path_factory: pytest.TempPathFactory) -> FileSigner:
     """A key that nobody trusts."""
     return FileSigner.open_or_create(tmp_path_factory.mktemp("stranger") / "stranger.key")
+
+
+@pytest.fixture(scope="session")
+def play() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Plays a story on the one event loop of all gRPC tests: gRPC's queue of events belongs to the process."""
+    with asyncio.Runner() as runner:
+        yield runner.run

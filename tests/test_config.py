@@ -54,7 +54,50 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("parked_for_s = 60", 'parked_for_s = "a minute"', "policy.parked_for_s: Expected `float`, got `str`"),
         ("parked_for_s = 60", "parked_for_s = -1", "policy.parked_for_s: Expected `float` >= 0.0"),
         ("parked_for_s = 60", "die_target_c = 99", "policy.die_target_c (99.0) is not below policy.die_limit_c (95.0)"),
+        ("parked_for_s = 60", "power_max_w = 350", "leaves the heatsink -20 C, below ambient_stop_c (60 C)"),
         ("parked_for_s = 60", "power_idle_w = 80", "policy.power_idle_w (80.0) is not below power_max_w"),
+        (
+            "parked_for_s = 60",
+            'time_zone = "Europe/Berln"',
+            "policy.time_zone: the time zone 'Europe/Berln' is not known; did",
+        ),
+        (
+            "parked_for_s = 60",
+            "pack_min_c = 41",
+            "policy.pack_min_c (41.0) is not below policy.pack_start_max_c (40.0)",
+        ),
+        ("parked_for_s = 60", "pack_stop_c = 39", "policy.pack_start_max_c (40.0) is above policy.pack_stop_c (39.0)"),
+        (
+            "parked_for_s = 60",
+            "ambient_stop_c = 49",
+            "policy.ambient_start_max_c (50.0) is above policy.ambient_stop_c",
+        ),
+        ("parked_for_s = 60", "reserve_start_margin_percent = 1", "policy.reserve_stop_margin_percent (2.0) is above"),
+        ("parked_for_s = 60", "reserve_percent = 95", "policy.reserve_percent and its margin ask for more than 100 %"),
+        ("parked_for_s = 60", "net_drain_percent = 0", "policy.net_drain_percent is 0"),
+        ("parked_for_s = 60", "work_hours_per_stay = 0", "policy.work_hours_per_stay is 0"),
+        (
+            "parked_for_s = 60",
+            "payout_micro_per_kwh = 5\nprice_floor_micro_per_kwh = 5",
+            "policy.price_floor_micro_per_kwh (5) leaves nothing of the payout (5)",
+        ),
+        (
+            "parked_for_s = 60",
+            "keep_awake = true\nkeep_awake_budget_wakes = 0",
+            "policy.keep_awake is on and policy.keep_awake_budget_wakes is 0",
+        ),
+        ("parked_for_s = 60", "schedule = [{ days = [] }]", "policy.schedule: an entry is for no day at all"),
+        (
+            "parked_for_s = 60",
+            'schedule = [{ start = "24:00" }]',
+            "policy.schedule[0].start: Expected `str` matching regex",
+        ),
+        ("parked_for_s = 60", 'departures = [{ at = "07:00" }]', "policy.departures[0]: Object missing required field"),
+        (
+            "parked_for_s = 60",
+            "tariff_zones = [{ price = 1 }]",
+            "unknown key 'policy.tariff_zones.price'; known here: days, start, end, price_micro_per_kwh",
+        ),
         ('id = "car-0001"', 'id = "car 0001"', "unit.id: Expected `str` matching regex"),
         (
             'interface = "socketcan"',
@@ -70,6 +113,16 @@ def test_each_mistake_is_named(tmp_path: Path, wrong: str, right: str, said: str
         read(tmp_path, GOOD.replace(wrong, right, 1))
     assert said in str(error.value)
     assert "agent.toml" in str(error.value)
+
+
+def test_the_network_and_the_update_flag_have_defaults(tmp_path: Path) -> None:
+    config = read(tmp_path, GOOD)
+    assert (config.network.metered, config.network.metered_interfaces) == ("auto", ("wwan*", "rmnet*", "usb*"))
+    assert config.update_flag_path == config.path(config.state_dir) / "update-pending"
+    said = read(tmp_path, f'update_flag = "/run/ota"\n{GOOD}\n[network]\nmetered = "yes"\n')
+    assert (said.network.metered, said.update_flag_path) == ("yes", Path("/run/ota"))
+    with pytest.raises(ConfigError, match=r"network\.metered: Invalid enum value 'maybe'"):
+        read(tmp_path, f'{GOOD}\n[network]\nmetered = "maybe"\n')
 
 
 def test_a_broker_without_a_port_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_nothing_in_the_agent_imports_the_rigs() -> None:
     assert [one for one in imports("agent") + imports("kernels") if one[1].split(".")[0] == "hil"] == []
 
 
+def test_a_rehearsal_is_pure_of_the_daemon_and_no_part_of_it() -> None:
+    """What judges a policy uses the core and the readers of the vehicle; what runs in the car does without it."""
+    may = tuple(f"agent.{room}" for room in ("simulate", "core", "vehicle", "explain", "zones", "config", "errors"))
+    ours = [one for one in imports("agent/simulate") if one[1].startswith(("agent.", "hil"))]
+    assert [one for one in ours if not one[1].startswith(may)] == []
+    users = {file for file, module in imports("agent") if module.startswith("agent.simulate")}
+    assert {file for file in users if not file.startswith("agent/simulate/")} <= {"agent/cli/simulate.py"}
+
+
 def test_the_command_talks_to_the_socket_not_to_the_daemon() -> None:
     talking = [one for file in ("client", "status", "work", "text", "main") for one in imports(f"agent/cli/{file}.py")]
     assert [one for one in talking if one[1].startswith(("agent.daemon", "agent.store", "agent.fleet"))] == []
@@ -76,8 +85,22 @@ def test_the_daemon_imports_no_engine_and_no_rig() -> None:
     loaded = set(
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     )
-    # python-can comes with cantools, and structlog takes rich where it is installed (rigs): neither is ours to keep out
-    heavy = {"numpy", "onnxruntime", "PIL", "pycuda", "tensorrt", "hil", "kernels", "matplotlib", "iotcore"}
+    heavy = {
+        "can",
+        "cantools",
+        "rich",
+        "psutil",
+        "grpc",
+        "numpy",
+        "onnxruntime",
+        "PIL",
+        "pycuda",
+        "tensorrt",
+        "hil",
+        "kernels",
+        "matplotlib",
+        "iotcore",
+    }
     assert loaded & heavy == set()
 
 

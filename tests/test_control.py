@@ -107,3 +107,18 @@ def test_a_second_daemon_does_not_take_the_socket_and_a_dead_ones_is_replaced(tm
 
 async def _one_question(path: Path) -> None:
     assert json.loads((await talk(path, b'{"verb":"why"}'))[0])["ok"]
+
+
+def test_closing_hangs_up_on_a_client_that_stays(tmp_path: Path) -> None:
+    async def run() -> None:
+        server = ControlServer(tmp_path / "control.sock", answer)
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "control.sock"))
+        writer.write(b'{"verb":"status"}\n')
+        await asyncio.wait_for(reader.readline(), 10)
+        await server.close()
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+    asyncio.run(run())

@@ -11,9 +11,11 @@ import pytest
 
 from agent.cli.main import parser
 from agent.config import load
-from agent.core.gates import RULES
+from agent.core.energy import LOW_VOLTAGE_LIMITS
+from agent.core.gates import RULES, Timing
 from agent.core.policy import Policy
 from agent.fleet import messages
+from hil.cli import parser as hil_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,8 +41,8 @@ def test_every_command_in_the_documents_can_be_run(command: str) -> None:
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert arguments[0] in targets
     else:
-        assert name == ".venv/bin/driveway"
-        parser().parse_args(arguments)
+        known = {".venv/bin/driveway": parser, ".venv/bin/driveway-hil": hil_parser}
+        known[name]().parse_args(arguments)
 
 
 def test_every_configuration_in_the_documents_loads(tmp_path: Path) -> None:
@@ -54,7 +56,7 @@ def test_every_configuration_in_the_documents_loads(tmp_path: Path) -> None:
 
 def test_every_policy_key_is_documented_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", (ROOT / "docs" / "policy.md").read_text("utf-8"), re.MULTILINE)
-    defaults = msgspec.to_builtins(Policy())
+    defaults = msgspec.json.decode(msgspec.json.encode(Policy()))
     assert {key for key, _ in rows} == set(defaults)
     for key, said in rows:
         assert msgspec.json.decode(said) == defaults[key], key
@@ -65,9 +67,33 @@ def test_every_gate_is_documented() -> None:
     assert [gate for gate in RULES if f"| {gate} |" not in text] == []
 
 
+def plain(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds > 60 else f"{seconds:g} s"
+
+
+def test_the_minimum_times_in_the_documents_are_those_of_the_gates() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
+    for gate, rule in RULES.items():
+        (row,) = re.findall(rf"^\| {gate} \| .*$", text, re.MULTILINE)
+        timing = rule.timing
+        times = {"closed for": timing.min_closed_s, "open for": timing.min_open_s}
+        times |= {"held for": timing.min_hold_s} if timing.min_hold_s != Timing().min_hold_s else {}
+        for word, seconds in times.items():
+            assert not seconds or f"{word} {plain(seconds)}" in row, f"{gate}: {word} {seconds} s"
+            assert seconds or timing.patient or word not in row, f"{gate}: {word}"
+
+
+def test_the_low_voltage_thresholds_in_the_documents_are_those_of_the_gate() -> None:
+    text = (ROOT / "docs" / "policy.md").read_text("utf-8")
+    rows = zip(*(msgspec.structs.astuple(LOW_VOLTAGE_LIMITS[name]) for name in ("lead", "lithium")), strict=True)
+    for word, (lead, lithium) in zip(("start", "hold", "stop", "stop at once"), rows, strict=True):
+        assert f"| {word} | {lead} V | {lithium} V |" in text
+
+
 def test_every_message_is_documented() -> None:
     text = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-    for kind in ("Status", "Request", "Result", "Yield", "GrantMessage", "VerdictMessage"):
+    down = ("GrantMessage", "VerdictMessage", "PricesMessage", "DemandMessage")
+    for kind in ("Status", "Request", "Result", "Yield", *down):
         assert hasattr(messages, kind)
         assert f"`{kind}`" in text
 

@@ -23,7 +23,7 @@ from agent.trust.keys import FileSigner
 from tests.core.world import grant
 
 SIGNER = FileSigner(generate_private_key(SECP256R1()))
-UNIT = handin.Unit(id="car-0001", device_class="generic", boot="4b" * 16, agent_sha256="a" * 64, policy_sha256="b" * 64)
+UNIT = handin.Unit(id="car-0001", device_class="generic", boot="4b" * 16, agent_sha256="a" * 64)
 ENGINE = Engine("onnxruntime_cpu", "c" * 64, "d" * 64)
 FACTS = LeaseFacts(started_ms=1_000, finished_ms=61_000, energy_micro_wh=700, sensor="simulated", gate_state="open")
 WALL_MS = 1_790_000_000_000
@@ -58,6 +58,7 @@ def build(
         kind=HandInKind.RESULT if why is None else HandInKind.YIELD,
         why=why,
         detail=detail,
+        policy_sha256="b" * 64,
         wall_ms=WALL_MS,
         counter=7,
         slices=slices,
@@ -253,7 +254,6 @@ def leases_in_words(draw: st.DrawFn) -> tuple[handin.Unit, Grant, LeaseFacts]:
         device_class=draw(st.text(alphabet=string.printable[:95], max_size=64)),
         boot="4b" * 16,
         agent_sha256="a" * 64,
-        policy_sha256="b" * 64,
     )
     one = job(
         1024,

@@ -24,11 +24,14 @@ from agent.core.events import (
     StartWorker,
     WorkerReady,
 )
-from agent.core.model import HandInKind, Verdict, YieldReason
+from agent.core.model import HandInKind, Spent, Verdict, YieldReason
+from agent.core.policy import Policy
 from agent.errors import FleetError, TrustError
 from agent.fleet import messages
+from agent.handin import policy_sha256
 from agent.rows import OutboxRow
 from agent.store import Store
+from agent.trust import dsse, statement
 from agent.trust.keys import FileSigner
 from tests.bench import bench, given_back, result, served, settled
 from tests.inference.test_station import stand_in
@@ -54,7 +57,7 @@ def test_a_lease_from_its_grant_to_its_verdict(tmp_path: Path, monkeypatch: pyte
                 kept = await here.heard(SliceStored)
                 assert (kept.key, kept.outcome.index, kept.output_bytes) == (one.key, index, 2)
             (open_row,) = await here.store.call(Store.open_leases)
-            assert (open_row.done, open_row.energy_micro_wh) == ((0, 1, 2), 42)
+            assert (open_row.done, open_row.spent) == ((0, 1, 2), Spent(42, 13))
             here.events.clear()
             await here.do(result(one))
             stored = here.only(HandInStored)
@@ -72,6 +75,31 @@ def test_a_lease_from_its_grant_to_its_verdict(tmp_path: Path, monkeypatch: pyte
 
     served(monkeypatch)
     stand_in(monkeypatch, tmp_path)
+    asyncio.run(story())
+
+
+def test_a_statement_names_the_policy_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner's wishes are part of it, and of what is asked for."""
+
+    async def story() -> None:
+        async with bench(tmp_path) as here:
+            digests = []
+            for number, classes in enumerate(((), ("ocr",))):
+                here.policy = Policy(workload_classes=classes)
+                one = here.job(number)
+                await here.do(SendRequest(rid="r1", have=()), OpenLease(grant=one))
+                assert here.desk.requests[-1][1].classes == classes
+                await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
+                await here.do(result(one))
+                await here.do(SendHandIn(key=one.key, credit=0, have=()))
+                sent = here.desk.hand_ins[-1][1]
+                envelope = messages.decode(sent, messages.Result).statement
+                said = statement.parse_statement(dsse.parse(msgspec.json.encode(envelope)).payload)
+                assert said.gate.policy_sha256 == policy_sha256(here.policy)
+                digests.append(said.gate.policy_sha256)
+            assert len(set(digests)) == 2
+
+    served(monkeypatch)
     asyncio.run(story())
 
 
@@ -147,7 +175,7 @@ def test_a_replayed_grant_does_not_take_back_what_was_earned(tmp_path: Path, mon
         async with bench(tmp_path) as here:
             one = here.job()
             await here.do(OpenLease(grant=one))
-            await here.store.call(Store.add_slice, one.key, finished(0), 5)
+            await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
             await here.do(result(one))
             await here.do(settled(one.key))
             before = (await here.store.call(Store.totals), await here.store.call(Store.leases, 9))
@@ -206,7 +234,7 @@ def test_a_key_that_fails_is_a_failed_hand_in_that_can_be_made_later(
         async with bench(tmp_path) as here:
             one = here.job()
             await here.store.call(Store.open_lease, one, 1)
-            await here.store.call(Store.add_slice, one.key, finished(0), 5)
+            await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
             with monkeypatch.context() as patch:
                 patch.setattr(FileSigner, "sign", sign)
                 await here.do(given_back(one))
@@ -232,7 +260,7 @@ def test_a_key_that_refuses_gives_the_lease_back_with_the_reason(
         async with bench(tmp_path) as here:
             one = here.job()
             await here.store.call(Store.open_lease, one, 1)
-            await here.store.call(Store.add_slice, one.key, finished(0), 5)
+            await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
             monkeypatch.setattr(FileSigner, "sign", sign)
             await here.do(result(one))
             stored = here.only(HandInStored)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.model import Grant, HandInKind, SliceOutcome, Verdict
+from agent.core.model import Grant, HandInKind, SliceOutcome, Spent, Verdict
 from agent.errors import StoreError
 from agent.rows import Engine, HandInRow, StoredSlice
 from agent.store import Store, StoreThread
@@ -34,7 +34,7 @@ def hand_in(store: Store, one: Grant) -> list[int]:
         seen.extend(one.outcome.index for one in slices)
         return HandInRow(HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64, len(slices))
 
-    store.hand_in(one, why=None, energy_micro_wh=7, wall_ms=2, build=build)
+    store.hand_in(one, why=None, spent=Spent(7, 3), wall_ms=2, build=build)
     return seen
 
 
@@ -48,11 +48,11 @@ def store(tmp_path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a g
 def test_a_lease_from_its_opening_to_its_verdict(store: Store) -> None:
     one = grant(1)
     assert store.open_lease(one, 1)
-    store.add_slice(one.key, stored(1), 5)
-    store.add_slice(one.key, stored(0), 6)
-    store.add_slice(one.key, stored(0), 6)
+    store.add_slice(one.key, stored(1), Spent(5, 3))
+    store.add_slice(one.key, stored(0), Spent(6, -2))
+    store.add_slice(one.key, stored(0), Spent(6, -2))
     (left,) = store.open_leases()
-    assert (left.grant, left.done, left.energy_micro_wh) == (one, (0, 1), 6)
+    assert (left.grant, left.done, left.spent) == (one, (0, 1), Spent(6, -2))
     assert hand_in(store, one) == [0, 1]
     (row,) = store.outbox()
     assert (row.key, row.kind, row.statement_sha256, row.slices) == (one.key, HandInKind.RESULT, "e" * 64, 2)
@@ -80,13 +80,13 @@ def test_a_replayed_grant_is_refused_and_the_open_one_is_not(store: Store) -> No
 def test_a_hand_in_that_cannot_be_built_changes_nothing(store: Store) -> None:
     one = grant(1)
     store.open_lease(one, 1)
-    store.add_slice(one.key, stored(0), 5)
+    store.add_slice(one.key, stored(0), Spent(5, 3))
 
     def build(_counter: int, _slices: list[StoredSlice]) -> HandInRow:
         raise RuntimeError("the key does not answer")
 
     with pytest.raises(RuntimeError):
-        store.hand_in(one, why=None, energy_micro_wh=1, wall_ms=1, build=build)
+        store.hand_in(one, why=None, spent=Spent(1, 1), wall_ms=1, build=build)
     assert store.outbox() == []
     assert store.ledger_head().size == 0
     assert hand_in(store, one) == [0]
@@ -116,12 +116,13 @@ WRITER = """
 import sys
 from pathlib import Path
 from agent.store import Store
+from agent.core.model import Spent
 from tests.core.world import grant
 from tests.test_store import stored
 store = Store(Path(sys.argv[1]))
 store.open_lease(grant(1), 1)
 for index in range(100_000):
-    store.add_slice(grant(1).key, stored(index), 1)
+    store.add_slice(grant(1).key, stored(index), Spent(1, 1))
     print(index, flush=True)
 """
 
@@ -148,7 +149,7 @@ def test_a_disk_that_refuses_is_a_store_error_and_a_bug_is_not(tmp_path: Path) -
         store._db.execute("PRAGMA max_page_count = 1")
         store.open_lease(grant(1), 1)
         for index in range(1000):
-            store.add_slice(grant(1).key, stored(index), 1)
+            store.add_slice(grant(1).key, stored(index), Spent(1, 1))
 
     async def story() -> None:
         thread = StoreThread(tmp_path / "driveway.db")
@@ -172,3 +173,24 @@ def test_a_store_that_cannot_be_opened_says_where(tmp_path: Path) -> None:
         await thread.close()
 
     asyncio.run(story())
+
+
+def test_a_database_from_before_the_costs_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "driveway.db"
+    store = Store(path)
+    store.open_lease(grant(1), 1)
+    store.add_slice(grant(1).key, stored(0), Spent(5, 3))
+    hand_in(store, grant(1))
+    for table in ("leases", "slices"):
+        store._db.execute(f"ALTER TABLE {table} DROP COLUMN cost_micro")
+    store.close()
+    store = Store(path)
+    (lease,) = store.leases(10)
+    assert (lease.energy_micro_wh, lease.cost_micro) == (7, 0)
+    store.open_lease(grant(2), 1)
+    store.add_slice(grant(2).key, stored(0), Spent(5, -3))
+    (left,) = store.open_leases()
+    assert left.spent == Spent(5, -3)
+    hand_in(store, grant(2))
+    assert (store.totals().energy_micro_wh, store.totals().cost_micro) == (14, 3)
+    store.close()

@@ -7,6 +7,7 @@ import pytest
 
 from agent import view
 from agent.core import gates
+from agent.core.awake import Awake
 from agent.core.events import GrantSeen, OwnerMode, OwnerSaid, SendRequest, StoreFailed, Unwritten
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
@@ -22,7 +23,7 @@ def status(shell: Shell) -> view.StatusView:
         items_done_in_slice=0,
         pending=0,
         ledger=LedgerHead(0, "00"),
-        totals=Totals(energy_micro_wh=1_000_000, paid_micro=500_000),
+        totals=Totals(energy_micro_wh=1_000_000, paid_micro=500_000, cost_micro=300),
         vacate=VacateStats(0, None, None, None),
         refused_messages={},
         refused_packages={},
@@ -61,9 +62,19 @@ def test_an_open_gate_that_does_nothing_says_why() -> None:
     assert status(shell).waiting == "", "then the gate's own reasons speak"
 
 
-def test_money_is_net_of_the_energy_at_the_plug() -> None:
+def test_money_is_net_of_what_the_energy_cost() -> None:
     earned = status(Shell()).earnings
     assert (earned.gross, earned.energy_cost, earned.net) == (0.5, 0.0003, 0.4997)
+
+
+def test_a_budget_of_keeping_awake_that_is_used_up_is_told() -> None:
+    shell = Shell()
+    assert status(shell).awake == view.AwakeView(False, 0.0, 0.0, 0, "", "")
+    used = Awake(used_ms=3_600_000, used_wh=200.0, wakes=1, refused="keep_awake_minutes")
+    shell.state = msgspec.structs.replace(shell.state, awake=used)
+    shown = status(shell).awake
+    assert (shown.minutes, shown.energy_wh, shown.wakes) == (60.0, 200.0, 1)
+    assert shown.text.startswith("The car was kept awake for as long as the owner allows")
 
 
 def test_times_are_stamped_and_json_is_plain() -> None:

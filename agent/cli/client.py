@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from agent.errors import ConfigError, DrivewayError
+from agent.printable import printable
+from agent.toml import read_toml
 
 TIMEOUT_S = 5.0
 
@@ -25,20 +26,14 @@ def socket_path(explicit: Path | None, config: Path) -> Path:
     """The control socket: as given, or as the configuration names it (relative to the configuration's directory)."""
     if explicit is not None:
         return explicit
-    try:
-        named = tomllib.loads(config.read_text("utf-8")).get("control_socket")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {config}: {error.strerror}", hint="give --config FILE or --socket PATH"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config} is not TOML: {error}") from error
+    table = read_toml(config, "configuration", hint="give --config FILE or --socket PATH")
+    named = table.get("control_socket")
     if not isinstance(named, str):
         raise ConfigError(f"{config} names no control_socket", hint="give --socket PATH")
     return config.resolve().parent / named
 
 
-def ask(path: Path, verb: str, **arguments: int) -> Any:
+def ask(path: Path, verb: str, **arguments: object) -> Any:
     """The daemon's answer as JSON data; raises UnreachableError, or DrivewayError with what the daemon said."""
     request = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
     try:
@@ -58,5 +53,5 @@ def ask(path: Path, verb: str, **arguments: int) -> Any:
         raise UnreachableError(f"the daemon on {path} closed the connection without an answer")
     answer = json.loads(line)
     if not answer["ok"]:
-        raise DrivewayError(answer["error"], hint=answer.get("hint", ""))
+        raise DrivewayError(printable(answer["error"]), hint=printable(answer.get("hint", "")))
     return answer.get("data")

@@ -15,11 +15,13 @@ from importlib import import_module
 from pathlib import Path
 
 from agent import __version__
-from agent.cli import exits
+from agent.cli import exits, when
 from agent.cli.client import UnreachableError
 from agent.errors import DrivewayError
 
 DEFAULT_CONFIG = "/etc/driveway/agent.toml"
+LIMIT = when.whole(1, 1000)
+"""How many rows: what the daemon answers at most (`agent.control`)."""
 
 Verb = Callable[[argparse.Namespace], int]
 
@@ -36,12 +38,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exits.UNREACHABLE
     except DrivewayError as error:
         print(f"driveway: {error}", file=sys.stderr)
-        return exits.FAILED
+        return exits.USAGE if isinstance(error, exits.UsageError) else exits.FAILED
     except BrokenPipeError:
         sys.stderr.close()
         return exits.FINE
     except KeyboardInterrupt:
         return 128 + 2
+
+
+def _owner(owner: argparse.ArgumentParser) -> None:
+    """`driveway owner [show | set | clear]`; the options that every verb has may stand on either side of the action."""
+    actions = owner.add_subparsers(metavar="ACTION")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=about, description=about)
+        one.set_defaults(verb=f"owner:{name}")
+        for option in ("--socket", "--config"):
+            one.add_argument(option, type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+        return one
+
+    add("show", "the same as `driveway owner`")
+    change = add("set", "set standing wishes, which stay until they are set again or cleared")
+    change.add_argument(
+        "--schedule",
+        type=when.window,
+        action="append",
+        metavar="WINDOW",
+        help='work only then: "mon-fri 22:00-06:00", "sat,sun 00:00-24:00", "22:00-06:00"; repeatable; "always"',
+    )
+    change.add_argument(
+        "--price-floor", type=when.price, metavar="PRICE", help="what must remain of the payout per kWh: 0.05"
+    )
+    change.add_argument(
+        "--classes", type=when.classes, metavar="A,B", help='the kinds of work taken on: ocr,speech; or "any"'
+    )
+    clear = add("clear", "go back to what the configuration says")
+    clear.add_argument(
+        "wishes", nargs="*", type=when.wish, metavar="WISH", help="schedule, price-floor, classes; none: all"
+    )
+
+
+def _bench(bench: argparse.ArgumentParser) -> None:
+    """`driveway bench [--commission] [--package DIR INPUT…]`."""
+    bench.epilog = (
+        "--commission heats the computer on purpose: idle, full power, idle again, 25 minutes in all. Do it once for "
+        "each kind of computer and place in the car, parked, plugged in, with nobody in the car, and `driveway pause` "
+        "before. It ends the work when the die comes within 5 K of policy.die_limit_c, when a sensor falls silent, and "
+        "when the driver comes back. It changes nothing: the lines that it prints are for your [policy] table."
+    )
+    bench.add_argument("inputs", type=Path, nargs="*", help="input files for the package")
+    bench.add_argument("--package", type=Path, metavar="DIR", help="the package to run; without one: plain arithmetic")
+    bench.add_argument("--commission", action="store_true", help="the step test for the thermal guard's bounds")
+    bench.add_argument(
+        "--duration",
+        type=when.whole(10, 240),
+        default=25,
+        metavar="MINUTES",
+        help="of --commission in all, 10 to 240; a big heatsink needs an hour (default: 25)",
+    )
+    bench.add_argument(
+        "--rounds", type=when.whole(1, 100_000), default=10, help="slices to time without --commission (default: 10)"
+    )
+    _engine(bench)
+
+
+def _engine(verb: argparse.ArgumentParser) -> None:
+    """What a verb takes that runs a package here and now."""
+    verb.add_argument("--threads", type=when.whole(1, 64), default=2, help="threads of the engine (default: 2)")
+    verb.add_argument("--rig", action="store_true", help="on a rig without a driver and without a daemon: ask no gate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,19 +140,70 @@ def parser() -> argparse.ArgumentParser:
     add("why", "status:why", "why it does not work now: the gate, the signal, its value and its limit")
     add("signals", "status:signals", "what the car says, with age and quality")
     for name, about in (("leases", "the newest leases"), ("earnings", "what each lease earned, net of its energy")):
-        add(name, f"work:{name}", about).add_argument("--limit", type=int, default=20, help="how many (default: 20)")
+        add(name, f"work:{name}", about).add_argument("--limit", type=LIMIT, default=20, help="how many (default: 20)")
     add("ledger", "work:ledger", "the ledger: every statement made and verdict received").add_argument(
-        "--limit", type=int, default=20, help="how many leaves (default: 20)"
+        "--limit", type=LIMIT, default=20, help="how many leaves (default: 20)"
     )
-    add("pause", "status:pause", "stop working until `driveway resume`")
-    add("resume", "status:resume", "work again when the gates are open")
+    pause = add(
+        "pause", "owner:pause", "stop working, until a time or until `driveway resume`"
+    ).add_mutually_exclusive_group()
+    pause.add_argument(
+        "--until",
+        type=when.moment,
+        metavar="TIME",
+        help='local time: 07:00, "tomorrow 07:00", "mon 07:00", or ISO 8601 (2026-03-01T07:00+01:00)',
+    )
+    pause.add_argument("--for", dest="lasts", type=when.duration, metavar="DURATION", help="30m, 2h, 1h30m, 1d")
+    add("resume", "owner:resume", "end a pause, or what `finish` began: work again when the gates are open")
+    add("finish", "owner:finish", "finish the lease at work, then stop until `driveway resume`")
+    consent = add(
+        "consent", "owner:consent", "the terms you agreed to, and those in force"
+    ).add_mutually_exclusive_group()
+    consent.add_argument("--accept", type=when.version, metavar="VERSION", help="agree to this version of the terms")
+    consent.add_argument("--withdraw", action="store_true", help="take your consent back")
+    _owner(add("owner", "owner:show", "what you told the agent, and your standing wishes"))
     infer = add("infer", "infer:infer", "run a package on inputs, here and now, if the gate is open")
     infer.add_argument("package", type=Path, help="the package's directory")
     infer.add_argument("inputs", type=Path, nargs="+", help="input files (images)")
-    infer.add_argument("--threads", type=int, default=2, help="threads of the engine (default: 2)")
+    _engine(infer)
+    _bench(add("bench", "bench:bench", "measure this computer: a package's throughput, or how it takes heat"))
     verify = add("verify", "verify:verify", "check signed statements or verdicts offline", asks=False)
     verify.add_argument("files", type=Path, nargs="+", help="DSSE envelopes (JSON)")
     verify.add_argument(
         "--key", type=Path, required=True, action="append", help="a trusted public key (PEM); repeatable"
     )
+    about = "play a recorded night against a policy, in virtual time"
+    _simulate_options(add("simulate", "simulate:simulate", about, asks=False))
     return top
+
+
+def _simulate_options(simulate: argparse.ArgumentParser) -> None:
+    simulate.description = (
+        "Plays a recorded night against a policy, in virtual time: the gate's timeline with its reasons, the work, the "
+        "energy, the money, and every promise kept or broken. The same night always gives the same answer."
+    )
+    simulate.epilog = (
+        "exit codes: 0 every promise held, 1 one was broken, 2 the trace or an option cannot be used. "
+        "The formats, and everything that is supposed: docs/simulate.md"
+    )
+    simulate.add_argument(
+        "trace", type=Path, metavar="TRACE", help="a candump log, a CSV `time,name,value`, or a recording (.jsonl)"
+    )
+    simulate.add_argument(
+        "--policy", type=Path, metavar="FILE", help="a configuration, or its [policy] table (default: of --config)"
+    )
+    simulate.add_argument(
+        "--profile", action="append", default=[], metavar="NAME", help="vehicle profile of a candump log; repeatable"
+    )
+    simulate.add_argument(
+        "--bus",
+        action="append",
+        default=[],
+        metavar="IF=BUS",
+        help="which of the profile's buses an interface of the log is, as can0=party; repeatable",
+    )
+    simulate.add_argument("--start", metavar="TIME", help="when it began, as 2026-03-28T22:00 (the policy's time zone)")
+    simulate.add_argument("--slice-s", type=float, default=5.0, help="seconds of one slice of work (default: 5)")
+    simulate.add_argument("--slice-price", type=float, default=1e-4, help="paid for a slice (default: 0.0001)")
+    simulate.add_argument("--work-w", type=float, help="what the computer draws at full work (default: power_max_w)")
+    simulate.add_argument("--load-s", type=float, default=8.0, help="seconds a worker takes to come up (default: 8)")

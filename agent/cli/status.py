@@ -1,4 +1,4 @@
-"""`driveway status | why | signals | pause | resume`: what the agent does, and why it does not do more."""
+"""`driveway status | why | signals`: what the agent does, and why it does not do more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from agent.cli import exits
 from agent.cli.client import ask, socket_path
-from agent.cli.text import paint, print_json, table, value
+from agent.cli.owner import owner_said
+from agent.cli.text import paint, print_json, shown, table, value
+from agent.cli.when import local_text
 
 STATE_COLOUR = {
     "running": "green",
@@ -29,7 +31,7 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(data)
     else:
-        print(_status_text(data))
+        print(_status_text(shown(data)))
     return exits.DEGRADED if data["state"] == "fault" or data["refused_packages"] else exits.FINE
 
 
@@ -40,10 +42,10 @@ def why(options: argparse.Namespace) -> int:
     if options.json:
         print_json(reasons)
         return exits.FINE
-    for reason in reasons:
+    for reason in shown(reasons):
         print(_reason_text(reason))
     if not reasons:
-        print(f"Nothing is in the way: the gate is open. {ask(path, 'status')['waiting']}".rstrip())
+        print(f"Nothing is in the way: the gate is open. {shown(ask(path, 'status')['waiting'])}".rstrip())
     return exits.FINE
 
 
@@ -64,32 +66,15 @@ def signals(options: argparse.Namespace) -> int:
         for one in data
     ]
     print(table(("SIGNAL", "VALUE", "AGE", "SOURCE", "QUALITY"), rows))
-    return exits.FINE
-
-
-def pause(options: argparse.Namespace) -> int:
-    """Stop working until resumed."""
-    return _owner(options, "pause", "Paused.")
-
-
-def resume(options: argparse.Namespace) -> int:
-    """Work again."""
-    return _owner(options, "resume", "Resumed; the gates decide again.")
-
-
-def _owner(options: argparse.Namespace, verb: str, done: str) -> int:
-    reasons = ask(socket_path(options.socket, options.config), verb)
-    if options.json:
-        print_json(reasons)
-    else:
-        print(done)
+    for source in ask(socket_path(options.socket, options.config), "status")["sources"]:
+        print(_source_text(shown(source)))
     return exits.FINE
 
 
 def _reason_text(reason: dict[str, Any]) -> str:
-    clears = "" if reason["clears_at"] is None else f" It should clear at {_clock(reason['clears_at'])}."
+    clears = "" if reason["clears_at"] is None else f" It should clear at {local_text(reason['clears_at'])}."
     mark = paint(reason["state"], "red" if reason["state"] == "closed" else "yellow")
-    return f"{mark:<6} {reason['gate']}: {reason['text']} Since {_clock(reason['since'])}.{clears}"
+    return f"{mark:<6} {reason['gate']}: {reason['text']} Since {local_text(reason['since'])}.{clears}"
 
 
 def _status_text(data: dict[str, Any]) -> str:
@@ -101,6 +86,10 @@ def _status_text(data: dict[str, Any]) -> str:
         lines.append(f"          {data['waiting']}")
     if len(data["reasons"]) > 3:
         lines.append(f"          and {len(data['reasons']) - 3} more: driveway why")
+    if data["owner"]["mode"] != "auto":
+        lines.append(f"owner     {owner_said(data['owner'])}")
+    if data["awake"]["text"]:
+        lines.append(f"awake     {data['awake']['text']}")
     lease, worker, computer, vacate = data["lease"], data["worker"], data["computer"], data["vacate"]
     if lease is not None:
         lines.append(
@@ -116,6 +105,7 @@ def _status_text(data: dict[str, Any]) -> str:
             f"computer  {value(computer['die_c'], '°C')}, {value(computer['power_w'], 'W')} of {data['power_cap_w']} W "
             f"allowed ({computer['sensor']})"
         )
+    lines += [f"source    {_source_text(source)}" for source in data["sources"]]
     link = data["link"]
     lines.append(
         f"link      {'connected to ' + link['broker'] if link['connected'] else 'down: ' + (link['detail'] or '-')}"
@@ -134,6 +124,9 @@ def _status_text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _clock(stamp: str) -> str:
-    """The time of day of an RFC 3339 stamp in UTC, as people say it."""
-    return f"{stamp[11:19]} UTC"
+def _source_text(source: dict[str, Any]) -> str:
+    """Whether it is heard, and everything that was counted besides what is well."""
+    counts = dict(source["counts"])
+    heard = f"{counts.pop('frames')} frames" if "frames" in counts else "heard"
+    odd = "".join(f", {name.replace('_', ' ')} {count}" for name, count in counts.items())
+    return f"{source['name']}: {heard if source['alive'] else 'lost: ' + source['detail']}{odd}"

@@ -14,7 +14,7 @@ import enum
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, SliceOutcome, Verdict, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, Kept, LeaseFacts, SliceOutcome, Verdict, YieldReason
 from agent.core.policy import Window
 
 SignalValue = float | bool | str
@@ -74,11 +74,14 @@ class SignalsSeen(Event, frozen=True, tag=True):
 class SourceHeard(Event, frozen=True, tag=True):
     """These groups of a source were received again and said the same as before: their leaves are fresh.
 
-    The cheap event that keeps age honest: nothing is decided on it, unless something is due anyway.
+    The cheap event that keeps age honest: nothing is decided on it; what is due is for the next tick. But what had
+    grown too old before it came is found out first. A simulation that leaves repetitions out says so with `since_ms`:
+    the groups were heard without a gap from then on. None: they were heard at `at_ms`, and nothing is said of before.
     """
 
     source: str
     groups: tuple[str, ...]
+    since_ms: int | None = None
 
 
 class SourceChanged(Event, frozen=True, tag=True):
@@ -89,11 +92,25 @@ class SourceChanged(Event, frozen=True, tag=True):
     detail: str = ""
 
 
+class LeavesOffered(Event, frozen=True, tag=True):
+    """A source learned only now which leaves this car has (a databroker lists them once it is reached).
+
+    `paths` are VSS 6.0 names, binding for the gates from now on; `absent` are leaves that the configuration says this
+    car does not have.
+    """
+
+    source: str
+    paths: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+
+
 class ComputeSeen(Event, frozen=True, tag=True):
     """One reading of the inference computer; None means that there is no reading, which is not zero.
 
     `sensor` names where the power comes from; the error bars are what the sensors' makers promise, doubled where
-    nobody promises anything. `throttled`: the platform itself holds the clocks down.
+    nobody promises anything. `throttled`: the platform itself holds the clocks down. `energy_mj`: what the sensor's own
+    counter says was used since it began to count, where it has one; between two readings it misses nothing.
+    `power_promised`: this kind of reader measures power, so that none is a fault.
     """
 
     die_c: float | None
@@ -102,6 +119,10 @@ class ComputeSeen(Event, frozen=True, tag=True):
     die_error_c: float = 1.0
     power_error_share: float = 0.05
     throttled: bool = False
+    energy_mj: int | None = None
+    since_ms: int | None = None
+    """A simulation has left out readings like this one from then on; None where each is told."""
+    power_promised: bool = False
 
 
 class HostSeen(Event, frozen=True, tag=True):
@@ -302,9 +323,9 @@ class OwnerMode(enum.StrEnum):
 
 
 class OwnerSaid(Event, frozen=True, tag=True):
-    """The owner's word. A pause ends at `until_ms` (CLOCK_BOOTTIME) or at `until_wall_ms`, whichever is given.
+    """The owner's word. A pause ends at `until_ms` (CLOCK_BOOTTIME), else at `until_wall_ms`, else never by itself.
 
-    After a restart only the wall time is left of it, and that counts once the wall clock can be trusted.
+    After a reboot only the wall time is left of it, and that counts once the wall clock can be trusted.
     """
 
     mode: OwnerMode
@@ -331,6 +352,7 @@ EventType = (
     | SignalsSeen
     | SourceHeard
     | SourceChanged
+    | LeavesOffered
     | ComputeSeen
     | HostSeen
     | SelfTested
@@ -450,6 +472,19 @@ class SettleHandIn(Effect, frozen=True, tag=True):
     envelope: bytes
 
 
+class EndPause(Effect, frozen=True, tag=True):
+    """The owner's pause that was to end then has run out: forget it, unless the owner has said something since."""
+
+    until_ms: int | None
+    until_wall_ms: int | None
+
+
+class KeepBudgets(Effect, frozen=True, tag=True):
+    """Remember what was spent of the budgets, so that a restart does not hand them out again."""
+
+    kept: Kept
+
+
 class RecordVacate(Effect, frozen=True, tag=True):
     """Note how long it took to give the computer back, from the sign of the driver."""
 
@@ -477,6 +512,8 @@ EffectType = (
     | HandIn
     | SendHandIn
     | SettleHandIn
+    | EndPause
+    | KeepBudgets
     | RecordVacate
     | Report
 )

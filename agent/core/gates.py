@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agent.core.findings import SEVERITY, Finding, GateState, Reason
-from agent.core.looks import computer, driver, energy, owner
+from agent.core.looks import computer, driver, energy, market, owner
 from agent.core.model import YieldReason
 from agent.core.policy import Policy
-from agent.core.world import FAR_MS, Sight, World
+from agent.core.world import Due, Sight, World
+
+EVERYTHING = frozenset(World.__struct_fields__)
 
 Look = Callable[[Sight, bool], Iterable[Finding]]
 """A gate's look: what speaks against running; the flag says whether the gate is open now (for the two thresholds)."""
@@ -43,23 +45,59 @@ class Rule(msgspec.Struct, frozen=True):
     look: Look
     timing: Timing
     why: YieldReason
+    reads: frozenset[str]
+    """The fields of the world that it looks at; as long as they stand still, so does its answer until it is due."""
+
+
+def reads(*fields: str) -> frozenset[str]:
+    """Fields of `World`."""
+    return frozenset(fields)
 
 
 RULES: dict[str, Rule] = {
-    "parked": Rule(driver.parked, Timing(patient=True), YieldReason.DRIVER),
-    "occupied": Rule(driver.occupied, Timing(patient=True), YieldReason.DRIVER),
-    "shared": Rule(driver.shared, Timing(min_closed_s=30), YieldReason.DRIVER),
-    "plugged": Rule(energy.plugged, Timing(min_closed_s=30), YieldReason.ENERGY),
-    "reserve": Rule(energy.reserve, Timing(min_closed_s=60), YieldReason.ENERGY),
-    "temperature": Rule(computer.temperature, Timing(min_closed_s=10, min_hold_s=5), YieldReason.THERMAL),
-    "ambient": Rule(computer.ambient, Timing(min_closed_s=300), YieldReason.THERMAL),
-    "owner": Rule(owner.owner, Timing(), YieldReason.OWNER),
-    "consent": Rule(owner.consent, Timing(), YieldReason.OWNER),
-    "network": Rule(computer.network, Timing(min_hold_s=5), YieldReason.FAULT),
-    "storage": Rule(computer.storage, Timing(), YieldReason.FAULT),
-    "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT),
-    "update": Rule(computer.update, Timing(), YieldReason.SHUTDOWN),
-    "agent": Rule(computer.agent, Timing(), YieldReason.SHUTDOWN),
+    "parked": Rule(driver.parked, Timing(patient=True), YieldReason.DRIVER, reads("vehicle")),
+    "occupied": Rule(driver.occupied, Timing(patient=True), YieldReason.DRIVER, reads("vehicle")),
+    "shared": Rule(driver.shared, Timing(min_closed_s=30), YieldReason.DRIVER, reads("vehicle")),
+    "reserve": Rule(energy.reserve, Timing(min_closed_s=60), YieldReason.ENERGY, reads("vehicle")),
+    "plugged": Rule(energy.plugged, Timing(min_closed_s=30), YieldReason.ENERGY, reads("vehicle", "battery")),
+    "ready_by": Rule(
+        energy.ready_by,
+        Timing(min_closed_s=300),
+        YieldReason.ENERGY,
+        reads("vehicle", "battery", "compute", "wall", "zone", "stay"),
+    ),
+    "pack": Rule(energy.pack, Timing(min_closed_s=300), YieldReason.ENERGY, reads("vehicle")),
+    "powered": Rule(energy.powered, Timing(min_closed_s=30), YieldReason.ENERGY, reads("vehicle")),
+    "low_voltage": Rule(
+        energy.low_voltage, Timing(min_closed_s=60, min_hold_s=10), YieldReason.ENERGY, reads("vehicle", "battery")
+    ),
+    "temperature": Rule(
+        computer.temperature,
+        Timing(min_closed_s=10, min_hold_s=5),
+        YieldReason.THERMAL,
+        reads("heat", "compute", "leased", "slice_ms"),
+    ),
+    "ambient": Rule(computer.ambient, Timing(min_closed_s=300), YieldReason.THERMAL, reads("vehicle")),
+    "owner": Rule(owner.owner, Timing(), YieldReason.OWNER, reads("vehicle", "owner", "wall", "leased")),
+    "consent": Rule(owner.consent, Timing(), YieldReason.OWNER, reads("owner")),
+    "schedule": Rule(market.schedule, Timing(min_closed_s=60), YieldReason.OWNER, reads("wall", "zone")),
+    "tariff": Rule(
+        market.tariff,
+        Timing(min_closed_s=300, min_open_s=300),
+        YieldReason.ENERGY,
+        reads("wall", "stay", "prices", "battery", "zone"),
+    ),
+    "demand": Rule(
+        market.demand, Timing(min_closed_s=60), YieldReason.ENERGY, reads("demand_until_ms", "demand_detail")
+    ),
+    "clock": Rule(market.clock, Timing(min_hold_s=60), YieldReason.OWNER, reads("wall", "prices")),
+    "network": Rule(
+        computer.network, Timing(min_hold_s=5), YieldReason.FAULT, reads("leased", "metered", "offline_since_ms")
+    ),
+    "storage": Rule(computer.storage, Timing(), YieldReason.FAULT, reads("store_problem")),
+    "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT, reads("self_test_problem")),
+    "update": Rule(computer.update, Timing(), YieldReason.SHUTDOWN, reads("update_pending")),
+    "agent": Rule(computer.agent, Timing(), YieldReason.SHUTDOWN, reads("stopping")),
 }
 """Every gate, in the order people are told about them."""
 
@@ -76,16 +114,16 @@ class Gate(msgspec.Struct, frozen=True):
 
 
 class Gates(msgspec.Struct, frozen=True):
-    """All gates together. A new look is due at `stale_ms` for age, at `look_ms` for anything else."""
+    """All gates together, and the worst state of all; `dues` say when each must be looked at without news.
+
+    The first of them is at `stale_ms` for age, at `look_ms` for anything else.
+    """
 
     gates: tuple[Gate, ...]
+    state: GateState
+    dues: tuple[Due, ...]
     stale_ms: int = 0
     look_ms: int = 0
-
-    @property
-    def state(self) -> GateState:
-        """The worst state of all."""
-        return max((gate.state for gate in self.gates), key=SEVERITY.__getitem__)
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
@@ -101,14 +139,50 @@ class Gates(msgspec.Struct, frozen=True):
 
 def shut(now_ms: int) -> Gates:
     """All gates closed, as they are before anything is known."""
-    return Gates(tuple(Gate(name, GateState.CLOSED, now_ms) for name in RULES))
+    return Gates(tuple(Gate(name, GateState.CLOSED, now_ms) for name in RULES), GateState.CLOSED, (Due(),) * len(RULES))
 
 
-def evaluate(gates: Gates, world: World, policy: Policy) -> Gates:
-    """The gates after another look at the world."""
+def begin_again(gates: Gates, now_ms: int) -> Gates:
+    """The gates after the car turned out to have more leaves than was known: those that read them know nothing yet.
+
+    Without this a gate that was open for want of anything to read would count its minimum times from the first moment
+    in which its leaf is known to exist and has no value yet. A gate that has found something before goes on as it is.
+    """
+    settled = tuple(
+        gate
+        if gate.tightened_ms is not None or "vehicle" not in RULES[gate.name].reads
+        else Gate(gate.name, GateState.CLOSED, now_ms)
+        for gate in gates.gates
+    )
+    return msgspec.structs.replace(gates, gates=settled, dues=(Due(),) * len(settled), stale_ms=0, look_ms=0)
+
+
+def evaluate(gates: Gates, world: World, policy: Policy, changed: frozenset[str] = EVERYTHING) -> Gates:
+    """The gates after another look at the world, of which these fields have changed since the last one.
+
+    A gate is asked again only if something that it reads has changed, or if it is due. `vehicle` means that some leaf
+    said something new; that leaves were only heard again keeps an open gate open, and is news to any other.
+    """
     sight = Sight(world, policy)
-    settled = tuple(_settle(gate, RULES[gate.name], sight) for gate in gates.gates)
-    return Gates(settled, min(sight.stale_ms, FAR_MS), min(sight.look_ms, FAR_MS))
+    settled, dues = [], []
+    for gate, due in zip(gates.gates, gates.dues, strict=True):
+        rule = RULES[gate.name]
+        quiet = changed.isdisjoint(rule.reads) and (gate.state is GateState.OPEN or "vehicle" not in rule.reads)
+        if quiet and sight.now_ms < due.look_ms:
+            fresh = due if sight.now_ms < due.stale_ms else due.heard(world.vehicle)
+            if sight.now_ms < fresh.stale_ms:
+                settled.append(gate)
+                dues.append(fresh)
+                continue
+        sight.begin()
+        after = _settle(gate, rule, sight)
+        if after.state is not gate.state:
+            sight.again(sight.now_ms + 1)  # from here on the other of two thresholds counts
+        settled.append(after)
+        dues.append(sight.due)
+    worst = max((gate.state for gate in settled), key=SEVERITY.__getitem__)
+    stale_ms, look_ms = min(due.stale_ms for due in dues), min(due.look_ms for due in dues)
+    return Gates(tuple(settled), worst, tuple(dues), stale_ms, look_ms)
 
 
 def _settle(gate: Gate, rule: Rule, sight: Sight) -> Gate:

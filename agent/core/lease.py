@@ -16,7 +16,7 @@ import enum
 import msgspec
 
 from agent.core.events import SettleHandIn
-from agent.core.model import Grant, HandInKind, JobKey, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, Spent, YieldReason
 
 RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
@@ -50,6 +50,7 @@ class Lease(msgspec.Struct, frozen=True):
     gate_state: str = "open"
     started_ms: int | None = None
     energy_start_micro_wh: float = 0.0
+    cost_start_micro: float = 0.0
     failures: int = 0
     ending: YieldReason | None = None
     ending_detail: str = ""
@@ -103,7 +104,7 @@ class Lease(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, in_flight=None, failures=self.failures + 1)
 
 
-def left_over(grant: Grant, done: tuple[int, ...], energy_micro_wh: int, now_ms: int) -> Lease:
+def left_over(grant: Grant, done: tuple[int, ...], spent: Spent, now_ms: int) -> Lease:
     """A lease that was open when the daemon ended: what it finished is handed in, the rest is given back."""
     return Lease(
         grant=grant,
@@ -111,7 +112,8 @@ def left_over(grant: Grant, done: tuple[int, ...], energy_micro_wh: int, now_ms:
         phase=Phase.RUNNING,
         done=done,
         started_ms=now_ms,
-        energy_start_micro_wh=-energy_micro_wh,
+        energy_start_micro_wh=-spent.energy_micro_wh,
+        cost_start_micro=-spent.cost_micro,
         ending=YieldReason.FAULT,
         ending_detail="the agent was restarted",
     )

@@ -7,6 +7,7 @@ Frozen, with units in their names: `_ms` are milliseconds of CLOCK_BOOTTIME (or 
 from __future__ import annotations
 
 import enum
+from typing import Annotated
 
 import msgspec
 
@@ -99,6 +100,13 @@ class SliceOutcome(msgspec.Struct, frozen=True):
     compute_ms: int
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What a lease has drawn so far (at the computer), and what that has cost; see `agent.core.energy`."""
+
+    energy_micro_wh: int
+    cost_micro: int
+
+
 class LeaseFacts(msgspec.Struct, frozen=True):
     """What the core measured while a lease ran, for its statement. Times are CLOCK_BOOTTIME.
 
@@ -112,3 +120,33 @@ class LeaseFacts(msgspec.Struct, frozen=True):
     sensor: str
     gate_state: str
     cost_micro: int = 0
+
+
+# --- budgets ------------------------------------------------------------------------------------------------------
+
+NOT_NEGATIVE = msgspec.Meta(ge=0)
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What was spent of each budget, at `at_ms` of boot time, `wall_ms` where the wall clock was trusted.
+
+    `taken_wh`: out of the low-voltage battery, not given back; `highest_percent`: charge since plug-in, 0 unplugged.
+    `awake_*`: of the day that began at boot time `awake_day_ms`. `stay_*` (wall time; slots as start, end, price) is
+    empty where the owner set no work hours. `rests`, `rests_until_ms` (boot time), `allowed_w`: the thermal watch's.
+    """
+
+    at_ms: int = 0
+    wall_ms: int | None = None
+    taken_wh: Annotated[float, NOT_NEGATIVE] = 0.0
+    highest_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.0
+    awake_day_ms: int = 0
+    awake_used_ms: Annotated[int, NOT_NEGATIVE] = 0
+    awake_used_wh: Annotated[float, NOT_NEGATIVE] = 0.0
+    awake_wakes: Annotated[int, NOT_NEGATIVE] = 0
+    stay_begins_ms: int = 0
+    stay_ends_ms: int = 0
+    stay_used_ms: Annotated[int, NOT_NEGATIVE] = 0
+    stay_slots: tuple[tuple[int, int, int], ...] = ()
+    rests: Annotated[int, NOT_NEGATIVE] = 0
+    rests_until_ms: int = 0
+    allowed_w: Annotated[float, NOT_NEGATIVE] = 0.0

@@ -43,6 +43,7 @@ WORKER_RETRY_MS = 2_000
 ASK_AGAIN_MIN_MS = 1_000
 FRUITLESS_FIRST_MS = 5_000
 FRUITLESS_MAX_MS = 300_000
+UNWANTED_CLASS_MS = 10_000
 REPLACE = msgspec.structs.replace
 
 
@@ -116,8 +117,18 @@ def verdict_seen(state: State, event: VerdictSeen) -> Step:
 
 
 def _adopt(state: State, grant: Grant, sent_ms: int) -> State:
-    """Take a grant as the lease; its time runs from when it was asked for."""
-    return REPLACE(state, lease=Lease(grant=grant, expires_ms=sent_ms + grant.ttl_ms))
+    """Take a grant as the lease; its time runs from when it was asked for.
+
+    A class of work that the owner does not take is given back at once, for the owner's reason, so that nobody holds it
+    against the package; and the next is not asked for at once, should the dispatcher go on like that.
+    """
+    lease = Lease(grant=grant, expires_ms=sent_ms + grant.ttl_ms)
+    classes = state.policy.workload_classes
+    if not classes or grant.workload_class in classes:
+        return REPLACE(state, lease=lease)
+    wait_ms = round(UNWANTED_CLASS_MS * (0.75 + 0.5 * state.jitter(1)))
+    unwanted = lease.end(YieldReason.OWNER, f"the owner takes no work of class {grant.workload_class!r}")
+    return REPLACE(state, lease=unwanted, ask_not_before_ms=max(state.ask_not_before_ms, state.now_ms + wait_ms))
 
 
 def _answered(state: State, grant: Grant | None, retry_ms: int) -> State:
@@ -138,7 +149,11 @@ def lease_answered(state: State, event: LeaseOpened | LeaseRefused) -> Step:
     if lease is None or lease.key != event.key or lease.phase is not Phase.OPENING:
         return state, ()
     lease = REPLACE(
-        lease, phase=Phase.RUNNING, started_ms=state.now_ms, energy_start_micro_wh=state.meter.total_micro_wh
+        lease,
+        phase=Phase.RUNNING,
+        started_ms=state.now_ms,
+        energy_start_micro_wh=state.meter.total_micro_wh,
+        cost_start_micro=state.meter.cost_micro,
     )
     if isinstance(event, LeaseOpened):
         return REPLACE(state, lease=lease), ()
@@ -155,6 +170,8 @@ def slice_stored(state: State, event: SliceStored) -> State:
     if lease is None or lease.key != event.key:
         return state
     worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
+    if lease.in_flight == event.outcome.index:
+        state = REPLACE(state, slice_ms=state.now_ms - lease.in_flight_since_ms)
     return REPLACE(state, lease=lease.stored(event.outcome.index, event.output_bytes), worker=worker)
 
 

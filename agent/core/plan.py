@@ -12,19 +12,25 @@ import msgspec
 
 from agent.core.events import (
     EffectType,
+    EndPause,
     HandIn,
+    KeepAwake,
     OpenLease,
     OwnerMode,
+    Report,
     RunSlice,
     SendHandIn,
     SendRequest,
     SetPace,
+    SetPowerLimit,
     StartWorker,
     StopWorker,
 )
 from agent.core.findings import GateState
 from agent.core.gates import RULES as GATES
+from agent.core.kept import count_time_off, keep_budgets
 from agent.core.lease import Lease, Phase
+from agent.core.looks.owner import pause_ends_ms
 from agent.core.model import HandInKind, LeaseFacts, YieldReason
 from agent.core.state import Asking, State, Vacating, WorkerPhase, WorkerState
 from agent.core.thermal import duty_permille
@@ -36,6 +42,8 @@ Rule = Callable[[State], Step]
 REPLACE = msgspec.structs.replace
 OUTBOX_MAX = 16
 """With so many hand-ins without a verdict the fleet is not listening: nothing more is taken on."""
+CLOCK_WRONG = "keep_awake_clock"
+"""Why staying awake is not wished for, where it is not a budget."""
 
 
 def plan(state: State) -> Step:
@@ -50,7 +58,8 @@ def plan(state: State) -> Step:
 def due_ms(state: State) -> int:
     """When a rule has something to do if nothing happens until then: the earliest of all deadlines still to come."""
     policy, lease, worker, now_ms = state.policy, state.lease, state.worker, state.now_ms
-    times = [one.next_ms for one in state.outbox if one.verdict is None] if state.connected else []
+    waiting = state.outbox if state.connected else ()  # one is sent a step: what is due already is due at the next
+    times = [max(one.next_ms, now_ms + 1) for one in waiting if one.verdict is None]
     if lease is not None:
         times += [lease.expires_ms, worker.not_before_ms]
         if lease.in_flight is not None:
@@ -59,6 +68,7 @@ def due_ms(state: State) -> int:
         times.append(state.asking.sent_ms + policy.request_timeout_ms)
     else:
         times.append(state.ask_not_before_ms)
+    times.append(state.awake.due_ms)
     if worker.phase is WorkerPhase.STARTING:
         times.append(worker.since_ms + policy.worker_start_timeout_ms + 1)
     elif worker.phase is WorkerPhase.READY and lease is None:
@@ -71,7 +81,9 @@ def vacate(state: State) -> Step:
     if state.gates.state is not GateState.CLOSED or state.worker.phase in {WorkerPhase.ABSENT, WorkerPhase.STOPPING}:
         return state, ()
     cause = state.gates.reasons[0]
-    vacating = Vacating(cause=cause.code, sign_ms=cause.since_ms)
+    # Since when the gate is closed: its reason may be older, from when it only held back new work.
+    sign_ms = next(gate.since_ms for gate in state.gates.gates if gate.name == cause.gate)
+    vacating = Vacating(cause=cause.code, sign_ms=sign_ms)
     return _stop_worker(REPLACE(state, vacating=vacating), cause.code)
 
 
@@ -128,7 +140,8 @@ def hand_in(state: State) -> Step:
         facts=LeaseFacts(
             started_ms=state.now_ms if lease.started_ms is None else lease.started_ms,
             finished_ms=state.now_ms,
-            energy_micro_wh=max(0, round(state.meter.total_micro_wh - lease.energy_start_micro_wh)),
+            energy_micro_wh=state.spent.energy_micro_wh,
+            cost_micro=state.spent.cost_micro,
             sensor="none" if state.compute is None or state.compute.power_w is None else state.compute.sensor,
             gate_state=lease.gate_state,
         ),
@@ -143,6 +156,38 @@ def settle(state: State) -> Step:
     ready = [one for one in state.outbox if one.verdict is not None and not one.settling]
     outbox = tuple(REPLACE(one, settling=True) if one in ready else one for one in state.outbox)
     return REPLACE(state, outbox=outbox), tuple(one.verdict for one in ready if one.verdict is not None)
+
+
+def end_pause(state: State) -> Step:
+    """A pause that has run out is over for good: a clock that is set back later does not begin it again."""
+    said = state.owner
+    ends_ms = pause_ends_ms(said, state.wall) if said.mode is OwnerMode.PAUSED else None
+    if ends_ms is None or state.now_ms < ends_ms:
+        return state, ()
+    over = (
+        EndPause(until_ms=said.until_ms, until_wall_ms=said.until_wall_ms),
+        Report(name="pause_ended", fields={}),
+    )
+    return REPLACE(state, owner=REPLACE(said, mode=OwnerMode.AUTO, until_ms=None, until_wall_ms=None)), over
+
+
+def keep_awake(state: State) -> Step:
+    """While there is work that the gate lets go on, the car is kept awake, as far as the owner's budgets reach.
+
+    A wish names a moment of wall time, so nothing is wished for while that may be wrong: five seconds could be a day.
+    """
+    policy, clock_wrong = state.policy, bool(state.wall.problem)
+    if not (policy.keep_awake or state.awake.held):
+        return state, ()
+    work = state.lease is not None and state.gates.state is not GateState.CLOSED
+    allowed = REPLACE(policy, keep_awake=False) if clock_wrong else policy
+    awake, for_ms = state.awake.step(allowed, state.now_ms, work=work, charging=state.charging)
+    if clock_wrong and work and policy.keep_awake:
+        awake = REPLACE(awake, refused=CLOCK_WRONG)
+    effects: tuple[EffectType, ...] = () if for_ms is None else (KeepAwake(for_ms=for_ms),)
+    if awake.refused and awake.refused != state.awake.refused:
+        effects += (Report(name="keep_awake_refused", fields={"reason": awake.refused}),)
+    return REPLACE(state, awake=awake), effects
 
 
 def send_outbox(state: State) -> Step:
@@ -227,12 +272,20 @@ def run_slice(state: State) -> Step:
 
 
 def pace(state: State) -> Step:
-    """The power cap becomes the worker's duty."""
-    worker = state.worker
-    duty = duty_permille(state.heat.cap_w, state.policy)
-    if worker.phase is not WorkerPhase.READY or duty == worker.duty_permille:
+    """The power cap becomes the worker's duty, and the platform's limit where power is measured."""
+    state = REPLACE(state, heat=state.heat.waited(state.now_ms, state.policy))
+    worker, heat = state.worker, state.heat
+    if worker.phase is not WorkerPhase.READY:
         return state, ()
-    return REPLACE(state, worker=REPLACE(worker, duty_permille=duty)), (SetPace(duty_permille=duty),)
+    effects: list[EffectType] = []
+    duty = duty_permille(heat.cap_w, state.policy, worker.micro_batch_ms, measured=heat.measured)
+    if duty != worker.duty_permille:
+        state = REPLACE(state, worker=REPLACE(worker, duty_permille=duty))
+        effects.append(SetPace(duty_permille=duty))
+    if heat.measured and heat.cap_w != state.power_limit_w:
+        state = REPLACE(state, power_limit_w=heat.cap_w)
+        effects.append(SetPowerLimit(limit_w=heat.cap_w))
+    return state, tuple(effects)
 
 
 def retire_worker(state: State) -> Step:
@@ -265,6 +318,9 @@ RULES: tuple[Rule, ...] = (
     stop_for_ended_lease,
     hand_in,
     settle,
+    end_pause,
+    count_time_off,
+    keep_awake,
     send_outbox,
     ask,
     open_lease,
@@ -272,4 +328,5 @@ RULES: tuple[Rule, ...] = (
     run_slice,
     pace,
     retire_worker,
+    keep_budgets,
 )

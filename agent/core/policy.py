@@ -2,7 +2,7 @@
 
 Loaded from the `[policy]` table of the configuration; the digest of what is in force goes into every statement.
 Sources of the defaults: docs/policy.md. Thresholds come in pairs, so that no gate chatters; how long a gate must stay
-open or shut besides is in `agent.core.gates.TIMINGS`.
+open or shut besides is in `agent.core.gates.RULES`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MicroPerKwh = Annotated[int, msgspec.Meta(ge=-10_000_000, le=10_000_000)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 TimeOfDay = Annotated[str, msgspec.Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+WorkloadClass = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
+"""A kind of work by name, as the dispatcher and the owner both say it: `ocr`, `speech`."""
+MAX_CLASSES = 16
 EVERY_DAY: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -105,8 +108,10 @@ class Policy(Table, frozen=True):
     die_limit_c: Celsius = 95.0
     """The guard never lets the die above this; two readings above it vacate."""
     die_to_sink_min_k_per_w: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.17
-    """The three bounds that the guard's proof needs, from one step test: `driveway bench --commission`."""
+    """The bounds that the guard's proof needs, from one step test: `driveway bench --commission`."""
     die_to_sink_max_k_per_w: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.33
+    die_min_j_per_k: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 27.0
+    die_max_j_per_k: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 53.0
     sink_min_j_per_k: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] = 300.0
     power_idle_w: Watts = 8.0
     power_max_w: Watts = 60.0
@@ -151,7 +156,7 @@ class Policy(Table, frozen=True):
     # --- the owner, the network, the platform
     consent_required_version: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     """The version of the terms that the owner must have agreed to; 0: none."""
-    workload_classes: tuple[str, ...] = ()
+    workload_classes: Annotated[tuple[WorkloadClass, ...], msgspec.Meta(max_length=MAX_CLASSES)] = ()
     """Only work of these classes is taken on; empty: any."""
     metered_allowed: bool = False
     """Take on new work although the network is metered."""

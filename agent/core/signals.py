@@ -3,7 +3,8 @@
 A leaf is believed only while its last sample was good, is of the leaf's kind and within its range, and is young enough
 for its class. Everything else is a `Reading` without a value and with the reason: never seen, stale, or what was wrong
 with it. So a gate cannot mistake 'nobody told me' for 'no'. Two leaves that cannot both be true are a contradiction,
-and a contradiction counts like the worse of the two. Age is counted from this computer's own receipt of the sample.
+and a contradiction counts like the worse of the two. Where two sources tell of the same leaf, both must tell, and tell
+the same: one that knows less does not silence the other. Age is counted from this computer's own receipt of the sample.
 
 Leaves are named by COVESA VSS 6.0; names of VSS 4.x and 5.x are understood through `canonical`. `Vehicle.Driveway.*`
 is our overlay for what VSS lacks.
@@ -13,11 +14,10 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
 
 import msgspec
 
-from agent.core.events import Quality, Sample, SignalsSeen, SignalValue, SourceChanged, SourceHeard
+from agent.core.events import LeavesOffered, Quality, Sample, SignalsSeen, SignalValue, SourceChanged, SourceHeard
 
 SPEED = "Vehicle.Speed"
 MOVING = "Vehicle.IsMoving"
@@ -77,21 +77,17 @@ class Staleness(enum.Enum):
     ENERGY = (10_000, 60_000)
     AMBIENT = (300_000, 300_000)
 
-    @property
-    def hold_ms(self) -> int:
-        """Older than this: no new slice."""
-        return self.value[0]
-
-    @property
-    def stale_ms(self) -> int:
-        """Older than this: unknown."""
-        return self.value[1]
+    def __init__(self, hold_ms: int, stale_ms: int) -> None:
+        """Older than `hold_ms`: no new slice. Older than `stale_ms`: unknown."""
+        self.hold_ms = hold_ms
+        self.stale_ms = stale_ms
 
 
 class Leaf(msgspec.Struct, frozen=True):
     """What the agent expects of one VSS leaf: its kind and unit, its range or allowed values, and how it ages.
 
-    A leaf that is not `needed` of every car is read only where the car's profile has it; then it is as binding.
+    A leaf that is not `needed` of every car is read only where the car's profile has it; then it is as binding. Two
+    sources of one number, which round and send as they like, may differ by `tolerance`; the worse of the two counts.
     """
 
     kind: type[float | bool | str]
@@ -101,6 +97,8 @@ class Leaf(msgspec.Struct, frozen=True):
     maximum: float = math.inf
     allowed: frozenset[str] = frozenset()
     needed: bool = False
+    tolerance: float = 0.0
+    low_is_worse: bool = False
 
     def judge(self, value: SignalValue) -> Quality:
         """How far a value that arrived as good may be believed."""
@@ -119,16 +117,24 @@ class Leaf(msgspec.Struct, frozen=True):
             return Quality.NOT_A_NUMBER
         return Quality.GOOD if self.minimum <= value <= self.maximum else Quality.OUT_OF_RANGE
 
+    def agreed(self, values: list[SignalValue]) -> SignalValue | None:
+        """What several sources say together: the worst of their values, None where they contradict each other."""
+        if len(set(values)) == 1:
+            return values[0]
+        if self.kind is not float or max(values) - min(values) > self.tolerance:  # type: ignore[operator]
+            return None
+        return min(values) if self.low_is_worse else max(values, key=abs)  # type: ignore[arg-type]
+
 
 _EDGE, _HEALTH, _ENERGY, _AMBIENT = Staleness.GATE_EDGE, Staleness.HEALTH, Staleness.ENERGY, Staleness.AMBIENT
 _SEAT_STATES = frozenset({"EMPTY", "OCCUPIED"})
 
 LEAVES: dict[str, Leaf] = {
-    SPEED: Leaf(float, "km/h", _EDGE, -60, 500, needed=True),
+    SPEED: Leaf(float, "km/h", _EDGE, -60, 500, needed=True, tolerance=1),
     MOVING: Leaf(bool, "", _EDGE),
     GEAR: Leaf(float, "", _EDGE, -128, 127, needed=True),
     PARK_LOCK: Leaf(bool, "", _EDGE),
-    BRAKE: Leaf(float, "%", _EDGE, 0, 100, needed=True),
+    BRAKE: Leaf(float, "%", _EDGE, 0, 100, needed=True, tolerance=5),
     LOW_VOLTAGE_STATE: Leaf(str, "", _EDGE, allowed=frozenset({"LOCK", "OFF", "ACC", "ON", "START"}), needed=True),
     SEAT: Leaf(str, "", _EDGE, allowed=_SEAT_STATES, needed=True),
     PASSENGER_SEAT: Leaf(str, "", _EDGE, allowed=_SEAT_STATES),
@@ -139,20 +145,20 @@ LEAVES: dict[str, Leaf] = {
     LOCK: Leaf(bool, "", _EDGE),
     TRUNK: Leaf(bool, "", _EDGE, needed=True),
     HOOD: Leaf(bool, "", _EDGE),
-    CHARGE: Leaf(float, "%", _ENERGY, 0, 100, needed=True),
-    CHARGE_DISPLAYED: Leaf(float, "%", _ENERGY, 0, 100),
+    CHARGE: Leaf(float, "%", _ENERGY, 0, 100, needed=True, tolerance=2, low_is_worse=True),
+    CHARGE_DISPLAYED: Leaf(float, "%", _ENERGY, 0, 100, tolerance=2),
     CABLE: Leaf(bool, "", _ENERGY, needed=True),
     CHARGING: Leaf(bool, "", _ENERGY),
-    CHARGE_LIMIT: Leaf(float, "%", _ENERGY, 0, 100),
-    CAPACITY: Leaf(float, "kWh", _ENERGY, 1, 1_000),
+    CHARGE_LIMIT: Leaf(float, "%", _ENERGY, 0, 100, tolerance=1),
+    CAPACITY: Leaf(float, "kWh", _ENERGY, 1, 1_000, tolerance=5),
     TIMER_MODE: Leaf(str, "", _ENERGY, allowed=frozenset({"INACTIVE", "START_TIME", "END_TIME"})),
     TIMER_TIME: Leaf(str, "", _ENERGY),
-    PACK_POWER: Leaf(float, "W", _ENERGY, -1_000_000, 1_000_000),
-    PACK_TEMPERATURE: Leaf(float, "celsius", _ENERGY, -60, 120),
+    PACK_POWER: Leaf(float, "W", _ENERGY, -1_000_000, 1_000_000, tolerance=1_000, low_is_worse=True),
+    PACK_TEMPERATURE: Leaf(float, "celsius", _ENERGY, -60, 120, tolerance=3),
     **dict.fromkeys(CONTACTORS, Leaf(bool, "", _HEALTH)),
-    LOW_VOLTAGE: Leaf(float, "V", _HEALTH, 0, 60),
-    LOW_VOLTAGE_CURRENT: Leaf(float, "A", _HEALTH, -500, 500),
-    AMBIENT: Leaf(float, "celsius", _AMBIENT, -60, 80),
+    LOW_VOLTAGE: Leaf(float, "V", _HEALTH, 0, 60, tolerance=0.5, low_is_worse=True),
+    LOW_VOLTAGE_CURRENT: Leaf(float, "A", _HEALTH, -500, 500, tolerance=5, low_is_worse=True),
+    AMBIENT: Leaf(float, "celsius", _AMBIENT, -60, 80, tolerance=3),
     POWER_OPTIMIZE: Leaf(float, "", _ENERGY, 0, 10),
     **dict.fromkeys(OTHER_USERS, Leaf(bool, "", _ENERGY)),
     PAUSE_REQUESTED: Leaf(bool, "", _ENERGY),
@@ -164,6 +170,7 @@ NEVER_ABSENT = frozenset({SPEED, GEAR, DOORS[0], CHARGE})
 
 ANY_STALE_MS = Staleness.ENERGY.stale_ms
 """For leaves that no gate reads."""
+_ANY_LEAF = Leaf(str, "", _ENERGY)
 
 _BATTERY = "Vehicle.Powertrain.TractionBattery"
 ALIASES: dict[str, str] = {
@@ -191,7 +198,11 @@ def canonical(sample: Sample) -> Sample:
 
 
 class Known(msgspec.Struct, frozen=True):
-    """The last word on one leaf, when it reached this computer, and since when it says the same."""
+    """The last word on one leaf, when it reached this computer, and since when it says the same.
+
+    `key` is where `Vehicle.heard` has the time at which its group was last heard; empty without a group. Older than
+    `hold_ms` it is too old for new work, older than `stale_ms` it is unknown.
+    """
 
     value: SignalValue | None
     quality: Quality
@@ -200,6 +211,9 @@ class Known(msgspec.Struct, frozen=True):
     period_ms: int
     at_ms: int
     since_ms: int
+    key: str
+    hold_ms: int
+    stale_ms: int
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -215,6 +229,10 @@ class Reading(msgspec.Struct, frozen=True):
     since_ms: int = 0
     holds_ms: int = 0
     expires_ms: int = 0
+    at_ms: int = 0
+    """When it was last heard."""
+    key: str = ""
+    """What in `Vehicle.heard` makes it young again; empty where only a new word does."""
 
 
 class SourceState(msgspec.Struct, frozen=True):
@@ -229,10 +247,12 @@ class Vehicle(msgspec.Struct, frozen=True):
     """Everything the sources said, newest word each.
 
     `offered` are the leaves that the car's profiles map or its broker lists; `absent` those which a profile says that
-    this model does not have.
+    this model does not have. `witnesses` has, by source, the newest words on a leaf of which several tell; on the
+    others `known`, the newest word at all, is the only one.
     """
 
     known: dict[str, Known] = {}
+    witnesses: dict[str, dict[str, Known]] = {}
     sources: dict[str, SourceState] = {}
     heard: dict[str, int] = {}
     offered: frozenset[str] = frozenset()
@@ -242,15 +262,28 @@ class Vehicle(msgspec.Struct, frozen=True):
         """Whether gates look at this leaf on this car."""
         return path not in self.absent and (LEAVES[path].needed or path in self.offered)
 
+    def says_as(self, before: Vehicle) -> bool:
+        """Whether no source has said anything new since; that they were heard again is nothing new."""
+        return (
+            self.known is before.known
+            and self.sources is before.sources
+            and self.offered is before.offered
+            and self.absent is before.absent
+        )
+
     def seen(self, event: SignalsSeen) -> Vehicle:
         """The vehicle after these samples."""
         news = {}
-        heard = dict(self.heard)
+        heard, witnesses = dict(self.heard), self.witnesses
         for raw in event.samples:
             sample = canonical(raw)
-            before = self.known.get(sample.path)
+            newest = self.known.get(sample.path)
+            told = witnesses.get(sample.path, {} if newest is None else {newest.source: newest})
+            before = told.get(event.source)
             same = before is not None and (before.value, before.quality) == (sample.value, sample.quality)
             since_ms = before.since_ms if same and before is not None else event.at_ms
+            key = _group(event.source, sample.group) if sample.group else ""
+            hold_ms, stale_ms = _ages_ms(sample)
             news[sample.path] = Known(
                 value=sample.value,
                 quality=sample.quality,
@@ -259,10 +292,15 @@ class Vehicle(msgspec.Struct, frozen=True):
                 period_ms=sample.period_ms,
                 at_ms=event.at_ms,
                 since_ms=since_ms,
+                key=key,
+                hold_ms=hold_ms,
+                stale_ms=stale_ms,
             )
-            if sample.group:
-                heard[_group(event.source, sample.group)] = event.at_ms
-        return msgspec.structs.replace(self, known={**self.known, **news}, heard=heard)
+            if key:
+                heard[key] = event.at_ms
+            if len(told) > (event.source in told):
+                witnesses = {**witnesses, sample.path: {**told, event.source: news[sample.path]}}
+        return msgspec.structs.replace(self, known={**self.known, **news}, witnesses=witnesses, heard=heard)
 
     def repeated(self, event: SourceHeard) -> Vehicle:
         """The vehicle after a source said again what it had said."""
@@ -274,60 +312,82 @@ class Vehicle(msgspec.Struct, frozen=True):
         state = SourceState(event.alive, event.detail, event.at_ms)
         return msgspec.structs.replace(self, sources={**self.sources, event.source: state})
 
-    def read(self, path: str, now_ms: int) -> Reading:
-        """One leaf as it may be used at `now_ms`."""
+    def offers(self, event: LeavesOffered) -> Vehicle:
+        """The vehicle after a source said which leaves it has.
+
+        What was offered once stays binding: a leaf that a restarted source no longer lists grows stale, and that shuts
+        the gate. What one source has is not absent because another knows nothing of it, in whatever order they say so.
+        """
+        offered = self.offered | frozenset(event.paths)
+        absent = (self.absent | frozenset(event.absent)) - offered
+        return msgspec.structs.replace(self, offered=offered, absent=absent)
+
+    def word(self, path: str) -> SignalValue | None:
+        """What was said last of a leaf, however long ago; None where it was nothing good, or not the same by all."""
+        told = self.witnesses.get(path)
+        if told is None:
+            known = self.known.get(path)
+            return None if known is None else known.value
+        values = [known.value for known in told.values() if known.value is not None]
+        return _leaf(path).agreed(values) if len(values) == len(told) else None
+
+    def read(self, path: str, now_ms: int, source: str = "") -> Reading:
+        """One leaf as it may be used at `now_ms`; as all its sources tell it together, or as one of them does."""
         known = self.known.get(path)
         if known is None:
             return Reading(path, None, "missing", None)
+        if path in self.witnesses:
+            if not source:
+                return self._agreed(path, now_ms)
+            known = self.witnesses[path][source]
         at_ms = known.at_ms
-        if known.group:
-            at_ms = max(at_ms, self.heard.get(_group(known.source, known.group), at_ms))
+        heard_ms = self.heard.get(known.key, at_ms) if known.key else at_ms
+        if heard_ms > at_ms:  # noqa: PLR1730 - half of what a look costs is in here, and calls cost
+            at_ms = heard_ms
         age_ms = now_ms - at_ms
-        source = self.sources.get(known.source)
-        if source is not None and not source.alive:
+        state = self.sources.get(known.source)
+        if state is not None and not state.alive:
             return Reading(path, None, "source_down", age_ms)
-        leaf = LEAVES.get(path)
-        stale_ms = ANY_STALE_MS if leaf is None else leaf.staleness.stale_ms
-        if age_ms > stale_ms:
+        if age_ms > known.stale_ms:
             return Reading(path, None, "stale", age_ms)
         if known.quality is not Quality.GOOD:
             return Reading(path, None, known.quality.value, age_ms)
-        late_ms = LATE_PERIODS * (known.period_ms or DEFAULT_PERIOD_MS)
-        holds_ms = stale_ms if leaf is None else min(stale_ms, max(late_ms, leaf.staleness.hold_ms))
-        return Reading(path, known.value, "", age_ms, known.since_ms, at_ms + holds_ms + 1, at_ms + stale_ms + 1)
+        holds_ms, expires_ms = at_ms + known.hold_ms + 1, at_ms + known.stale_ms + 1
+        return Reading(path, known.value, "", age_ms, known.since_ms, holds_ms, expires_ms, at_ms, known.key)
+
+    def _agreed(self, path: str, now_ms: int) -> Reading:
+        """A leaf of which several sources tell: each of them must, and the same."""
+        readings = [self.read(path, now_ms, source) for source in self.witnesses[path]]
+        for reading in readings:
+            if reading.problem:
+                return reading
+        value = _leaf(path).agreed([reading.value for reading in readings if reading.value is not None])
+        at_ms = min(reading.at_ms for reading in readings)
+        return Reading(
+            path,
+            value,
+            "contradictory" if value is None else "",
+            now_ms - at_ms,
+            max(reading.since_ms for reading in readings),
+            min(reading.holds_ms for reading in readings),
+            min(reading.expires_ms for reading in readings),
+            at_ms,
+        )
+
+
+def _ages_ms(sample: Sample) -> tuple[int, int]:
+    """How old a word may be: for new work, and at all."""
+    leaf = LEAVES.get(sample.path)
+    if leaf is None:
+        return ANY_STALE_MS, ANY_STALE_MS
+    late_ms, stale_ms = LATE_PERIODS * (sample.period_ms or DEFAULT_PERIOD_MS), leaf.staleness.stale_ms
+    return min(stale_ms, max(late_ms, leaf.staleness.hold_ms)), stale_ms
+
+
+def _leaf(path: str) -> Leaf:
+    """What is expected of a leaf; of one that no gate reads, that its sources agree to the letter."""
+    return LEAVES.get(path, _ANY_LEAF)
 
 
 def _group(source: str, group: str) -> str:
     return f"{source}/{group}"
-
-
-class Contradiction(msgspec.Struct, frozen=True):
-    """Two leaves that cannot both be true. `told` decides on their values; both are known when it is asked."""
-
-    first: str
-    second: str
-    told: Callable[[SignalValue, SignalValue], bool]
-
-
-WALKING_KMH = 5.0
-"""A wheel sensor may shiver by less than this in a parked car; faster, one of two signals is wrong."""
-CONNECTED_W = 500.0
-"""More than this does not flow through open contactors."""
-DISPLAY_PERCENT = 25.0
-"""The charge shown to the driver leaves out buffers, but not this much."""
-
-
-def _number(value: SignalValue) -> float:
-    return float(value)
-
-
-DRIVING_CONTRADICTIONS = (
-    Contradiction(GEAR, SPEED, lambda gear, speed: gear == GEAR_PARK and abs(_number(speed)) > WALKING_KMH),
-    Contradiction(MOVING, SPEED, lambda moving, speed: moving is False and abs(_number(speed)) > WALKING_KMH),
-    Contradiction(PARK_LOCK, GEAR, lambda engaged, gear: engaged is False and gear == GEAR_PARK),
-)
-ENERGY_CONTRADICTIONS = (
-    Contradiction(CHARGING, CABLE, lambda charging, cable: charging is True and cable is False),
-    Contradiction(CONTACTORS[0], PACK_POWER, lambda on, power: on is False and abs(_number(power)) > CONNECTED_W),
-    Contradiction(CHARGE, CHARGE_DISPLAYED, lambda one, two: abs(_number(one) - _number(two)) > DISPLAY_PERCENT),
-)

@@ -7,17 +7,19 @@ import zlib
 
 import msgspec
 
+from agent.core.awake import Awake
 from agent.core.energy import Battery, Meter
 from agent.core.events import ComputeSeen
 from agent.core.gates import Gates, shut
+from agent.core.kept import TimeOff, with_kept
 from agent.core.lease import Lease, Pending
-from agent.core.model import JobKey
+from agent.core.model import JobKey, Kept, Spent
 from agent.core.policy import Policy
-from agent.core.signals import Vehicle
-from agent.core.tariff import Prices
+from agent.core.signals import CHARGING, Vehicle
+from agent.core.tariff import Prices, Stay
 from agent.core.thermal import Heat
 from agent.core.walltime import UTC, WallClock, Zone
-from agent.core.world import FAR_MS, Owner
+from agent.core.world import FAR_MS, Owner, World
 
 
 class WorkerPhase(enum.StrEnum):
@@ -78,6 +80,8 @@ class State(msgspec.Struct, frozen=True):
     wall: WallClock = WallClock()
     zone: Zone = UTC
     prices: Prices = Prices()
+    stay: Stay = Stay()
+    awake: Awake = Awake()
     demand_until_ms: int = 0
     demand_detail: str = ""
     owner: Owner = Owner()
@@ -102,12 +106,37 @@ class State(msgspec.Struct, frozen=True):
     left_over: tuple[Lease, ...] = ()
     slices_started: int = 0
     slices_kept: int = 0
+    slice_ms: int | None = None
+    """How long the last slice took; None before the first."""
+    power_limit_w: float | None = None
+    """The power limit that the platform was asked to hold last."""
+    kept: Kept | None = Kept()
+    """What was written of the budgets last; None where that may have failed."""
+    keep_due_ms: int = 0
+    time_off: TimeOff | None = None
+    """How long the agent was off is still to be told, by the wall clock."""
     plan_due_ms: int = FAR_MS
     """When a rule of the plan has something to do, if nothing happens until then."""
+    looked_at: tuple[World, Policy] | None = None
+    """What the gates looked at last."""
+
+    @property
+    def charging(self) -> bool:
+        """The car says that it charges, and so is awake by itself."""
+        return self.vehicle.word(CHARGING) is True
+
+    @property
+    def spent(self) -> Spent:
+        """What the lease at work has drawn and cost so far; nothing where there is none. Negative prices earn."""
+        lease, meter = self.lease, self.meter
+        if lease is None:
+            return Spent(0, 0)
+        energy = max(0, round(meter.total_micro_wh - lease.energy_start_micro_wh))
+        return Spent(energy, round(meter.cost_micro - lease.cost_start_micro))
 
     @property
     def due_ms(self) -> int:
-        """Until then a tick, or a source that repeats itself, changes nothing."""
+        """Until then a tick changes nothing."""
         return min(self.gates.due_ms, self.plan_due_ms)
 
     @property
@@ -127,10 +156,18 @@ class State(msgspec.Struct, frozen=True):
         return zlib.crc32(f"{self.name}:{self.asked}:{salt}".encode()) / 2**32
 
 
-def initial(name: str, policy: Policy, now_ms: int, vehicle: Vehicle | None = None, zone: Zone = UTC) -> State:
+def initial(
+    name: str,
+    policy: Policy,
+    now_ms: int,
+    vehicle: Vehicle | None = None,
+    zone: Zone = UTC,
+    self_test_problem: str = "",
+) -> State:
     """The state at start: nothing known, so everything shut. `name` is unique to this run of this unit.
 
-    `vehicle` says which leaves this car has; `zone` is the policy's time zone as data.
+    `vehicle` says which leaves this car has; `zone` is the policy's time zone as data; `self_test_problem` shuts the
+    gate until a `SelfTested` opens it (a simulation, which has nothing to test, leaves it empty).
     """
     return State(
         name=name,
@@ -140,9 +177,20 @@ def initial(name: str, policy: Policy, now_ms: int, vehicle: Vehicle | None = No
         vehicle=Vehicle() if vehicle is None else vehicle,
         zone=zone,
         offline_since_ms=now_ms,
+        self_test_problem=self_test_problem,
     )
 
 
-def resume(state: State, outbox: tuple[Pending, ...], left_over: tuple[Lease, ...], owner: Owner) -> State:
-    """The state at start with what an earlier run left: hand-ins without a verdict, open leases, the owner's word."""
-    return msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner=owner)
+def resume(
+    state: State,
+    outbox: tuple[Pending, ...],
+    left_over: tuple[Lease, ...],
+    owner: Owner,
+    kept: Kept | None = None,
+) -> State:
+    """The state at start with what an earlier run left.
+
+    Hand-ins without a verdict, open leases, the owner's word, and what was spent of the budgets (None: never told of).
+    """
+    state = msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner=owner)
+    return state if kept is None else with_kept(state, kept)

@@ -15,11 +15,12 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import __version__
-from agent.core.events import GrantSeen, LinkChanged, SendRequest, VerdictSeen
+from agent.core.events import DemandSeen, GrantSeen, LinkChanged, PricesSeen, SendRequest, VerdictSeen
 from agent.core.model import Grant, JobKey
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.fleet.link import Link, LinkConfig
+from agent.fleet.orders import Orders
 from agent.log import logger
 from agent.ports import Clock, Emit
 from agent.trust import dsse
@@ -28,7 +29,7 @@ REQUEST_EXPIRY_S = 60
 HAVE_MAX = 64
 UNKNOWN_S = 0
 """How long the gate is expected to stay open is not estimated yet."""
-VERBS = {"grant", "verdict"}
+VERBS = {"grant", "verdict", "config"}
 
 
 class Desk:
@@ -42,11 +43,12 @@ class Desk:
         boot: str,
         link: LinkConfig,
         dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
+        orders: Orders,
         emit: Emit,
         clock: Clock,
     ) -> None:
         self._unit, self._up, self._boot = unit, f"dw/v1/u/{cell}/{unit}", boot
-        self._keys, self._emit, self._clock = dispatcher_keys, emit, clock
+        self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
         self.refused: Counter[str] = Counter()
         will = (f"{self._up}/status", self._status("lost"))
@@ -84,9 +86,10 @@ class Desk:
             if self.refused[kind] == 1:
                 logger().warning("message_refused", topic=topic, bytes=len(body), error=str(error))
             return
-        self._emit(event)
+        if event is not None:
+            self._emit(event)
 
-    def _understand(self, topic: str, body: bytes) -> GrantSeen | VerdictSeen:
+    def _understand(self, topic: str, body: bytes) -> GrantSeen | VerdictSeen | PricesSeen | DemandSeen | None:
         verb = topic.removeprefix(f"dw/v1/d/{self._unit}/")
         if len(body) > messages.MAX_MESSAGE_BYTES:
             raise messages.MessageError(f"{len(body)} bytes, more than the {messages.MAX_MESSAGE_BYTES} of dw/v1")
@@ -95,6 +98,8 @@ class Desk:
                 return self._grant(dsse.verify(body, messages.GRANT_TYPE, self._keys))
             case "verdict":
                 return self._verdict(dsse.verify(body, messages.VERDICT_TYPE, self._keys), body)
+            case "config":
+                return self._order(body)
             case _:
                 raise messages.MessageError(f"nothing is expected on {topic}")
 
@@ -119,6 +124,21 @@ class Desk:
             envelope=envelope,
             next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
         )
+
+    def _order(self, body: bytes) -> PricesSeen | DemandSeen | None:
+        """The payload's type says which order it is; the signature covers the type."""
+        kind = dsse.parse(body).payload_type
+        match kind:
+            case messages.PRICES_TYPE:
+                prices = messages.decode(dsse.verify(body, kind, self._keys), messages.PricesMessage)
+                self._check_unit(prices.unit)
+                return self._orders.prices(prices)
+            case messages.DEMAND_TYPE:
+                demand = messages.decode(dsse.verify(body, kind, self._keys), messages.DemandMessage)
+                self._check_unit(demand.unit)
+                return self._orders.demand(demand)
+            case _:
+                raise messages.MessageError(f"no order is of type {kind[:64]!r}")
 
     def _check_unit(self, unit: str) -> None:
         if unit != self._unit:
@@ -160,4 +180,5 @@ def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
         price_micro_per_item=job.price_micro_per_item,
         currency=job.currency,
         ticket_sha256=hashlib.sha256(payload).hexdigest(),
+        workload_class=job.workload_class or "",
     )

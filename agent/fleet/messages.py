@@ -1,7 +1,8 @@
 """The `dw/v1` messages, as typed values: exactly what crosses the broker, and the caps that guard the door.
 
-Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, result, yield. Downward (`dw/v1/d/{unit}/…`): grant and
-verdict, each inside a DSSE envelope signed by the dispatcher, so that a hostile broker can delay, never command.
+Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, result, yield. Downward (`dw/v1/d/{unit}/…`): grant,
+verdict and config (prices, demand), each inside a DSSE envelope signed by the dispatcher, so that a hostile broker can
+delay, never command.
 Times on the wire are durations. Unknown fields are ignored (newer peers may say more); an unknown version is
 refused with a reason. Messages are JSON and at most 16 KiB; bulk goes by URL and digest.
 """
@@ -13,6 +14,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from agent.core.model import JobKey, Verdict, YieldReason
+from agent.core.policy import MAX_CLASSES, MicroPerKwh, WorkloadClass
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024
@@ -21,11 +23,21 @@ MAX_MESSAGE_BYTES = 16 * 1024
 GRANT_TYPE = "application/vnd.driveway.grant+json"
 VERDICT_TYPE = "application/vnd.driveway.verdict+json"
 ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
+PRICES_TYPE = "application/vnd.driveway.prices+json"
+DEMAND_TYPE = "application/vnd.driveway.demand+json"
+
+MAX_PRICE_SLOTS = 256
+"""Two days of quarter-hours are 192, and 200 when the clocks go back on one of them; 256 still fit into a message."""
+LONGEST_SLOT_MS = 24 * 3_600_000
+LONGEST_CURVE_MS = 8 * LONGEST_SLOT_MS
+LONGEST_STOP_S = 24 * 3_600
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")]
 Sha256OrNone = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9a-f]{64})?$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+WallMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
+"""Milliseconds since 1970, until the end of the year 9999."""
 Text = Annotated[str, msgspec.Meta(max_length=512)]
 Base64 = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]
 
@@ -35,11 +47,15 @@ class MessageError(ValueError):
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
-    """What this unit can run: its device class, executor, and the digests of the packages it holds."""
+    """What this unit can run: its device class, executor, and the digests of the packages it holds.
+
+    `classes` are the kinds of work that its owner takes; none named: any.
+    """
 
     device_class: Text
     executor: Identifier
     packages: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=64)]
+    classes: Annotated[tuple[WorkloadClass, ...], msgspec.Meta(max_length=MAX_CLASSES)] = ()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +144,10 @@ class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """One leased job; `slices` are the slice numbers still wanted, `ttl_s` counts from when the car asked."""
+    """One leased job; `slices` are the slice numbers still wanted, `ttl_s` counts from when the car asked.
+
+    `workload_class` says what kind of work it is; none: unclassified.
+    """
 
     job: Identifier
     epoch: Count
@@ -142,6 +161,7 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
     price_micro_per_item: Count
     currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$")]
+    workload_class: WorkloadClass | None = None
 
 
 class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +194,54 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     next_grant: JobGrant | None = None
 
 
+class PricesSlot(msgspec.Struct, frozen=True, array_like=True):
+    """The price of energy at the plug within [start, end) of wall time, in millionths of the currency per kWh."""
+
+    start_wall_ms: WallMs
+    end_wall_ms: WallMs
+    price_micro_per_kwh: MicroPerKwh
+
+
+class PricesMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a price curve: slots in order of time, without overlap; none of them takes the curve back.
+
+    `issued_wall_ms` rises with every message to a unit: it is the dispatcher's clock and says which curve is newer.
+    """
+
+    v: int = VERSION
+    unit: Identifier
+    issued_wall_ms: WallMs
+    expires_wall_ms: WallMs
+    slots: Annotated[tuple[PricesSlot, ...], msgspec.Meta(max_length=MAX_PRICE_SLOTS)]
+
+    def __post_init__(self) -> None:
+        lasts_ms = self.expires_wall_ms - self.issued_wall_ms
+        if not 0 < lasts_ms <= LONGEST_CURVE_MS:
+            raise ValueError("a price curve expires after it was issued, and within eight days")
+        before_ms = self.issued_wall_ms - LONGEST_SLOT_MS
+        for slot in self.slots:
+            if slot.start_wall_ms < before_ms:
+                raise ValueError("price slots are in order of time, without overlap, and begin at most a day ago")
+            if not 0 < slot.end_wall_ms - slot.start_wall_ms <= LONGEST_SLOT_MS:
+                raise ValueError("a price slot ends after it begins, and within a day")
+            before_ms = slot.end_wall_ms
+        if before_ms > self.issued_wall_ms + LONGEST_CURVE_MS + LONGEST_SLOT_MS:
+            raise ValueError("a price curve does not reach further than nine days")
+
+
+class DemandMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a demand-response order: stop for `stop_for_s` from when it is received; 0 takes it back.
+
+    `issued_wall_ms` rises as in a price curve, so that an order that was kept back or recorded stops nobody again.
+    """
+
+    v: int = VERSION
+    unit: Identifier
+    issued_wall_ms: WallMs
+    stop_for_s: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_STOP_S)]
+    detail: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     """What a unit sends once, inside a DSSE envelope signed by the key it enrols (which proves possession)."""
 
@@ -202,6 +270,8 @@ Message = TypeVar(
     Envelope,
     GrantMessage,
     VerdictMessage,
+    PricesMessage,
+    DemandMessage,
     Enrolment,
     Enrolled,
 )

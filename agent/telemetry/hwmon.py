@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-
 import psutil
 
 from agent.core.events import ComputeSeen
-from agent.ports import Clock, Emit
+from agent.telemetry.reader import ERRORS, plausible_die_c
 
 DIE_DRIVERS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal")
 """hwmon drivers that measure a processor's die, by the names the Linux kernel gives them."""
 
 
 class Hwmon:
-    """A source (`agent.ports.Source`) of ComputeSeen events, one every `interval_ms`."""
+    """A reader (`agent.telemetry.reader.Reader`) of this computer's hwmon tree."""
 
-    def __init__(self, interval_ms: int, clock: Clock) -> None:
-        self._interval_s = interval_ms / 1000
-        self._clock = clock
-
-    async def run(self, emit: Emit) -> None:
-        """Read and emit until cancelled."""
-        while True:
-            emit(await asyncio.to_thread(self.read))
-            await asyncio.sleep(self._interval_s)
-
-    def read(self) -> ComputeSeen:
+    def read(self, at_ms: int) -> ComputeSeen:
         """One reading, taken now."""
-        return ComputeSeen(at_ms=self._clock.boot_ms(), die_c=read_die_c(), power_w=None, sensor="hwmon")
+        error = ERRORS["hwmon"]
+        return ComputeSeen(
+            at_ms=at_ms,
+            die_c=read_die_c(),
+            power_w=None,
+            sensor="hwmon",
+            die_error_c=error.die_c,
+            power_error_share=error.power_share,
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def read_die_c() -> float | None:
     """The hottest die sensor in degrees Celsius; None when this computer has none, or a virtual machine hides it."""
     try:
         sensors = psutil.sensors_temperatures()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    readings = [reading.current for driver in DIE_DRIVERS for reading in sensors.get(driver, [])]
-    return max((float(degrees) for degrees in readings if math.isfinite(degrees)), default=None)
+    readings = [plausible_die_c(float(one.current)) for driver in DIE_DRIVERS for one in sensors.get(driver, [])]
+    return max((degrees for degrees in readings if degrees is not None), default=None)

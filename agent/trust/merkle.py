@@ -57,6 +57,13 @@ class Tree:
             right = self._peaks.pop()
             self._peaks.append(node_hash(self._peaks.pop(), right))
 
+    def grown(self, leaf: bytes) -> Tree:
+        """Another tree, with the hash of one more leaf; this one stays as it is."""
+        tree = Tree()
+        tree.size, tree._peaks = self.size, list(self._peaks)
+        tree.append(leaf)
+        return tree
+
     def root(self) -> bytes:
         """The root over all leaves so far."""
         if not self._peaks:

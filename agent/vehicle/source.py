@@ -1,47 +1,96 @@
-"""Builds the source of one vehicle bus from its configuration and the vehicle's profiles."""
+"""Builds the sources of the vehicle's buses from the configuration and the vehicle's profiles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, assert_never
 
 import msgspec
 
 from agent.errors import ConfigError
-from agent.ports import Clock, Source
-from agent.vehicle.binding import bind, load_dbc
+from agent.ports import Clock
 from agent.vehicle.decoder import Decoder
-from agent.vehicle.profile import Profile, dbc_path, did_you_mean
+from agent.vehicle.drain import Rounds
+from agent.vehicle.layout import BoundMessage
+from agent.vehicle.listener import BusSource
+from agent.vehicle.profile import Profile
 from agent.vehicle.socketcan import SocketCanSource, open_socketcan
 
 if TYPE_CHECKING:
     import can
 
+Binding = Callable[[Sequence[Profile], Sequence[str]], dict[str, tuple[BoundMessage, ...]]]
+"""How profiles are bound to their DBCs: `agent.vehicle.binding.bind_buses`, or apart in a process of its own."""
+
 
 class BusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where one bus of a profile is heard.
+    """Where one bus of a profile is heard. `name` is the bus's name in the profile.
 
-    `name` is the bus's name in the profile; `channel` is an interface (`can0`), a multicast group, or a virtual
-    channel's name. `port` belongs to `udp_multicast` alone, and tells buses apart: one port each.
+    Vehicles use `socketcan`, where `channel` is an interface (`can0`), and `mode` says who watches it: this process
+    (`raw`), or the kernel's broadcast manager (`bcm`, `agent.vehicle.bcm`). The others are for rigs: `udp_multicast`
+    (a group; its `port` tells buses apart, one each), `virtual` (a name), `candump` (a log, of which `recorded_as`
+    picks one bus) and `unixgram` (the path of a datagram socket that takes `struct can_frame`).
     """
 
     name: str
-    interface: Literal["socketcan", "udp_multicast", "virtual"]
+    interface: Literal["socketcan", "udp_multicast", "virtual", "candump", "unixgram"]
     channel: str
     port: Annotated[int, msgspec.Meta(ge=1, le=65_535)] | None = None
+    mode: Literal["raw", "bcm"] = "raw"
+    recorded_as: str = ""
 
     def __post_init__(self) -> None:
         if (self.port is not None) != (self.interface == "udp_multicast"):
             raise ValueError(f"bus {self.name}: `port` goes with udp_multicast, and only with it")
+        if self.mode != "raw" and self.interface != "socketcan":
+            raise ValueError(f'bus {self.name}: mode = "bcm" goes with socketcan only')
+        if self.recorded_as and self.interface != "candump":
+            raise ValueError(f"bus {self.name}: `recorded_as` goes with candump only")
 
 
-def build_source(bus: BusConfig, profiles: Sequence[Profile], clock: Clock) -> Source:
-    """The source of one bus, decoding what the profile that has a bus of this name maps. Raises ConfigError."""
-    decoder = build_decoder(bus.name, profiles)
+def build_sources(
+    buses: Sequence[BusConfig],
+    profiles: Sequence[Profile],
+    clock: Clock,
+    folder: Path,
+    bind: Binding,
+    *,
+    rounds: Rounds | None = None,
+) -> list[BusSource]:
+    """The sources of all buses; relative paths are meant from `folder`. Raises ConfigError."""
+    names = [bus.name for bus in buses]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"vehicle.bus: bus {twice[0]!r} is configured twice")
+    bound, rounds = bind(profiles, names), rounds or Rounds()
+    return [build_source(bus, bound[bus.name], clock, folder, rounds) for bus in buses]
+
+
+def build_source(
+    bus: BusConfig, messages: Sequence[BoundMessage], clock: Clock, folder: Path, rounds: Rounds
+) -> BusSource:
+    """The source of one bus; sources of one event loop share the `rounds`. Raises ConfigError."""
+    decoder = Decoder(messages, counters=bus.mode == "raw")
+    open_socket: Callable[[], socket.socket]
     match bus.interface:
+        case "socketcan" if bus.mode == "bcm":
+            from agent.vehicle.bcm import BcmSource, open_bcm  # noqa: PLC0415 - an option
+
+            return BcmSource(bus.name, decoder, clock, partial(open_bcm, bus.channel), rounds)
         case "socketcan":
-            return SocketCanSource(bus.name, decoder, clock, partial(open_socketcan, bus.channel, decoder.keys))
+            open_socket = partial(open_socketcan, bus.channel, decoder.keys)
+            return SocketCanSource(bus.name, decoder, clock, open_socket, rounds)
+        case "unixgram":
+            from agent.vehicle.unixgram import open_unixgram  # noqa: PLC0415 - rigs only
+
+            open_socket = partial(open_unixgram, folder / bus.channel, decoder.keys)
+            return SocketCanSource(bus.name, decoder, clock, open_socket, rounds)
+        case "candump":
+            from agent.vehicle.replay import ReplaySource  # noqa: PLC0415 - rigs only
+
+            return ReplaySource(bus.name, decoder, clock, folder / bus.channel, bus.recorded_as)
         case "udp_multicast" | "virtual":
             try:
                 from agent.vehicle.python_can import PythonCanSource  # noqa: PLC0415 - rigs only; vehicles do without
@@ -55,17 +104,10 @@ def build_source(bus: BusConfig, profiles: Sequence[Profile], clock: Clock) -> S
 
 
 def build_decoder(bus_name: str, profiles: Sequence[Profile]) -> Decoder:
-    """The decoder of the one profile that maps this bus. Raises ConfigError."""
-    holders = [profile for profile in profiles if bus_name in profile.buses]
-    if len(holders) > 1:
-        names = ", ".join(profile.name for profile in holders)
-        raise ConfigError(f"bus {bus_name!r} is in more than one vehicle profile: {names}", hint="use one of them")
-    if not holders:
-        known = {name for profile in profiles for name in profile.buses}
-        raise ConfigError(f"no vehicle profile has a bus {bus_name!r}", hint=did_you_mean(bus_name, known))
-    profile = holders[0]
-    mapping = profile.buses[bus_name]
-    return Decoder(bind(mapping, load_dbc(dbc_path(profile, mapping.dbc))))
+    """The decoder of one bus, bound in this process: rehearsals and tests. Raises ConfigError."""
+    from agent.vehicle.binding import bind_bus  # noqa: PLC0415 - the daemon binds apart, to be rid of it
+
+    return Decoder(bind_bus(bus_name, profiles))
 
 
 def _open_python_can(bus: BusConfig) -> can.BusABC:

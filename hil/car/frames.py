@@ -14,7 +14,7 @@ import msgspec
 from cantools.database.can import Database, Message, Signal
 from cantools.database.namedsignalvalue import NamedSignalValue
 
-from agent.vehicle.binding import load_dbc
+from agent.vehicle.dbc import load_dbc
 from agent.vehicle.profile import dbc_path, load_profile
 from hil.car.body import Body, Door
 from hil.car.plant import PlantParameters, PlantState, low_voltage_a, low_voltage_v, soc_percent
@@ -152,8 +152,8 @@ RECIPES: dict[str, tuple[Recipe, ...]] = {
         Recipe(message="ESP_status", period_ms=20, at_once=True, values=_brake),
         Recipe(message="VCFRONT_LVPowerState", page=0, period_ms=100, at_once=True, values=_power_state),
         Recipe(message="VCFRONT_LVPowerState", page=1, period_ms=100, values=_power_state),
+        Recipe(message="ESP_B", period_ms=20, at_once=True, values=_wheels),
         # What nobody asked for:
-        Recipe(message="ESP_B", period_ms=20, values=_wheels),
         Recipe(message="DI_torque", period_ms=20),
         Recipe(message="UI_warning", period_ms=100, values=_warnings),
     ),
@@ -185,8 +185,8 @@ class Encoder:
         self.recipe = recipe
         self._message: Message = database.get_message_by_name(recipe.message)
         self._blank = _blank(self._message, recipe.page)
-        self._counter = _find(self._message, f"{recipe.message}Counter")
-        self._checksum = _find(self._message, f"{recipe.message}Checksum")
+        self._counter = _find(self._message, "Counter")
+        self._checksum = _find(self._message, "Checksum")
 
     def payload(self, view: View) -> bytes:
         """The message for this state, its counter and checksum zero."""
@@ -222,5 +222,5 @@ def _blank(message: Message, page: int | None) -> Values:
     return {**blank, **selectors}
 
 
-def _find(message: Message, name: str) -> Signal | None:
-    return next((signal for signal in message.signals if signal.name == name), None)
+def _find(message: Message, ending: str) -> Signal | None:
+    return next((signal for signal in message.signals if signal.name.endswith(ending)), None)

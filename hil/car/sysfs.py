@@ -16,6 +16,7 @@ ZONES = ("cpu-thermal", "gpu-thermal", "soc0-thermal", "tj-thermal", "PMIC-Die")
 RAILS = ("VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC")
 RAIL_SHARES = (1.0, 0.7, 0.2)
 """Of what VDD_IN carries; the rest feeds memory and the board."""
+SHUNT_MICRO_OHM = 5_000
 
 
 class SensorTree:
@@ -31,6 +32,7 @@ class SensorTree:
         for channel, label in enumerate(RAILS, start=1):
             _replace(self._monitor / f"in{channel}_label", label)
             _replace(self._monitor / f"in{channel}_input", f"{SUPPLY_V * 1000:.0f}")
+            _replace(self._monitor / f"shunt{channel}_resistor", f"{SHUNT_MICRO_OHM}")
         _replace(root / SIMULATED_MARK, "written by the simulated car\n")
 
     def write(self, die_c: float, sink_c: float, power_w: float) -> None:

@@ -1,7 +1,7 @@
 """The dispatcher as a process: `python -m hil.dispatcher --dir DIR --broker HOST:PORT`.
 
-DIR holds its key, its book, the objects, `dispatcher.pub` (what cars trust) and, once cars can talk to it, `ready`. It
-runs until SIGTERM or SIGINT.
+DIR holds its key, its book, the objects, `dispatcher.pub` (what cars trust), `operator.token` (who may read it may give
+orders) and, once cars can talk to it, `ready`. It runs until SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import structlog
 from agent.clock import SystemClock
 from agent.errors import DrivewayError
 from agent.fleet.link import Link, LinkConfig
+from agent.fleet.messages import encode
 from agent.trust.keys import FileSigner
 from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
+from hil.dispatcher.orders import TOKEN_FILE, read_order
 from hil.dispatcher.service import UP_FILTER, Dispatcher
 from hil.dispatcher.web import WebServer
 
@@ -84,6 +86,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
         return asyncio.run_coroutine_threadsafe(on_loop(), loop).result(ENROL_TIMEOUT_S)
 
+    def order(unit: str, kind: str, body: bytes) -> bytes:
+        async def on_loop() -> bytes:
+            return encode(dispatcher.order(unit, read_order(kind, body)))
+
+        return asyncio.run_coroutine_threadsafe(on_loop(), loop).result(ENROL_TIMEOUT_S)
+
     def on_state(connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - the link's signature
         log.info("link", connected=connected, broker=broker, detail=detail)
         if connected:
@@ -95,7 +103,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     book = Book.open(folder, SystemClock().wall_ms)
     for code in arguments.enrol_code:
         book.units.add_code(code)
-    web = WebServer(arguments.http_port, Objects(folder / "objects"), enrol)
+    web = WebServer(arguments.http_port, Objects(folder / "objects"), enrol, order, _operator_token(folder))
     dispatcher = Dispatcher(book, key, publish=publish, object_url=web.object_url, retry_s=arguments.retry_s)
     link = Link(
         LinkConfig(brokers=(arguments.broker,), client_id=f"dispatcher-{secrets.token_hex(4)}", filters=(UP_FILTER,)),
@@ -112,6 +120,16 @@ async def _serve(arguments: argparse.Namespace) -> None:
         await asyncio.to_thread(web.close)
         book.close()
         log.info("ended", **dispatcher.counts)
+
+
+def _operator_token(folder: Path) -> str:
+    """A new secret at each start, for those who may read the dispatcher's own folder."""
+    token = secrets.token_hex(16)
+    path = folder / TOKEN_FILE
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    return token
 
 
 def _write_ready(path: Path, broker: str, web: WebServer) -> None:

@@ -23,11 +23,17 @@ from agent.core.model import JobKey, Verdict
 from agent.fleet.messages import JobGrant, ObjectRef, PackageRef
 from hil.dispatcher.database import open_for_writing, transaction
 from hil.dispatcher.judge import Accepted, Lease
+from hil.dispatcher.orders import Orders
 from hil.dispatcher.units import Units
 
 MAX_LEASES_PER_UNIT = 4
 RESEND_WORTH = 0.5
 """A lost grant is sent again while this share of its time is left."""
+TAKEN = (
+    "(SELECT classes = '[]' OR jobs.workload_class IN (SELECT value FROM json_each(classes))"
+    " FROM units WHERE unit = :unit)"
+)
+"""Whether the owner of :unit takes work of the job's class: any, where none is named."""
 REFUSAL_MS = 3_600_000
 """How long a unit that refused a package is not offered it again."""
 
@@ -48,6 +54,7 @@ class Book:
         self._database = database
         self._now_ms = now_ms
         self.units = Units(database, now_ms)
+        self.orders = Orders(database, now_ms)
 
     @classmethod
     def open(cls, folder: Path, now_ms: Callable[[], int]) -> Self:
@@ -64,7 +71,7 @@ class Book:
         """Put a new job up, FREE; epoch, nonce and slices of `job` are not looked at."""
         self._database.execute(
             "INSERT INTO jobs (job, customer, package, package_sha256, input_sha256, input_bytes, items, slice_items,"
-            " price_micro_per_item, currency, ttl_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " price_micro_per_item, currency, ttl_s, workload_class) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job.job,
                 job.customer,
@@ -77,6 +84,7 @@ class Book:
                 job.price_micro_per_item,
                 job.currency,
                 job.ttl_s,
+                job.workload_class or "",
             ),
         )
 
@@ -97,13 +105,14 @@ class Book:
     def _lost_lease(self, unit: str, have: set[JobKey], now: int) -> str | None:
         lost = None
         rows = self._database.execute(
-            "SELECT job, epoch, expires_ms, ttl_s FROM jobs WHERE holder = ? AND state = 'leased' AND expires_ms > ?",
-            (unit, now),
+            f"SELECT job, epoch, expires_ms, ttl_s, {TAKEN} AS taken FROM jobs"  # noqa: S608 - a constant of ours
+            " WHERE holder = :unit AND state = 'leased' AND expires_ms > :now",
+            {"unit": unit, "now": now},
         ).fetchall()
         for row in rows:
             if JobKey(row["job"], row["epoch"]) in have:
                 continue
-            if row["expires_ms"] - now < max(1000, RESEND_WORTH * 1000 * row["ttl_s"]):
+            if not row["taken"] or row["expires_ms"] - now < max(1000, RESEND_WORTH * 1000 * row["ttl_s"]):
                 self._database.execute("UPDATE jobs SET state = 'free' WHERE job = ?", (row["job"],))
             elif lost is None:
                 lost = str(row["job"])
@@ -115,7 +124,7 @@ class Book:
         Jobs that were tried least come first, so that one which always fails does not stand in front of the others.
         """
         granted = self._database.execute(
-            """
+            f"""
             UPDATE jobs SET state = 'leased', epoch = epoch + 1, holder = :unit, nonce = :nonce,
                             granted_ms = :now, expires_ms = :now + 1000 * ttl_s
             WHERE job = (
@@ -124,10 +133,11 @@ class Book:
                   AND package_sha256 IN (SELECT value FROM units, json_each(units.packages) WHERE unit = :unit)
                   AND NOT EXISTS (SELECT 1 FROM refusals WHERE unit = :unit AND until_ms > :now
                                   AND refusals.package_sha256 = jobs.package_sha256)
+                  AND {TAKEN}
                 ORDER BY epoch, jobs.rowid LIMIT 1)
               AND :most > (SELECT count(*) FROM jobs WHERE holder = :unit AND state = 'leased' AND expires_ms > :now)
             RETURNING job
-            """,
+            """,  # noqa: S608 - a constant of ours
             {"unit": unit, "nonce": secrets.token_hex(16), "now": now, "most": MAX_LEASES_PER_UNIT},
         ).fetchall()
         return str(granted[0]["job"]) if granted else None
@@ -148,6 +158,7 @@ class Book:
             ttl_s=(row["expires_ms"] - now) // 1000,
             price_micro_per_item=row["price_micro_per_item"],
             currency=row["currency"],
+            workload_class=row["workload_class"] or None,
         )
 
     # --- what comes back ---------------------------------------------------------------------------------------

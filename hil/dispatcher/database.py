@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     job TEXT PRIMARY KEY, customer TEXT NOT NULL, package TEXT NOT NULL, package_sha256 TEXT NOT NULL,
     input_sha256 TEXT NOT NULL, input_bytes INTEGER NOT NULL, items INTEGER NOT NULL, slice_items INTEGER NOT NULL,
     price_micro_per_item INTEGER NOT NULL, currency TEXT NOT NULL, ttl_s INTEGER NOT NULL,
+    workload_class TEXT NOT NULL DEFAULT '',
     state TEXT NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'leased', 'done')),
     epoch INTEGER NOT NULL DEFAULT 0, holder TEXT, nonce TEXT, granted_ms INTEGER, expires_ms INTEGER
 ) STRICT;
@@ -47,12 +48,18 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS units (
     unit TEXT PRIMARY KEY, cell TEXT NOT NULL, keyid TEXT NOT NULL UNIQUE, public_key_pem TEXT NOT NULL,
     key_protection TEXT NOT NULL, device_class TEXT NOT NULL DEFAULT '', executor TEXT NOT NULL DEFAULT '',
-    packages TEXT NOT NULL DEFAULT '[]', link TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '',
+    packages TEXT NOT NULL DEFAULT '[]', classes TEXT NOT NULL DEFAULT '[]',
+    link TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '',
     conn INTEGER NOT NULL DEFAULT 0, seen_ms INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS refusals (
     unit TEXT NOT NULL REFERENCES units, package_sha256 TEXT NOT NULL, until_ms INTEGER NOT NULL,
     PRIMARY KEY (unit, package_sha256)
+) STRICT, WITHOUT ROWID;
+-- The newest order of each kind to each unit, sent again whenever its link comes up.
+CREATE TABLE IF NOT EXISTS orders (
+    unit TEXT NOT NULL REFERENCES units, kind TEXT NOT NULL CHECK (kind IN ('prices', 'demand')),
+    issued_ms INTEGER NOT NULL, ends_ms INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (unit, kind)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS enrolment_codes (
     code_sha256 TEXT PRIMARY KEY, used_by TEXT REFERENCES units

@@ -22,9 +22,11 @@ import structlog
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from agent.errors import TrustError
 from agent.fleet.messages import (
+    DEMAND_TYPE,
     ENROLMENT_TYPE,
     GRANT_TYPE,
     MAX_MESSAGE_BYTES,
+    PRICES_TYPE,
     VERDICT_TYPE,
     Enrolled,
     Enrolment,
@@ -33,6 +35,7 @@ from agent.fleet.messages import (
     Identifier,
     JobGrant,
     MessageError,
+    PricesMessage,
     Request,
     Result,
     Status,
@@ -46,6 +49,7 @@ from agent.trust import dsse
 from agent.trust.keys import keyid, load_public_key
 from hil.dispatcher.book import Book, HandedIn
 from hil.dispatcher.judge import HandIn, MisstatementError, UnprovenError, judge
+from hil.dispatcher.orders import DemandOrder, Order, PricesOrder
 from hil.dispatcher.units import Unit
 
 UP_FILTER = "$share/dispatch/dw/v1/u/+/+/+"
@@ -54,6 +58,8 @@ LATER_S = 60
 """When to hand in again what could not be verified."""
 VERDICT_EXPIRY_S = 300
 NO_WORK_EXPIRY_S = 60
+ORDER_EXPIRY_S = 300
+"""A broker need not keep an order longer: it is sent again when the unit's link comes up."""
 REMEMBERED_COMPLAINTS = 1000
 
 Publish = Callable[[str, bytes, int], bool]
@@ -105,6 +111,18 @@ class Dispatcher:
         answer = Enrolled(unit=unit.unit, cell=unit.cell, keyid=unit.keyid)
         return dsse.sign(ENROLMENT_TYPE, encode(answer), self._key)
 
+    def order(self, unit: str, wanted: PricesOrder | DemandOrder) -> Order:
+        """Give an order to a unit, now if it is there, else when its link comes up.
+
+        Raises MessageError for a unit that never enrolled and for an order that no car would take.
+        """
+        if self._book.units.get(unit) is None:
+            raise MessageError(f"no unit {unit!r} is enrolled")
+        order = self._book.orders.issue(unit, wanted)
+        log.info("ordered", unit=unit, order=type(order).__name__, issued_wall_ms=order.issued_wall_ms)
+        self._send_order(order)
+        return order
+
     def _handle(self, topic: str, payload: bytes) -> None:
         address = TOPIC.fullmatch(topic)
         unit = self._book.units.get(address["unit"]) if address else None
@@ -121,7 +139,7 @@ class Dispatcher:
                 case "yield":
                     self._on_yield(unit, decode(payload, Yield))
                 case "status":
-                    self._book.units.note_status(unit.unit, decode(payload, Status))
+                    self._on_status(unit, decode(payload, Status))
                 case verb:
                     self._complain(unit.unit, f"verb {verb!r} is not spoken here")
         except MessageError as error:
@@ -134,6 +152,12 @@ class Dispatcher:
         self._book.units.note_capability(unit.unit, request.cap)
         job = self._book.grant(unit.unit, request.have, self._object_url) if request.credit else None
         self._send_grant(GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=0 if job else self._retry_s))
+
+    def _on_status(self, unit: Unit, status: Status) -> None:
+        self._book.units.note_status(unit.unit, status)
+        if status.state == "up":
+            for order in self._book.orders.standing(unit.unit):
+                self._send_order(order)
 
     def _on_result(self, unit: Unit, result: Result) -> None:
         key = JobKey(result.job, result.epoch)
@@ -249,6 +273,11 @@ class Dispatcher:
         self.counts[message.verdict.value] += 1
         payload = encode(message)
         self._send(f"dw/v1/d/{message.unit}/verdict", VERDICT_TYPE, payload, message.next_grant, VERDICT_EXPIRY_S)
+
+    def _send_order(self, order: Order) -> None:
+        self.counts["ordered"] += 1
+        kind = PRICES_TYPE if isinstance(order, PricesMessage) else DEMAND_TYPE
+        self._send(f"dw/v1/d/{order.unit}/config", kind, encode(order), None, ORDER_EXPIRY_S)
 
     def _send(self, topic: str, payload_type: str, payload: bytes, job: JobGrant | None, expiry_s: int) -> None:
         if job is not None:

@@ -28,6 +28,7 @@ def add_job(
     price_micro_per_item: int,
     currency: str,
     ttl_s: int,
+    workload_class: str | None = None,
 ) -> str:
     """Put `items` up to be run through `package`, `slice_items` at a time; the new job's name.
 
@@ -51,6 +52,7 @@ def add_job(
         ttl_s=ttl_s,
         price_micro_per_item=price_micro_per_item,
         currency=currency,
+        workload_class=workload_class,
     )
     try:
         msgspec.json.decode(msgspec.json.encode(grant), type=JobGrant)

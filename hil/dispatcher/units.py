@@ -89,11 +89,12 @@ class Units:
     def note_capability(self, unit: str, capability: Capability) -> None:
         """What the unit says that it can run: the next grant is chosen by it."""
         self._database.execute(
-            "UPDATE units SET device_class = ?, executor = ?, packages = ?, seen_ms = ? WHERE unit = ?",
+            "UPDATE units SET device_class = ?, executor = ?, packages = ?, classes = ?, seen_ms = ? WHERE unit = ?",
             (
                 capability.device_class,
                 capability.executor,
                 msgspec.json.encode(capability.packages).decode("ascii"),
+                msgspec.json.encode(capability.classes).decode("ascii"),
                 self._now_ms(),
                 unit,
             ),

@@ -1,14 +1,20 @@
-"""The dispatcher's HTTP side, on the loopback interface: job inputs out, enrolments in.
+"""The dispatcher's HTTP side, on the loopback interface: job inputs out, enrolments and the operator's orders in.
 
-    GET  /objects/{sha256}   an input, with its length
-    POST /enrol              a DSSE envelope around an Enrolment -> a DSSE envelope around Enrolled
+    GET  /objects/{sha256}         an input, with its length
+    POST /enrol                    a DSSE envelope around an Enrolment -> a DSSE envelope around Enrolled
+    POST /units/{unit}/prices      a PricesOrder, with the operator's token -> the order as it was issued
+    POST /units/{unit}/demand      a DemandOrder, likewise
 
-The server runs in threads of its own; `enrol` is called on one of them and has to bring the request to the thread that
-owns the book. Bodies are capped before they are read, and a silent client is dropped after ten seconds.
+The server runs in threads of its own; `enrol` and `order` are called on one of them and have to bring the request to
+the thread that owns the book. The token (`Authorization: Bearer …`) is what makes a client of this machine the
+operator: an order is signed with the dispatcher's key. Bodies are capped before they are read, and a silent client is
+dropped after ten seconds.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,6 +30,10 @@ from hil.dispatcher.units import EnrolmentRefusedError
 
 HOST = "127.0.0.1"
 CLIENT_TIMEOUT_S = 10.0
+ORDER_PATH = re.compile(r"/units/([A-Za-z0-9_-]{1,64})/(prices|demand)")
+
+Order = Callable[[str, str, bytes], bytes]
+"""Takes a unit, which order (`prices` or `demand`) and its body; gives what was issued. Raises MessageError."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -35,12 +45,21 @@ class Refusal(msgspec.Struct, frozen=True):
 class WebServer:
     """Serves from `start` until `close`; port 0 takes any free one at once. Raises OSError when the port is taken."""
 
-    def __init__(self, port: int, objects: Objects, enrol: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self,
+        port: int,
+        objects: Objects,
+        enrol: Callable[[bytes], bytes],
+        order: Order | None = None,
+        token: str = "",
+    ) -> None:
         class Handler(_Handler):
             pass
 
         Handler.objects = objects
         Handler.enrol = staticmethod(enrol)
+        Handler.order = None if order is None else staticmethod(order)
+        Handler.token = token
         self._server = ThreadingHTTPServer((HOST, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
 
@@ -70,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     objects: Objects
     enrol: Callable[[bytes], bytes]
+    order: Order | None = None
+    token: str = ""
     timeout = CLIENT_TIMEOUT_S
     protocol_version = "HTTP/1.1"
 
@@ -87,9 +108,13 @@ class _Handler(BaseHTTPRequestHandler):
             shutil.copyfileobj(file, self.wfile)
 
     def do_POST(self) -> None:
-        """An enrolment: 200, or 400 for what is none, 403 for one that is refused, 413 for too much."""
-        if self.path != "/enrol":
+        """An enrolment or an order: 200, or 400 for what is none, 403 for one that is refused, 413 for too much."""
+        path = ORDER_PATH.fullmatch(self.path)
+        if self.path != "/enrol" and (path is None or self.order is None):
             self._refuse(HTTPStatus.NOT_FOUND, "no such resource")
+            return
+        if path is not None and not self._is_operator():
+            self._refuse(HTTPStatus.FORBIDDEN, "the operator's token is missing or wrong")
             return
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
@@ -99,13 +124,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_MESSAGE_BYTES} bytes")
             return
         try:
-            answer = self.enrol(self.rfile.read(int(length)))
+            body = self.rfile.read(int(length))
+            answer = self.enrol(body) if path is None or self.order is None else self.order(path[1], path[2], body)
         except EnrolmentRefusedError as error:
             self._refuse(HTTPStatus.FORBIDDEN, str(error))
         except (TrustError, MessageError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         else:
             self._send(HTTPStatus.OK, answer)
+
+    def _is_operator(self) -> bool:
+        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
+        return bool(self.token) and secrets.compare_digest(given, f"Bearer {self.token}".encode())
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
         """Say nothing: what matters is logged by the service."""

@@ -10,7 +10,10 @@ from agent.cli import exits
 from agent.cli.main import main
 from agent.cli.text import table, value
 
-VERBS = ("run", "status", "why", "signals", "leases", "earnings", "ledger", "pause", "resume", "infer", "verify")
+VERBS = (
+    *("run", "status", "why", "signals", "leases", "earnings", "ledger"),
+    *("pause", "resume", "finish", "consent", "owner", "infer", "bench", "verify"),
+)
 
 
 def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,6 +38,30 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == exits.USAGE
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "wrong"),
+    [
+        *(
+            (verb, "--limit", wrong)
+            for verb in ("leases", "earnings", "ledger")
+            for wrong in ("0", "-5", "5000", "1.5")
+        ),
+        *((verb, "--threads", wrong) for verb in ("bench", "infer") for wrong in ("0", "-3", "65", "two")),
+        *(("bench", "--rounds", wrong) for wrong in ("0", "-1", "")),
+        *(("bench", "--duration", wrong) for wrong in ("9", "241", "abc", "nan", "1e2")),
+    ],
+)
+def test_a_number_out_of_range_is_exit_code_2_and_says_what_is_in_it(
+    verb: str, option: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, f"{option}={wrong}"])
+    assert ended.value.code == exits.USAGE
+    said = capsys.readouterr().err
+    assert f"argument {option}: " in said
+    assert "is not between" in said or "is no whole number" in said
 
 
 def test_no_daemon_is_exit_code_3_and_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,11 +100,11 @@ def test_run_names_the_key_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
 def test_infer_names_the_package_and_the_input_that_are_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    socket = ["--socket", str(tmp_path / "none.sock")]
-    assert main(["infer", str(tmp_path), str(tmp_path / "line.png"), *socket]) == exits.FAILED
+    laptop = ["--config", str(tmp_path / "none.toml")]
+    assert main(["infer", str(tmp_path), str(tmp_path / "line.png"), *laptop]) == exits.FAILED
     assert "cannot read the input" in capsys.readouterr().err
     (tmp_path / "line.png").write_bytes(b"x")
-    assert main(["infer", str(tmp_path), str(tmp_path / "line.png"), *socket]) == exits.FAILED
+    assert main(["infer", str(tmp_path), str(tmp_path / "line.png"), *laptop]) == exits.FAILED
     assert "manifest.json" in capsys.readouterr().err
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
 from agent.core import lease as leases
+from agent.core import plan
 from agent.core.events import (
     EffectType,
     HandIn,
     HandInFailed,
     LeaseRefused,
+    LinkChanged,
     OpenLease,
     OwnerMode,
     RunSlice,
@@ -26,11 +30,14 @@ from agent.core.events import (
     WorkerGone,
     WorkerRefused,
 )
-from agent.core.model import HandInKind, YieldReason
-from agent.core.state import resume
+from agent.core.findings import GateState, Reason
+from agent.core.lease import Pending
+from agent.core.machine import step
+from agent.core.model import HandInKind, JobKey, Spent, YieldReason
+from agent.core.state import Vacating, initial, resume
 from agent.core.world import Owner
 from tests.core.stories import ready, until, unwritten
-from tests.core.world import Shell, grant
+from tests.core.world import POLICY, SHA256, Shell, computer, grant
 
 
 def test_a_verdict_the_disk_refused_is_written_down_when_it_takes_writes_again() -> None:
@@ -132,7 +139,7 @@ def test_the_owners_pause_outlives_a_restart() -> None:
 
 def test_every_lease_that_was_left_open_is_handed_in() -> None:
     shell = Shell()
-    left = tuple(leases.left_over(grant(number), (0,), 1, 0) for number in (1, 2))
+    left = tuple(leases.left_over(grant(number), (0,), Spent(1, 1), 0) for number in (1, 2))
     for one in left:
         shell.disk[one.key] = {0}
     shell.state = resume(shell.state, (), left, Owner())
@@ -242,20 +249,77 @@ def test_a_slice_that_fails_is_tried_again() -> None:
 
 def test_what_a_killed_daemon_left_open_is_handed_in_at_the_next_start() -> None:
     shell = Shell()
-    left = leases.left_over(grant(1), (0, 1), 1234, 0)
+    left = leases.left_over(grant(1), (0, 1), Spent(1234, -55), 0)
     shell.disk[left.key] = {0, 1}
     shell.state = resume(shell.state, (), (left,), Owner())
     shell.connect()
     hand_in = until(shell, HandIn)
     assert isinstance(hand_in, HandIn)
-    assert (hand_in.kind, hand_in.facts.energy_micro_wh) == (HandInKind.YIELD, 1234)
+    facts = hand_in.facts
+    assert (hand_in.kind, facts.energy_micro_wh, facts.cost_micro) == (HandInKind.YIELD, 1234, -55)
     shell.settle_down()
     assert shell.settled[left.key] == {0, 1}
 
 
 def test_a_lease_all_of_whose_slices_were_kept_is_a_result_even_after_a_restart() -> None:
     shell = Shell()
-    left = leases.left_over(grant(1), (0, 1, 2), 1234, 0)
+    left = leases.left_over(grant(1), (0, 1, 2), Spent(1234, 56), 0)
     shell.state = resume(shell.state, (), (left,), Owner())
     effects = shell.tell(Tick(at_ms=1))
     assert [effect.kind for effect in effects if isinstance(effect, HandIn)] == [HandInKind.RESULT]
+
+
+@pytest.mark.parametrize("watts", [math.nan, math.inf, -math.inf, -5_000.0, 1e12])
+def test_a_power_that_no_sensor_can_mean_is_no_reading(watts: float) -> None:
+    shell = ready()
+    until(shell, RunSlice)
+    before = shell.state.meter
+    shell.tell(computer(shell.now_ms + 10, power_w=watts))
+    shell.tell(computer(shell.now_ms + 20, power_w=watts))
+    after = shell.state.meter
+    assert shell.state.compute is not None
+    assert shell.state.compute.power_w is None
+    assert after.total_micro_wh == before.total_micro_wh
+    assert after.unmeasured_ms > before.unmeasured_ms
+    assert math.isfinite(after.cost_micro)
+    assert shell.state.spent.energy_micro_wh >= 0
+
+
+@pytest.mark.parametrize("degrees", [math.nan, math.inf, -300.0])
+def test_a_temperature_that_no_sensor_can_mean_is_no_reading(degrees: float) -> None:
+    shell = ready()
+    shell.tell(computer(shell.now_ms + 10, die_c=degrees))
+    assert shell.state.compute is not None
+    assert shell.state.compute.die_c is None
+    assert shell.state.heat.die_c == 50.0
+
+
+def test_all_hand_ins_that_are_due_leave_at_once_although_nothing_else_happens() -> None:
+    """The daemon ticks when the core says that something is due; nobody else speaks."""
+    keys = [JobKey(job=f"job{number}", epoch=1) for number in range(4)]
+    outbox = tuple(Pending(key, HandInKind.RESULT, SHA256, 0) for key in keys)
+    state = resume(initial("unit-1", POLICY, 0), outbox, (), Owner())
+    state, effects = step(state, LinkChanged(at_ms=10, connected=True, broker="b:1"))
+    sent = [(state.now_ms, one.key) for one in effects if isinstance(one, SendHandIn)]
+    while state.due_ms < 1_000:
+        state, effects = step(state, Tick(at_ms=max(state.due_ms, state.now_ms)))
+        sent += [(state.now_ms, one.key) for one in effects if isinstance(one, SendHandIn)]
+    assert sorted(key.job for _, key in sent) == [key.job for key in keys]
+    assert sent[-1][0] < 20
+
+
+def test_a_vacate_is_timed_from_the_closing_and_not_from_a_hold_of_the_same_cause() -> None:
+    """The budget of the small battery first holds back new work, and much later ends what runs, under one code."""
+    shell = ready()
+    until(shell, RunSlice)
+    held = Reason("low_voltage_budget", "low_voltage", GateState.CLOSED, "battery", 31.0, 30.0, "Wh", 5, None)
+    gates = tuple(
+        msgspec.structs.replace(gate, state=GateState.CLOSED, since_ms=9_000, tightened_ms=9_000, reasons=(held,))
+        if gate.name == "low_voltage"
+        else gate
+        for gate in shell.state.gates.gates
+    )
+    closed = msgspec.structs.replace(shell.state.gates, gates=gates, state=GateState.CLOSED)
+    after, effects = plan.vacate(msgspec.structs.replace(shell.state, gates=closed))
+    assert [one.why for one in effects if isinstance(one, StopWorker)] == ["low_voltage_budget"]
+    assert after.vacating == Vacating(cause="low_voltage_budget", sign_ms=9_000)

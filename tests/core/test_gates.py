@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,11 @@ from agent.core.events import (
     Unwritten,
 )
 from agent.core.findings import GateState
-from agent.core.gates import RULES
+from agent.core.gates import RULES, Gate
 from agent.core.machine import world_of
+from agent.core.policy import Policy
+from agent.core.state import initial
+from agent.core.thermal_watch import THROTTLE_REST_MS
 from agent.core.world import Sight
 from agent.explain import SENTENCES, sentence
 from tests.core.world import PARKED, Shell, car, computer
@@ -125,7 +129,8 @@ def test_the_gate_opens_only_after_every_sign_agreed_for_long_enough() -> None:
 
 
 def test_the_reserve_has_two_thresholds() -> None:
-    shell = opened()
+    shell = Shell(state=initial("unit-1", Policy(parked_for_s=3, net_drain_percent=100), 0))
+    shell.advance(4_000)
     shell.connect()
     shell.changes = {signals.CHARGE: 53.0}
     shell.advance(1_000)
@@ -143,14 +148,44 @@ def test_the_reserve_has_two_thresholds() -> None:
     assert shell.gate() is GateState.OPEN
 
 
+def heat_gate(shell: Shell) -> Gate:
+    return next(gate for gate in shell.state.gates.gates if gate.name == "temperature")
+
+
+def heat_codes(shell: Shell) -> list[str]:
+    return [reason.code for reason in heat_gate(shell).reasons]
+
+
 @pytest.mark.parametrize(
-    ("die_c", "state"),
-    [(None, "closed"), (74.0, "open"), (87.9, "open"), (88.0, "hold"), (94.9, "hold"), (95.0, "closed")],
+    ("die_c", "codes"),
+    [
+        (74.0, []),
+        (87.9, []),
+        (91.4, []),
+        (91.6, ["die_hot"]),
+        (95.0, ["die_hot", "die_rising"]),
+        (95.1, ["die_above_limit", "die_hot", "die_rising"]),
+    ],
 )
-def test_temperature_while_working(die_c: float | None, state: str) -> None:
+def test_temperature_while_working(die_c: float, codes: list[str]) -> None:
+    """Half way from target to limit the law is not holding the die; above the limit the computer is given back."""
     shell = opened()
-    shell.tell(computer(shell.now_ms + 1, die_c))
-    assert shell.state.gates.state.value == state
+    for second in range(1, 1_200):
+        warm_c = min(die_c, 50.0 + 0.05 * second)
+        shell.tell(computer(shell.now_ms + second * 1000, warm_c))
+    assert heat_codes(shell) == codes
+    shut = {"die_above_limit": GateState.CLOSED, "die_hot": GateState.HOLD}.get(codes[0] if codes else "")
+    assert heat_gate(shell).state is (shut or GateState.OPEN)
+    assert set(codes) <= set(SENTENCES)
+
+
+def test_one_reading_above_the_limit_is_not_yet_two() -> None:
+    shell = opened()
+    shell.tell(computer(shell.now_ms + 1, 95.5))
+    assert heat_gate(shell).state is not GateState.CLOSED
+    shell.tell(computer(shell.now_ms + 501, 95.5))
+    assert heat_gate(shell).state is GateState.CLOSED
+    assert heat_codes(shell)[0] == "die_above_limit"
 
 
 def test_a_hot_computer_does_not_start() -> None:
@@ -159,7 +194,53 @@ def test_a_hot_computer_does_not_start() -> None:
     assert [reason.code for reason in shell.state.gates.reasons] == ["die_hot"]
     shell.die_c = 74.0
     shell.advance(600)
+    assert shell.gate() is not GateState.OPEN, "one cooler reading may be noise"
+    shell.advance(5_000)
     assert shell.gate() is GateState.OPEN
+
+
+def test_a_lost_temperature_holds_and_then_closes() -> None:
+    shell = opened()
+    shell.die_c = None
+    last_ms = shell.now_ms
+    shell.advance(2_000)
+    assert shell.gate() is GateState.OPEN
+    assert shell.state.heat.waited(shell.now_ms, shell.state.policy).cap_w == 60.0
+    shell.advance(100)
+    assert [reason.code for reason in shell.state.gates.reasons] == ["temperature_late"]
+    assert shell.state.heat.cap_w == shell.state.policy.power_idle_w
+    shell.advance(last_ms + 3_100 - shell.now_ms)
+    assert [reason.code for reason in shell.state.gates.reasons] == ["temperature_missing"]
+    assert shell.gate() is GateState.CLOSED
+    shell.die_c = 50.0
+    shell.advance(11_000)
+    assert shell.gate() is GateState.OPEN, "and there is a way back"
+
+
+def test_a_throttled_platform_holds_for_a_while() -> None:
+    shell = opened()
+    shell.tell(msgspec.structs.replace(computer(shell.now_ms + 1), throttled=True))
+    assert [reason.code for reason in shell.state.gates.reasons] == ["throttled"]
+    assert shell.gate() is GateState.HOLD
+    assert shell.state.gates.reasons[0].clears_at_ms == shell.now_ms + 1 + THROTTLE_REST_MS
+    shell.advance(THROTTLE_REST_MS + 200)
+    assert heat_gate(shell).state is GateState.OPEN
+
+
+def test_no_lease_is_begun_that_would_end_above_the_limit() -> None:
+    """A computer without a working sink: cool enough to start, but warming by 0.7 K a second."""
+    shell = opened()
+    for second in range(1, 36):
+        for _ in range(10):
+            shell.now_ms += 100
+            shell.tell(car(shell.now_ms))
+        shell.tell(computer(shell.now_ms, 50.0 + 0.7 * second, 8.0))
+    assert heat_codes(shell) == ["die_rising"]
+    assert shell.gate() is GateState.HOLD
+    forecast_c = heat_gate(shell).reasons[0].value
+    assert isinstance(forecast_c, float)
+    assert forecast_c >= shell.state.policy.die_limit_c
+    assert (shell.state.heat.die_c or 0.0) < shell.state.policy.die_start_c
 
 
 def test_an_old_temperature_is_no_temperature() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
+
 from agent.core.events import (
     EventType,
     GrantSeen,
@@ -14,6 +16,7 @@ from agent.core.events import (
     SendHandIn,
     SendRequest,
     SetPace,
+    SetPowerLimit,
     SettleHandIn,
     StartWorker,
     Stopping,
@@ -24,9 +27,10 @@ from agent.core.events import (
     WorkerReady,
 )
 from agent.core.findings import GateState
-from agent.core.machine import step
+from agent.core.machine import as_of, step
 from agent.core.model import HandInKind, JobKey, YieldReason
 from agent.core.state import WorkerPhase
+from agent.core.thermal import duty_permille
 from tests.core.stories import DOOR, ready, until
 from tests.core.world import Shell, car, computer, grant
 
@@ -98,7 +102,7 @@ def test_what_was_finished_is_kept_and_the_rest_given_back_when_the_driver_comes
 def test_no_new_slice_on_hold_and_the_worker_stays() -> None:
     shell = ready()
     until(shell, RunSlice)
-    shell.tell(computer(shell.now_ms + 1, 90.0))
+    shell.tell(msgspec.structs.replace(computer(shell.now_ms + 1), throttled=True))
     assert shell.gate() is GateState.HOLD
     shell.carry_out()
     shell.now_ms += 1
@@ -162,9 +166,61 @@ def test_heat_slows_the_worker_down() -> None:
     shell = ready()
     until(shell, RunSlice)
     shell.tell(computer(shell.now_ms + 1, 84.0))
+    cap_w = shell.state.heat.cap_w
+    assert 8.0 < cap_w < 60.0
     paces = [effect.duty_permille for effect in shell.effects if isinstance(effect, SetPace)]
-    assert paces == [500]
-    assert shell.state.heat.cap_w == 34.0
+    assert paces == [duty_permille(cap_w, shell.state.policy)]
+    limits = [effect.limit_w for effect in shell.effects if isinstance(effect, SetPowerLimit)]
+    assert limits == [60.0, cap_w]
+
+
+def test_a_temperature_that_is_late_pauses_the_worker_before_the_gate_closes() -> None:
+    shell = ready()
+    until(shell, RunSlice)
+    shell.die_c = None
+    shell.advance(2_100)
+    assert [effect for effect in shell.effects if isinstance(effect, SetPace)][-1] == SetPace(duty_permille=0)
+    assert [effect for effect in shell.effects if isinstance(effect, SetPowerLimit)][-1] == SetPowerLimit(limit_w=8.0)
+    assert shell.gate() is GateState.HOLD
+    assert not any(isinstance(effect, StopWorker) for effect in shell.effects)
+    shell.advance(1_000)
+    stops = [effect for effect in shell.effects if isinstance(effect, StopWorker)]
+    assert [stop.why for stop in stops] == ["temperature_missing"]
+
+
+def test_a_computer_whose_power_is_not_measured_gets_no_limit_in_watts() -> None:
+    shell = Shell()
+    shell.connect()
+    for _ in range(41):
+        shell.now_ms += 100
+        shell.tell(car(shell.now_ms))
+        shell.tell(computer(shell.now_ms, 50.0, None))
+    until(shell, RunSlice)
+    shell.tell(computer(shell.now_ms + 1, 92.0, None))
+    assert any(isinstance(effect, SetPace) for effect in shell.effects)
+    assert not any(isinstance(effect, SetPowerLimit) for effect in shell.effects)
+
+
+def test_power_that_does_not_follow_its_cap_stops_the_work() -> None:
+    shell = ready()
+    until(shell, RunSlice)
+    for second in range(1, 12):
+        for _ in range(10):
+            shell.now_ms += 100
+            shell.tell(car(shell.now_ms))
+        shell.tell(computer(shell.now_ms, 88.0 + second / 10, 60.0))
+    stops = [effect.why for effect in shell.effects if isinstance(effect, StopWorker)]
+    assert stops == ["power_not_obeyed"]
+    assert shell.state.lease is not None
+    assert shell.state.lease.ending is YieldReason.THERMAL
+
+
+def test_the_length_of_a_slice_is_remembered_for_the_forecast() -> None:
+    shell = ready()
+    until(shell, RunSlice)
+    shell.now_ms += 700
+    shell.carry_out(lambda effect: isinstance(effect, RunSlice))
+    assert shell.state.slice_ms == 700
 
 
 def test_energy_is_what_was_measured_while_the_lease_ran() -> None:
@@ -194,3 +250,11 @@ def test_the_same_events_give_the_same_effects() -> None:
         two, second = step(two, event)
         assert first == second
     assert one == two
+
+
+def test_who_asks_sees_the_gates_as_of_now() -> None:
+    """Most events decide nothing, so a wait that is shown must not be as old as the last decision."""
+    shell = Shell()
+    shell.advance(1_000)
+    waits = [reason for reason in as_of(shell.state, 1_300).gates.reasons if reason.code == "parked_not_long_enough"]
+    assert [reason.value for reason in waits] == [1.2]

@@ -36,6 +36,7 @@ def a_lease_is_handed_in(shell: Shell) -> None:
 
 
 def the_bus_falls_silent(shell: Shell) -> None:
+    shell.advance(200)
     shell.speaking = False
     shell.advance(1_000)
     assert shell.gate() is GateState.CLOSED

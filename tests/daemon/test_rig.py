@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hil.cli import main as driveway_hil
 from hil.dispatcher.view import View
 from hil.images import drawn_lines
 from hil.rig import Rig
@@ -133,6 +134,29 @@ def _check_command_line(rig: Rig) -> None:
     refused = driveway(rig, "infer", str(rig.folder / "packages" / "ocr"), str(image))
     assert refused.returncode == 5, "the driver comes first for a technician's question too"
     assert "refused by policy" in refused.stderr
+
+
+def test_the_owners_word_and_the_fleets_orders_outlive_a_kill(tmp_path: Path) -> None:
+    with Rig(tmp_path / "rig") as rig:
+        package = rig.build_package()
+        rig.submit(package, [image.png for image in drawn_lines(64, 3)], slice_items=8, price_micro_per_item=10)
+        rig.start()
+        rig.car("driver_leaves")
+        wait(rig, "a slice on disk", lambda status: status["slices"]["kept"] >= 1)
+        assert driveway(rig, "pause", "--for", "1h").returncode == 0
+        wait(rig, "the pause", lambda status: status["state"] == "paused" and status["lease"] is None)
+        assert driveway(rig, "owner", "set", "--classes", "speech").returncode == 0
+        assert driveway_hil(["demand", "--stop-for", "1h", "--dir", str(rig.folder)]) == 0
+        wait(rig, "the order", lambda _status: "demand_response" in {one["code"] for one in rig.ask("why")})
+        rig.stop("daemon", signal.SIGKILL)
+        rig.broker.kill()  # so that nobody tells the next run again
+        rig.start_daemon()
+        status = wait(rig, "the next run", lambda status: status["state"] == "paused")
+        assert status["owner"]["until"] is not None
+        reasons = {reason["code"] for reason in json.loads(driveway(rig, "why", "--json").stdout)}
+        assert {"owner_paused", "demand_response"} <= reasons
+        owner = json.loads(driveway(rig, "owner", "--json").stdout)
+        assert owner["classes"] == {"value": ["speech"], "source": "owner"}
 
 
 def test_a_full_disk_stops_new_work_and_loses_none(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from agent.core.model import JobKey, Verdict
 from agent.fleet import messages
 from agent.fleet.desk import Desk
 from agent.fleet.link import LinkConfig
+from agent.fleet.orders import Orders
+from agent.store import StoreThread
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
 from tests.conftest import FixedClock
@@ -50,6 +53,7 @@ class Listening:
             boot="b00t",
             link=LinkConfig(brokers=(("127.0.0.1", 1),), client_id=UNIT, filters=()),
             dispatcher_keys={trusted.keyid: trusted.public_key()},
+            orders=Orders(StoreThread(Path("never-opened.db")), FixedClock(), "b00t", lambda: True),
             emit=self.events.append,
             clock=FixedClock(),
         )

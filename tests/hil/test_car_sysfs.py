@@ -4,20 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from agent.clock import SystemClock
 from agent.telemetry.jetson import JetsonSysfs
 from hil.car.sysfs import SensorTree
 
 
 def test_the_agents_own_reader_reads_what_the_car_writes(tmp_path: Path) -> None:
     tree = SensorTree(tmp_path)
-    reader = JetsonSysfs(tmp_path, 1000, SystemClock())
-    for die_c, sink_c, power_w in ((26.8, 24.8, 8.0), (85.25, 70.0, 60.0), (-5.5, -6.0, 0.0)):
+    reader = JetsonSysfs(tmp_path)
+    for die_c, sink_c, power_w in ((26.8, 24.8, 8.0), (85.25, 70.0, 60.0), (-5.5, -6.0, 4.0)):
         tree.write(die_c, sink_c, power_w)
-        seen = reader.read()
+        seen = reader.read(0)
         assert seen.sensor == "simulated"
         assert seen.die_c == pytest.approx(die_c, abs=0.001)
         assert seen.power_w == pytest.approx(power_w, abs=0.01)
+        assert 0.021 < seen.power_error_share < 0.12
+    reader.close()
 
 
 @pytest.mark.parametrize("garbage", [None, "", "nan", "hot"])
@@ -29,7 +30,9 @@ def test_a_sensor_that_breaks_is_no_reading(tmp_path: Path, garbage: str | None)
         path.unlink()
         if garbage is not None:
             path.write_text(garbage)
-    seen = JetsonSysfs(tmp_path, 1000, SystemClock()).read()
+    reader = JetsonSysfs(tmp_path)
+    seen = reader.read(0)
+    reader.close()
     assert (seen.die_c, seen.power_w) == (None, None)
 
 

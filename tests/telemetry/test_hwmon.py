@@ -5,7 +5,6 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from agent.clock import SystemClock
 from agent.telemetry.hwmon import Hwmon, read_die_c
 
 
@@ -25,11 +24,11 @@ def test_the_hottest_die_sensor_counts_and_no_disk(monkeypatch: pytest.MonkeyPat
 
 
 def test_no_die_sensor_and_no_number_are_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    show(monkeypatch, {"acpitz": [Sensor(40.0)], "k10temp": [Sensor(float("nan"))]})
+    show(monkeypatch, {"acpitz": [Sensor(40.0)], "k10temp": [Sensor(float("nan")), Sensor(-128.0)]})
     assert read_die_c() is None
 
 
 def test_this_computer_can_be_read_and_its_power_is_unknown() -> None:
-    seen = Hwmon(1000, SystemClock()).read()
-    assert seen.power_w is None
+    seen = Hwmon().read(7)
+    assert (seen.at_ms, seen.power_w, seen.die_error_c) == (7, None, 5.0)
     assert seen.die_c is None or -40 < seen.die_c < 150

@@ -32,8 +32,24 @@ FORBIDDEN_NAMES = {"Message", "getattr", "eval", "exec", "__import__", "import_m
 """What builds a frame to send (python-can's), or hides what is called. cantools' Message is a DBC's description."""
 
 
-def offences(tree: ast.AST) -> Iterator[str]:
+ALLOWED = {
+    ("bcm.py", "for setup in self._setups:\n    channel.send(setup)"),
+    ("apart.py", "sys.stdout.buffer.write(msgspec.msgpack.encode(answer))"),
+}
+"""The two writes: RX_SETUP to the kernel's broadcast manager, which is about receiving (test_bcm checks it), and what a
+child process answers the daemon."""
+
+
+def offences(tree: ast.AST, file: str = "") -> Iterator[str]:
+    allowed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.stmt) and (file, ast.unparse(node)) in ALLOWED
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
+        if id(node) in allowed:
+            continue
         if isinstance(node, ast.Attribute) and node.attr in TRANSMITTING | {"makefile", "fdopen"}:
             yield f"line {node.lineno}: .{node.attr}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "Message":
@@ -44,7 +60,7 @@ def offences(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_nothing_in_the_vehicle_room_can_transmit(path: Path) -> None:
-    assert list(offences(ast.parse(path.read_text()))) == []
+    assert list(offences(ast.parse(path.read_text()), path.name)) == []
 
 
 def test_the_check_sees_the_ways_to_transmit() -> None:
@@ -55,6 +71,7 @@ def test_the_check_sees_the_ways_to_transmit() -> None:
         "can.Message()",
         "getattr(s, n)()",
         "os.write(1, b)",
+        *(code for _, code in ALLOWED),
     ):
         assert list(offences(ast.parse(code))), code
     assert len(SOURCES) >= 8

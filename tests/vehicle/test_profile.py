@@ -6,26 +6,30 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.core.signals import LEAVES
+from agent.core.signals import BELT, CHARGE, HOOD, LEAVES
 from agent.errors import ConfigError
 from agent.vehicle import profile as profile_module
-from agent.vehicle.profile import Profile, dbc_path, load_profile
+from agent.vehicle.profile import Profile, dbc_path, load_profile, vehicle_of
 from agent.vehicle.source import BusConfig, build_decoder
 
 MINIMAL = """
 name = "test"
 description = "a test"
+{head}
 [buses.energy]
 dbc = "{dbc}"
 [[buses.energy.messages]]
 message = "{message}"
 checksum = "{checksum}"
+{more}
 [[buses.energy.messages.signals]]
 signal = "{signal}"
 path = "{path}"
 {extra}
 """
 FINE = {
+    "head": "",
+    "more": "",
     "dbc": str(profile_module.BUNDLED / "driveway_energy.dbc"),
     "message": "DW_chargeStatus",
     "checksum": "DW_chargeStatusChecksum",
@@ -45,15 +49,39 @@ def bind(folder: Path, **changes: str) -> None:
     build_decoder("energy", [load_profile(write(folder, **changes))])
 
 
-def test_the_bundled_profiles_give_every_leaf_that_the_gates_read(profiles: tuple[Profile, ...]) -> None:
-    mapped = {
-        signal.path
-        for profile in profiles
-        for bus in profile.buses.values()
-        for message in bus.messages
-        for signal in message.signals
-    }
-    assert set(LEAVES) <= mapped
+NEEDED = {path for path, leaf in LEAVES.items() if leaf.needed}
+
+
+@pytest.mark.parametrize("car", ["tesla-model3", "vw-meb", "nissan-leaf"])
+def test_with_the_energy_messages_every_car_gives_each_leaf_that_gates_need_or_says_that_it_lacks_it(car: str) -> None:
+    loaded = [load_profile(car), load_profile("driveway-energy")]
+    vehicle = vehicle_of(loaded)
+    assert vehicle.offered | vehicle.absent >= NEEDED
+    assert not vehicle.offered & vehicle.absent
+    assert vehicle.offered <= set(LEAVES), "a leaf that no gate reads is mapped for nothing"
+
+
+@pytest.mark.parametrize("car", ["vw-meb", "nissan-leaf"])
+def test_no_car_is_run_without_its_charge(car: str) -> None:
+    """Neither DBC has it, and no profile may say that it is not needed."""
+    vehicle = vehicle_of([load_profile(car)])
+    assert vehicle.reads(CHARGE)
+    assert CHARGE not in vehicle.offered
+
+
+def test_what_one_profile_lacks_and_another_has_is_there(tmp_path: Path) -> None:
+    lacking = load_profile(write(tmp_path, head=f'absent = ["{HOOD}", "{BELT}"]'))
+    other = tmp_path / "other"
+    other.mkdir()
+    having = load_profile(write(other, path=HOOD))
+    vehicle = vehicle_of([lacking, having])
+    assert vehicle.absent == {BELT}
+    assert vehicle.offered == {"Vehicle.Test", HOOD}
+
+
+def test_two_profiles_may_not_map_one_leaf(profiles: tuple[Profile, ...]) -> None:
+    with pytest.raises(ConfigError, match="two vehicle profiles map"):
+        vehicle_of([profiles[0], profiles[0]])
 
 
 def test_a_profile_in_a_file_of_its_own_binds(tmp_path: Path) -> None:
@@ -72,6 +100,8 @@ def test_opendbc_is_found_without_running_its_code(profiles: tuple[Profile, ...]
         ({"signal": "DW_cabelState"}, "message DW_chargeStatus has no signal 'DW_cabelState'", "DW_cableState"),
         ({"checksum": "DW_chargeStatusChecksun"}, "no signal 'DW_chargeStatusChecksun'", "DW_chargeStatusChecksum"),
         ({"checksum": "DW_chargeStatusCounter"}, "not one whole byte", ""),
+        ({"more": 'counter = "DW_chargeStatusCount"'}, "no signal 'DW_chargeStatusCount'", "DW_chargeStatusCounter"),
+        ({"extra": 'values = { CONNECTED = true }\nfaults = ["FALUT"]'}, "no choice 'FALUT'", "FAULT"),
         ({"extra": "values = { CONECTED = true }"}, "no choice 'CONECTED'", "CONNECTED"),
         ({"extra": 'values = { CONNECTED = true }\ninvalid = ["SNAA"]'}, "no choice 'SNAA'", "SNA"),
         ({"dbc": "driveway_energi.dbc"}, "there is no", ""),
@@ -94,6 +124,14 @@ def test_what_the_dbc_lacks_is_named_with_a_suggestion(
         ({"extra": "minimum = 2\nmaximum = 1"}, "minimum"),
         ({"extra": 'values = { SNA = true }\ninvalid = ["SNA"]'}, "SNA"),
         ({"path": "Car.Speed"}, "path"),
+        ({"extra": 'values = { CONNECTED = true }\nfaults = ["SNA"]\nunavailable = ["SNA"]'}, "SNA"),
+        ({"extra": "resolution = -1"}, "resolution"),
+        ({"head": f'absent = ["{CHARGE}"]'}, "no car may lack"),
+        ({"head": 'absent = ["Vehicle.Cabin.Sunroof"]'}, "no leaf that a gate reads"),
+        ({"head": f'absent = ["{HOOD}"]', "path": HOOD}, "is mapped"),
+        ({"more": 'checksum_kind = "e2e_profile_2"'}, "data_ids"),
+        ({"more": "data_ids = [1]"}, "data_ids"),
+        ({"more": 'checksum_kind = "crc"'}, "checksum_kind"),
     ],
 )
 def test_a_profile_that_is_wrong_in_itself_is_refused(tmp_path: Path, changes: dict[str, str], named: str) -> None:
@@ -135,6 +173,8 @@ def test_a_bus_that_two_profiles_have_is_refused(profiles: tuple[Profile, ...]) 
     [
         'name = "party"\ninterface = "udp_multicast"\nchannel = "239.1.1.1"',
         'name = "party"\ninterface = "socketcan"\nchannel = "can0"\nport = 5',
+        'name = "party"\ninterface = "candump"\nchannel = "night.log"\nmode = "bcm"',
+        'name = "party"\ninterface = "socketcan"\nchannel = "can0"\nrecorded_as = "can0"',
         'name = "party"\ninterface = "slcan"\nchannel = "can0"',
         'name = "party"\ninterface = "socketcan"\nchannel = "can0"\nbitrate = 500000',
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import can
 import pytest
@@ -11,7 +12,9 @@ from can.interfaces.virtual import VirtualBus
 from agent.clock import SystemClock
 from agent.core.events import EventType, Sample, SignalsSeen, SourceChanged
 from agent.vehicle import python_can
+from agent.vehicle.binding import bind_bus
 from agent.vehicle.decoder import Decoder, Frame
+from agent.vehicle.drain import Rounds
 from agent.vehicle.profile import Profile
 from agent.vehicle.python_can import PythonCanSource
 from agent.vehicle.source import BusConfig, build_source
@@ -27,7 +30,9 @@ def test_a_virtual_bus_is_heard_between_foreign_frames(
     async def main() -> list[EventType]:
         events: asyncio.Queue[EventType] = asyncio.Queue()
         bus = BusConfig(name="party", interface="virtual", channel="test-python-can")
-        reading = asyncio.create_task(build_source(bus, profiles, SystemClock()).run(events.put_nowait))
+        reading = asyncio.create_task(
+            build_source(bus, bind_bus("party", profiles), SystemClock(), Path(), Rounds()).run(events.put_nowait)
+        )
         with can.Bus(interface="virtual", channel="test-python-can") as car:
             while events.empty():  # a virtual bus hears only what is sent after it was opened
                 for foreign in range(50):
@@ -44,7 +49,7 @@ def test_a_virtual_bus_is_heard_between_foreign_frames(
     assert isinstance(alive, SourceChanged)
     assert alive.alive
     assert isinstance(seen, SignalsSeen)
-    assert seen.samples == (Sample("Vehicle.Chassis.Brake.PedalPosition", 100.0),)
+    assert seen.samples == (Sample("Vehicle.Chassis.Brake.PedalPosition", 100.0, group="ESP_status", period_ms=20),)
     assert not any(thread.name == "party reader" for thread in threading.enumerate())
 
 

@@ -8,27 +8,72 @@ from agent.core import signals
 from agent.core.findings import Finding, GateState
 from agent.core.world import Sight
 
+DIE, POWER = "compute.die", "compute.power"
+LEASE_HORIZON_S = 30.0
+"""A lease is not begun when the die would cross its limit within this; a slice, within the length of the last one."""
+RISING_MARGIN_C = 3.0
+"""Once refused for what was to come, a start needs so much more room than going on does."""
 UNKNOWN_AMBIENT_C = 60.0
 """An ambient sensor that has fallen silent is read as a car parked in the sun."""
 
 
 def temperature(sight: Sight, was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
-    """The die is known to be cool enough; no reading counts as too hot."""
-    policy, compute, now_ms = sight.policy, sight.world.compute, sight.now_ms
-    if compute is None or compute.die_c is None:
-        yield Finding("temperature_missing", "compute.die", None, policy.die_limit_c, "celsius")
+    """The die is known, cool enough, and stays so for a slice (or a lease) more; no reading counts as too hot."""
+    policy, heat, now_ms = sight.policy, sight.world.heat, sight.now_ms
+    if heat.die_c is None:
+        yield Finding("temperature_missing", DIE, None, policy.die_limit_c, "celsius")
         return
-    stale_ms = compute.at_ms + policy.compute_stale_ms
+    stale_ms = heat.die_ms + policy.compute_stale_ms
     if now_ms > stale_ms:
-        yield Finding("temperature_stale", "compute.die", compute.die_c, policy.die_limit_c, "celsius")
+        silent = heat.seen_ms is None or now_ms > heat.seen_ms + policy.compute_stale_ms
+        if heat.seen_ms is not None and not silent:
+            sight.again(heat.seen_ms + policy.compute_stale_ms + 1)
+        yield Finding("temperature_stale" if silent else "temperature_missing", DIE, heat.die_c, None, "celsius")
         return
-    sight.stale_ms = min(sight.stale_ms, stale_ms + 1)
-    if compute.die_c >= policy.die_limit_c:
-        yield Finding("die_above_limit", "compute.die", compute.die_c, policy.die_limit_c, "celsius")
-    elif was_open and compute.die_c >= policy.die_target_c:
-        yield Finding("die_hot", "compute.die", compute.die_c, policy.die_target_c, "celsius", GateState.HOLD)
-    elif not was_open and compute.die_c >= policy.die_start_c:
-        yield Finding("die_hot", "compute.die", compute.die_c, policy.die_start_c, "celsius", GateState.HOLD)
+    sight.ages(stale_ms + 1)
+    if now_ms > heat.late_ms:
+        yield Finding("temperature_late", DIE, heat.die_c, None, "celsius", GateState.HOLD)
+    else:
+        sight.ages(heat.late_ms + 1)
+    yield from _watched(sight)
+    yield from _hot(sight, was_open)
+
+
+def _watched(sight: Sight) -> Iterator[Finding]:
+    """What the thermal law's watchdog stops the work for."""
+    heat, limit_c = sight.world.heat, sight.policy.die_limit_c
+    watch = heat.watch
+    match heat.problem:
+        case "":
+            pass
+        case "die_above_limit":
+            yield Finding("die_above_limit", DIE, heat.die_c, limit_c, "celsius")
+        case "power_not_obeyed" as code:
+            rests_ms = watch.rests_until_ms if watch.rests_until_ms > sight.now_ms else None
+            yield Finding(code, POWER, heat.flow.power_w, round(watch.allowed_w, 1), "watt", clears_at_ms=rests_ms)
+        case "power_missing" as code:
+            yield Finding(code, POWER, None, None, "watt")
+        case code:
+            yield Finding(code, DIE, heat.die_c, None, "celsius")
+    if sight.now_ms < watch.throttled_until_ms:
+        sight.again(watch.throttled_until_ms)
+        until_ms = watch.throttled_until_ms
+        yield Finding("throttled", "compute.clocks", True, False, "", GateState.HOLD, clears_at_ms=until_ms)
+
+
+def _hot(sight: Sight, was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
+    """Too warm to begin, so warm that the law cannot hold it, or about to get there within what would be begun."""
+    policy, heat, world = sight.policy, sight.world.heat, sight.world
+    warm_c = (policy.die_target_c + policy.die_limit_c) / 2 if was_open else policy.die_start_c
+    if heat.smooth_c >= warm_c:
+        yield Finding("die_hot", DIE, round(heat.smooth_c, 1), warm_c, "celsius", GateState.HOLD)
+    horizon_s = LEASE_HORIZON_S
+    if world.leased and world.slice_ms is not None:
+        horizon_s = world.slice_ms / 1000
+    forecast_c = heat.forecast_c(horizon_s, policy)
+    limit_c = policy.die_limit_c - (0.0 if was_open else RISING_MARGIN_C)
+    if forecast_c is not None and forecast_c >= limit_c:
+        yield Finding("die_rising", DIE, round(forecast_c, 1), limit_c, "celsius", GateState.HOLD)
 
 
 def ambient(sight: Sight, was_open: bool) -> Iterator[Finding]:  # noqa: FBT001

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.core import signals
+from agent.core.contradictions import DRIVING_CONTRADICTIONS
 from agent.core.findings import Finding
 from agent.core.world import Sight
 
@@ -18,7 +19,7 @@ def parked(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
     yield from sight.expect(signals.PARK_LOCK, "park_lock_open", lambda v: v is True, True)
     yield from sight.expect(signals.BRAKE, "brake_pressed", lambda v: v == 0, 0.0)
     yield from sight.expect(signals.LOW_VOLTAGE_STATE, "powered_for_driving", lambda v: v in {"LOCK", "OFF"}, "OFF")
-    yield from sight.agree(signals.DRIVING_CONTRADICTIONS)
+    yield from sight.agree(DRIVING_CONTRADICTIONS)
 
 
 def occupied(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001

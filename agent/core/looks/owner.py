@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from agent.core import signals
 from agent.core.events import OwnerMode
 from agent.core.findings import Finding
+from agent.core.walltime import WallClock
 from agent.core.world import Owner, Sight
 
 
@@ -17,18 +18,17 @@ def owner(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
     if said.mode is OwnerMode.FINISH and not sight.world.leased:
         yield Finding("owner_finished", "owner.mode", said.mode.value, OwnerMode.AUTO.value)
     if said.mode is OwnerMode.PAUSED:
-        ends_ms = _ends_ms(said, sight)
+        ends_ms = pause_ends_ms(said, sight.world.wall)
         if ends_ms is None or sight.now_ms < ends_ms:
             if ends_ms is not None:
                 sight.again(ends_ms)
             yield Finding("owner_paused", "owner.mode", said.mode.value, OwnerMode.AUTO.value, clears_at_ms=ends_ms)
 
 
-def _ends_ms(said: Owner, sight: Sight) -> int | None:
-    """When the pause ends; None for a pause without end, or one whose end nobody can tell while the clock is wrong."""
+def pause_ends_ms(said: Owner, wall: WallClock) -> int | None:
+    """When a pause ends, in boot time; None for one without end, or while the wall clock that tells it is wrong."""
     if said.until_ms is not None:
         return said.until_ms
-    wall = sight.world.wall
     return None if said.until_wall_ms is None or wall.problem else said.until_wall_ms - wall.offset_ms
 
 

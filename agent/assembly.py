@@ -1,0 +1,174 @@
+"""Builds the parts of one daemon from its configuration, and says what each is given of the others.
+
+Nothing begins here: no thread, no socket, no file but those that the configuration names (profiles, packages, keys),
+which are read, and a power limit that a crashed run left, which is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import handin
+from agent.answers import Answers
+from agent.awake import KeepAwakeWishes
+from agent.clock import SystemClock, boot_id
+from agent.config import Config
+from agent.control import ControlServer
+from agent.core.events import Report
+from agent.core.state import State, initial
+from agent.fleet.desk import Desk
+from agent.fleet.link import LinkConfig
+from agent.fleet.orders import Orders
+from agent.hands import Hands
+from agent.host import Host
+from agent.identity import Identity, read_key
+from agent.inference.shelf import Shelf
+from agent.inference.station import WorkerLimits
+from agent.owner import OwnerDesk
+from agent.ports import CountingSource, Emit, Source
+from agent.selftest import NOT_YET, SelfTest
+from agent.store import StoreThread
+from agent.telemetry.limits import PowerLimits
+from agent.telemetry.reader import ReaderSource
+from agent.telemetry.source import build_limits, build_reader
+from agent.vehicle.apart import bind_apart
+from agent.vehicle.databroker import build_awakener, build_databroker
+from agent.vehicle.drain import Rounds
+from agent.vehicle.profile import Profile, load_profile, vehicle_of
+from agent.vehicle.source import build_sources
+from agent.zones import zone_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The shells of one daemon. `start` is the state that its core begins with."""
+
+    start: State
+    clock: SystemClock
+    rounds: Rounds
+    store: StoreThread
+    shelf: Shelf
+    sources: tuple[Source, ...]
+    orders: Orders
+    desk: Desk
+    limits: PowerLimits
+    awake: KeepAwakeWishes
+    hands: Hands
+    owner: OwnerDesk
+    control: ControlServer
+
+
+def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[[], State]) -> Parts:
+    """Every part. They emit to `emit` and look at `state()` only once they run. Raises DrivewayError."""
+    clock, rounds, boot = SystemClock(), Rounds(), boot_id() or "unknown"
+    profiles = [load_profile(profile) for profile in config.vehicle.profiles]
+    store = StoreThread(config.path(config.state_dir) / "driveway.db")
+    publisher_keys = read_key(config, config.inference.publisher_key, "inference.publisher_key")
+    shelf = Shelf(config.path(config.inference.packages_dir), publisher_keys)
+
+    def note(name: str, fields: dict[str, str | int | float | bool]) -> None:
+        hands.perform(Report(name=name, fields=fields))
+
+    limits = build_limits(config, boot, note)
+    databroker = config.vehicle.databroker
+    awake = KeepAwakeWishes(build_awakener(databroker, clock, config.path) if databroker else None, note)
+    orders = Orders(store, clock, boot_id(), trusted=lambda: not state().wall.problem)
+    desk = _desk(config, identity, orders, clock, emit)
+    hands = Hands(
+        emit=emit,
+        clock=clock,
+        store=store,
+        desk=desk,
+        shelf=shelf,
+        signer=identity.signer,
+        unit=handin.Unit(
+            id=config.unit.id,
+            device_class=config.unit.device_class,
+            boot=boot,
+            agent_sha256=handin.agent_sha256(),
+        ),
+        limits=WorkerLimits(config.inference.threads, config.inference.memory_mb),
+        executor=config.inference.executor,
+        web=identity.web,
+        spent=lambda: state().spent,
+        policy=lambda: state().policy,
+        power_limits=limits,
+        keep_awake=awake.want,
+    )
+    owner = OwnerDesk(state=state, emit=emit, clock=clock, store=store, boot=boot_id(), policy=config.policy)
+    self_test = SelfTest(
+        clock=clock,
+        store=store,
+        signer=identity.signer,
+        executor=config.inference.executor,
+        reading=lambda: state().compute,
+    )
+    sources = (*_readers(config, profiles, clock, rounds), self_test)
+    answers = Answers(
+        state=state,
+        clock=clock,
+        store=store,
+        hands=hands,
+        desk=desk,
+        shelf=shelf,
+        owner=owner,
+        sources=[source for source in sources if isinstance(source, CountingSource)],
+    )
+    return Parts(
+        start=_start(config, profiles, clock),
+        clock=clock,
+        rounds=rounds,
+        store=store,
+        shelf=shelf,
+        sources=sources,
+        orders=orders,
+        desk=desk,
+        limits=limits,
+        awake=awake,
+        hands=hands,
+        owner=owner,
+        control=ControlServer(config.path(config.control_socket), answers.answer),
+    )
+
+
+def _start(config: Config, profiles: list[Profile], clock: SystemClock) -> State:
+    """What the core knows before the first event."""
+    now_ms = clock.boot_ms()
+    name = f"{config.unit.id[:32]}-{now_ms}"
+    zone = zone_named(config.policy.time_zone)
+    return initial(name, config.policy, now_ms, vehicle_of(profiles), zone, self_test_problem=NOT_YET)
+
+
+def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock, emit: Emit) -> Desk:
+    link = LinkConfig(
+        brokers=config.fleet.addresses(),
+        client_id=config.unit.id,
+        filters=(),
+        keepalive_s=config.fleet.keepalive_s,
+        tls=identity.tls,
+    )
+    return Desk(
+        unit=config.unit.id,
+        cell=identity.cell,
+        boot=boot_id() or "unknown",
+        link=link,
+        dispatcher_keys=identity.dispatcher_keys,
+        orders=orders,
+        emit=emit,
+        clock=clock,
+    )
+
+
+def _readers(config: Config, profiles: list[Profile], clock: SystemClock, rounds: Rounds) -> list[Source]:
+    """What reads the car, the computer and its system."""
+    buses, folder = config.vehicle.bus, Path(config.base)
+    sources: list[Source] = [*build_sources(buses, profiles, clock, folder, bind_apart, rounds=rounds)]
+    if config.vehicle.databroker is not None:
+        sources.append(build_databroker(config.vehicle.databroker, clock, config.path))
+    sources.append(ReaderSource(build_reader(config), config.computer.interval_ms, clock))
+    network, flag = config.network, config.update_flag_path
+    interfaces = network.metered_interfaces
+    sources.append(Host(clock=clock, update_flag=flag, metered=network.metered, metered_interfaces=interfaces))
+    return sources

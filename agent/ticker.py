@@ -1,0 +1,56 @@
+"""Tells the core that time has passed: when something falls due, and not before.
+
+The core says until when nothing can happen by itself (`State.due_ms`); one timer of the event loop is set to that, and
+set anew when an event brings it forward. A tick that comes early decides nothing, so nothing depends on the timer being
+exact. It comes at least once a second: boot time runs on while the computer sleeps and the loop's clock does not, so a
+timer alone could be late by as long as it slept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agent.core.events import Tick
+from agent.ports import Clock, Emit
+
+LONGEST_MS = 1_000
+SHORTEST_MS = 10
+"""Between two ticks, so that something that is due and stays due cannot keep the loop busy."""
+
+
+class Ticker:
+    """Emits ticks. `due_ms` is asked after every event; use it on the event loop's thread only."""
+
+    def __init__(self, emit: Emit, clock: Clock, due_ms: Callable[[], int]) -> None:
+        self._emit, self._clock, self._due_ms = emit, clock, due_ms
+        self._timer: asyncio.TimerHandle | None = None
+        self._at_ms = 0
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        self._tick()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def settle(self) -> None:
+        """Call after every event: what is due may have come forward."""
+        if self._timer is not None and self._due_ms() < self._at_ms:
+            self._timer.cancel()
+            self._set()
+
+    def _tick(self) -> None:
+        self._timer = None
+        try:
+            self._emit(Tick(at_ms=self._clock.boot_ms()))
+        finally:
+            self._set()
+
+    def _set(self) -> None:
+        now_ms = self._clock.boot_ms()
+        self._at_ms = min(max(self._due_ms(), now_ms + SHORTEST_MS), now_ms + LONGEST_MS)
+        self._timer = asyncio.get_running_loop().call_later((self._at_ms - now_ms) / 1000, self._tick)

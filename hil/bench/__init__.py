@@ -1,0 +1,15 @@
+"""Benchmarks: what the daemon, its gate, the thermal law and the simulation achieve, as numbers.
+
+A benchmark is a module `hil.bench.<name>` with `run()`, which returns a frozen struct of figures with units in their
+names; it is imported only when it is run. To add one, add its line here.
+"""
+
+from __future__ import annotations
+
+BENCHMARKS = {
+    "vacate": "frame on the bus to no more work running",
+    "idle": "what the daemon costs while the car sends 3,000 frames a second",
+    "sim": "simulated car-nights per minute and core",
+    "thermal": "work done under the thermal law, against on/off and the ideal cap",
+}
+"""Every benchmark by name, and what it measures."""

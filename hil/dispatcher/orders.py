@@ -1,0 +1,103 @@
+"""The fleet's standing orders to cars: a price curve and a stop for the grid, the newest of each kind for each unit.
+
+An order is issued under a time that rises with every order to the unit, whatever the clock does; a car takes nothing
+older than what it knows. Each order is sent when it is issued, and again whenever the unit's link comes up, so that a
+car that was away learns of it; a stop then names what is left of it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+
+import msgspec
+
+from agent.fleet.messages import DemandMessage, MessageError, PricesMessage, PricesSlot, decode, encode
+from hil.dispatcher.database import transaction
+
+TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
+PRICES, DEMAND = "prices", "demand"
+Order = PricesMessage | DemandMessage
+
+
+class PricesOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator asks for: these prices, for so long from now."""
+
+    valid_for_s: int
+    slots: tuple[PricesSlot, ...]
+
+
+class DemandOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator asks for: stop for so long from now; 0 takes it back."""
+
+    stop_for_s: int
+    detail: str = ""
+
+
+class Orders:
+    """Part of the book; see there for threads and time."""
+
+    def __init__(self, database: sqlite3.Connection, now_ms: Callable[[], int]) -> None:
+        self._database, self._now_ms = database, now_ms
+
+    def issue(self, unit: str, wanted: PricesOrder | DemandOrder) -> Order:
+        """Write an order down, to be sent; raises MessageError for one that no car would take."""
+        with transaction(self._database):
+            now_ms = self._now_ms()
+            kind = PRICES if isinstance(wanted, PricesOrder) else DEMAND
+            issued_ms = max(now_ms, self._newest(unit) + 1)
+            order: Order
+            if isinstance(wanted, PricesOrder):
+                expires_ms = issued_ms + 1000 * wanted.valid_for_s
+                order = _checked(
+                    PricesMessage, unit=unit, issued_wall_ms=issued_ms, expires_wall_ms=expires_ms, slots=wanted.slots
+                )
+                ends_ms = expires_ms
+            else:
+                order = _checked(
+                    DemandMessage,
+                    unit=unit,
+                    issued_wall_ms=issued_ms,
+                    stop_for_s=wanted.stop_for_s,
+                    detail=wanted.detail,
+                )
+                ends_ms = now_ms + 1000 * wanted.stop_for_s
+            self._database.execute(
+                "INSERT OR REPLACE INTO orders (unit, kind, issued_ms, ends_ms, body) VALUES (?, ?, ?, ?, ?)",
+                (unit, kind, issued_ms, ends_ms, encode(order)),
+            )
+        return order
+
+    def standing(self, unit: str) -> list[Order]:
+        """What the unit should know now: the newest of each kind, a stop with what is left of it."""
+        rows = self._database.execute("SELECT kind, ends_ms, body FROM orders WHERE unit = ? ORDER BY kind", (unit,))
+        found: list[Order] = []
+        for row in rows.fetchall():
+            left_s = max(0, row["ends_ms"] - self._now_ms()) // 1000
+            if row["kind"] == DEMAND:
+                found.append(msgspec.structs.replace(decode(row["body"], DemandMessage), stop_for_s=left_s))
+            elif left_s:
+                found.append(decode(row["body"], PricesMessage))
+        return found
+
+    def _newest(self, unit: str) -> int:
+        row = self._database.execute("SELECT max(issued_ms) FROM orders WHERE unit = ?", (unit,)).fetchone()
+        return int(row[0] or 0)
+
+
+def read_order(kind: str, body: bytes) -> PricesOrder | DemandOrder:
+    """An operator's request; raises MessageError, which names the field at fault."""
+    try:
+        if kind == PRICES:
+            return msgspec.json.decode(body, type=PricesOrder)
+        return msgspec.json.decode(body, type=DemandOrder)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"not an order of {kind}: {error}") from error
+
+
+def _checked(kind: type[Order], **fields: object) -> Order:
+    """The message as a car would read it; raises MessageError, which names what is wrong with it."""
+    try:
+        return msgspec.convert({name: msgspec.to_builtins(value) for name, value in fields.items()}, kind)
+    except msgspec.ValidationError as error:
+        raise MessageError(f"no such order can be given: {error}") from error
