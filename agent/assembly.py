@@ -138,7 +138,7 @@ def _start(config: Config, profiles: list[Profile], clock: SystemClock) -> State
     now_ms = clock.boot_ms()
     name = f"{config.unit.id[:32]}-{now_ms}"
     zone = zone_named(config.policy.time_zone)
-    return initial(name, config.policy, now_ms, vehicle_of(profiles), zone, self_test_problem=NOT_YET)
+    return initial(name, config.policy, now_ms, vehicle=vehicle_of(profiles), zone=zone, self_test_problem=NOT_YET)
 
 
 def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock, emit: Emit) -> Desk:

@@ -160,6 +160,7 @@ def initial(
     name: str,
     policy: Policy,
     now_ms: int,
+    *,
     vehicle: Vehicle | None = None,
     zone: Zone = UTC,
     self_test_problem: str = "",

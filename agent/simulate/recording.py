@@ -41,7 +41,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     def begin(self) -> State:
         """The state before the first event."""
         vehicle = Vehicle(offered=self.offered, absent=self.absent)
-        return initial(self.name, self.policy, self.start_ms, vehicle, self.zone)
+        return initial(self.name, self.policy, self.start_ms, vehicle=vehicle, zone=self.zone)
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -56,7 +56,7 @@ class Rehearsal:
 
     def __init__(self, trace: Trace, policy: Policy, zone: Zone, supposed: Supposed, watch: Watcher) -> None:
         self._trace, self._watch = trace, watch
-        self.state = initial("rehearsal", policy, 0, trace.vehicle, zone)
+        self.state = initial("rehearsal", policy, 0, vehicle=trace.vehicle, zone=zone)
         self.computer = Computer(Box(policy.power_idle_w, supposed.work_w))
         self._counterpart = Counterpart(policy, supposed, self.computer)
         self._air_recorded = False

@@ -97,9 +97,9 @@ class Physics:
             return
         now = self.now
         self.die_c, self.sink_c = self._modes[now.fan].after(self.die_c, self.sink_c, now, dt_s)
-        self._advance_pack_heat(dt_s)
-        load_w = self._load_w(now.computer_w)
+        load_w, before_wh = self._load_w(now.computer_w), self.energy_wh
         self.energy_wh, self.charging = self._advance_energy(self.energy_wh, load_w, dt_s, charging=self.charging)
+        self._advance_pack_heat(dt_s, (self.energy_wh - before_wh) * 3600 / dt_s)
         idle_w = self.parameters.computer_idle_w if now.awake else 0.0
         load_w = self._load_w(min(now.computer_w, idle_w))
         self.without_us_wh, self.charging_without_us = self._advance_energy(
@@ -147,9 +147,10 @@ class Physics:
             left_h -= to_edge_h
         return min(max(energy_wh + power_w * left_h, 0.0), capacity_wh), charging
 
-    def _advance_pack_heat(self, dt_s: float) -> None:
+    def _advance_pack_heat(self, dt_s: float, mean_w: float) -> None:
+        """With the mean power of the step, in which charging may have begun or ended."""
         parameters = self.parameters
-        settled_c = self.now.air_c + parameters.pack_to_air_k_per_w * parameters.pack_loss * abs(self.pack_w)
+        settled_c = self.now.air_c + parameters.pack_to_air_k_per_w * parameters.pack_loss * abs(mean_w)
         tau_s = parameters.pack_j_per_k * parameters.pack_to_air_k_per_w
         self.pack_c = settled_c + (self.pack_c - settled_c) * math.exp(-dt_s / tau_s)
 

@@ -18,7 +18,7 @@ class Witness:
     def __init__(self, traits: Traits, *, keep: bool) -> None:
         self._traits, self._keep = traits, keep
         vehicle = Vehicle(offered=traits.model.leaves, absent=traits.model.absent)
-        self.state = initial(traits.name, traits.policy, traits.start_ms, vehicle, traits.zone)
+        self.state = initial(traits.name, traits.policy, traits.start_ms, vehicle=vehicle, zone=traits.zone)
         self.watch = Watch(traits.policy)
         self.lines: list[Line] = []
         self.broken: list[Broken] = []

@@ -72,7 +72,7 @@ class FullCar:
         leaves: frozenset[str] = frozenset(LEAVES),
     ) -> None:
         policy = Policy(parked_for_s=1) if policy is None else policy
-        self.state: State = initial("unit-1", policy, 0, Vehicle(offered=leaves), zone)
+        self.state: State = initial("unit-1", policy, 0, vehicle=Vehicle(offered=leaves), zone=zone)
         self.now_ms = 0
         self.tell(self.host(synchronised=synchronised))
         self.tell(LinkChanged(at_ms=0, connected=True, broker="b:1"))

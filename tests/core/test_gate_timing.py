@@ -43,7 +43,7 @@ REPLACE = msgspec.structs.replace
 def begin(seed: int) -> tuple[State, RestlessWorld, random.Random]:
     world = RestlessWorld(seed)
     zone = zone_named(world.dice.choice(["UTC", "Europe/Berlin"]))
-    state = initial("unit-1", policy(world.dice), 0, Vehicle(offered=frozenset(LEAVES)), zone)
+    state = initial("unit-1", policy(world.dice), 0, vehicle=Vehicle(offered=frozenset(LEAVES)), zone=zone)
     for event in world.begins():
         state, _ = step(state, event)
     return state, world, random.Random(seed)

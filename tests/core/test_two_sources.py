@@ -72,10 +72,10 @@ def test_numbers_may_differ_by_their_rounding_and_the_worse_counts() -> None:
 
 
 def test_two_sources_that_differ_do_not_say_that_it_is_charging() -> None:
-    state = initial("unit", POLICY, 0, told(says("can", True, signals.CHARGING)))
+    state = initial("unit", POLICY, 0, vehicle=told(says("can", True, signals.CHARGING)))
     assert state.charging
     vehicle = told(says("can", True, signals.CHARGING), says("broker", False, signals.CHARGING))
-    assert not initial("unit", POLICY, 0, vehicle).charging
+    assert not initial("unit", POLICY, 0, vehicle=vehicle).charging
 
 
 @pytest.mark.parametrize("bus_first", [True, False])

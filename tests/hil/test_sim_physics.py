@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hil.car.plant import PlantInputs, PlantParameters, initial_state, soc_percent
@@ -14,6 +14,7 @@ PARAMETERS = PlantParameters(capacity_wh=2_000.0, charge_limit_percent=80.0)
 
 
 @settings(max_examples=25, deadline=None)
+@example(charge=69.0, air_c=0.0, charger_w=11_000.0, share=0.0, seconds=185, awake=True)  # charging ends on the way
 @given(
     charge=st.floats(20, 85),
     air_c=st.floats(-20, 60),
