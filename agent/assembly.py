@@ -16,7 +16,7 @@ from agent.awake import KeepAwakeWishes
 from agent.clock import SystemClock, boot_id
 from agent.config import Config
 from agent.control import ControlServer
-from agent.core.events import Report
+from agent.core.effects import Report
 from agent.core.state import State, initial
 from agent.fleet.desk import Desk
 from agent.fleet.link import LinkConfig

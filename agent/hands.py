@@ -14,18 +14,12 @@ from typing import assert_never
 import msgspec
 
 from agent import budgets, handin, owner
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
     EndPause,
-    EventType,
     HandIn,
-    HandInFailed,
-    HandInSettled,
-    HandInStored,
     KeepAwake,
     KeepBudgets,
-    LeaseOpened,
-    LeaseRefused,
     OpenLease,
     RecordVacate,
     Report,
@@ -35,10 +29,18 @@ from agent.core.events import (
     SetPace,
     SetPowerLimit,
     SettleHandIn,
-    SliceFailed,
-    SliceStored,
     StartWorker,
     StopWorker,
+)
+from agent.core.events import (
+    EventType,
+    HandInFailed,
+    HandInSettled,
+    HandInStored,
+    LeaseOpened,
+    LeaseRefused,
+    SliceFailed,
+    SliceStored,
     StoreFailed,
     StoreRecovered,
     Unwritten,

@@ -14,13 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from agent import hands as hands_module
-from agent.core.events import (
-    EffectType,
-    EventType,
-    HandIn,
-    SendRequest,
-    SettleHandIn,
-)
+from agent.core.effects import EffectType, HandIn, SendRequest, SettleHandIn
+from agent.core.events import EventType
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Spent, Verdict, YieldReason
 from agent.core.policy import Policy
 from agent.errors import StoreError

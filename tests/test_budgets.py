@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import budgets
-from agent.core.events import KeepBudgets
+from agent.core.effects import KeepBudgets
 from agent.core.kept import everything_spent
 from agent.core.model import Kept
 from agent.core.policy import Policy

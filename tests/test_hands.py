@@ -9,19 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.core.effects import OpenLease, RunSlice, SendHandIn, SendRequest, SetPace, StartWorker
 from agent.core.events import (
     HandInFailed,
     HandInSettled,
     HandInStored,
     LeaseOpened,
     LeaseRefused,
-    OpenLease,
-    RunSlice,
-    SendHandIn,
-    SendRequest,
-    SetPace,
     SliceStored,
-    StartWorker,
     WorkerReady,
 )
 from agent.core.model import HandInKind, Spent, Verdict, YieldReason

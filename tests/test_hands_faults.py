@@ -10,14 +10,8 @@ from typing import Any, cast
 import pytest
 
 from agent import hands as hands_module
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
-    EventType,
-    HandInFailed,
-    HandInSettled,
-    HandInStored,
-    LeaseOpened,
-    LeaseRefused,
     OpenLease,
     RecordVacate,
     Report,
@@ -25,10 +19,18 @@ from agent.core.events import (
     SendHandIn,
     SendRequest,
     SetPace,
-    SliceFailed,
-    SliceStored,
     StartWorker,
     StopWorker,
+)
+from agent.core.events import (
+    EventType,
+    HandInFailed,
+    HandInSettled,
+    HandInStored,
+    LeaseOpened,
+    LeaseRefused,
+    SliceFailed,
+    SliceStored,
     StoreFailed,
     StoreRecovered,
     Unwritten,

@@ -8,7 +8,8 @@ import pytest
 from agent import view
 from agent.core import gates
 from agent.core.awake import Awake
-from agent.core.events import GrantSeen, OwnerMode, OwnerSaid, SendRequest, StoreFailed, Unwritten
+from agent.core.effects import SendRequest
+from agent.core.events import GrantSeen, OwnerMode, OwnerSaid, StoreFailed, Unwritten
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.rows import LedgerHead, Totals, VacateStats

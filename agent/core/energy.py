@@ -227,7 +227,9 @@ class Battery(msgspec.Struct, frozen=True):
         """The batteries after the car said something."""
         told = _Told(vehicle)
         plugged = told.truth(signals.CABLE)
-        charge = _follow(self.charge, told.number(signals.CHARGE), at_ms, PACK_FILTER_S)
+        # With the plug the filter begins anew: the charge before the drive says nothing about the one after it.
+        before = None if plugged and self.plugged_since_ms is None else self.charge
+        charge = _follow(before, told.number(signals.CHARGE), at_ms, PACK_FILTER_S)
         charged = 0.0 if charge is None else charge.at(at_ms)
         since_ms = None if plugged is False else self.plugged_since_ms
         highest = 0.0 if since_ms is None else max(self.highest_percent, charged)

@@ -1,7 +1,7 @@
-"""What the core is told (events) and what it asks for (effects): two tagged unions of frozen values.
+"""What the core is told: its events, a tagged union of frozen values.
 
 The shells turn the world into events and put them on one queue; `agent.core.machine.step` folds an event
-into the state and answers with effects; the shells carry those out, and what came of them returns as an event.
+into the state and answers with effects (`agent.core.effects`); what came of those returns as an event.
 Nothing else passes between the core and the world, so a recording of events replays a night exactly.
 
 Every event carries `at_ms`, the CLOCK_BOOTTIME in milliseconds at which the shell learned of it: boot time goes
@@ -14,7 +14,7 @@ import enum
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, Kept, LeaseFacts, SliceOutcome, Verdict, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
 from agent.core.policy import Window
 
 SignalValue = float | bool | str
@@ -49,9 +49,6 @@ class Sample(msgspec.Struct, frozen=True, tag=True):
     quality: Quality = Quality.GOOD
     group: str = ""
     period_ms: int = 0
-
-
-# --- events: what the world tells the core --------------------------------------------------------------------
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -378,142 +375,4 @@ EventType = (
     | OwnerSet
     | ConsentSeen
     | Stopping
-)
-
-
-# --- effects: what the core asks of the world -------------------------------------------------------------------
-
-
-class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the shells are asked to do."""
-
-
-class SendRequest(Effect, frozen=True, tag=True):
-    """Ask the dispatcher for work."""
-
-    rid: str
-    have: tuple[JobKey, ...]
-
-
-class OpenLease(Effect, frozen=True, tag=True):
-    """Make the lease durable and fetch its input; answered by LeaseOpened or LeaseRefused."""
-
-    grant: Grant
-
-
-class StartWorker(Effect, frozen=True, tag=True):
-    """Start a worker for the lease's customer and package."""
-
-    grant: Grant
-
-
-class RunSlice(Effect, frozen=True, tag=True):
-    """Compute items [first, last) of the lease's input."""
-
-    key: JobKey
-    index: int
-    first: int
-    last: int
-
-
-class SetPace(Effect, frozen=True, tag=True):
-    """Let the worker compute for `duty_permille` thousandths of the time."""
-
-    duty_permille: int
-
-
-class SetPowerLimit(Effect, frozen=True, tag=True):
-    """Hold the computer to `limit_w` by its own means (devfreq, NVML) where the platform grants them.
-
-    Pacing holds it to the same limit anyway; the platform's means act between two micro-batches too.
-    """
-
-    limit_w: float
-
-
-class KeepAwake(Effect, frozen=True, tag=True):
-    """Ask the platform to stay awake for `for_ms` from now; 0 lets go. Only sent where the policy allows it."""
-
-    for_ms: int
-
-
-class StopWorker(Effect, frozen=True, tag=True):
-    """Drain what is in flight, end the worker, and kill it when it outlasts `budget_ms` (0: kill at once)."""
-
-    budget_ms: int
-    why: str
-
-
-class HandIn(Effect, frozen=True, tag=True):
-    """Sign what the lease finished and put it in the outbox; answered by HandInStored, HandInFailed or StoreFailed."""
-
-    grant: Grant
-    kind: HandInKind
-    why: YieldReason | None
-    detail: str
-    facts: LeaseFacts
-
-
-class SendHandIn(Effect, frozen=True, tag=True):
-    """Publish a hand-in from the outbox."""
-
-    key: JobKey
-    credit: int
-    have: tuple[JobKey, ...]
-
-
-class SettleHandIn(Effect, frozen=True, tag=True):
-    """Record the verdict and drop the hand-in from the outbox, in one transaction; answered by HandInSettled."""
-
-    key: JobKey
-    verdict: Verdict
-    reason: str
-    paid_micro: int
-    envelope: bytes
-
-
-class EndPause(Effect, frozen=True, tag=True):
-    """The owner's pause that was to end then has run out: forget it, unless the owner has said something since."""
-
-    until_ms: int | None
-    until_wall_ms: int | None
-
-
-class KeepBudgets(Effect, frozen=True, tag=True):
-    """Remember what was spent of the budgets, so that a restart does not hand them out again."""
-
-    kept: Kept
-
-
-class RecordVacate(Effect, frozen=True, tag=True):
-    """Note how long it took to give the computer back, from the sign of the driver."""
-
-    cause: str
-    idle_ms: int
-    gone_ms: int
-
-
-class Report(Effect, frozen=True, tag=True):
-    """Log one event of the life of the agent; the name is a stable identifier."""
-
-    name: str
-    fields: dict[str, str | int | float | bool]
-
-
-EffectType = (
-    SendRequest
-    | OpenLease
-    | StartWorker
-    | RunSlice
-    | SetPace
-    | SetPowerLimit
-    | KeepAwake
-    | StopWorker
-    | HandIn
-    | SendHandIn
-    | SettleHandIn
-    | EndPause
-    | KeepBudgets
-    | RecordVacate
-    | Report
 )

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.core.awake import Awake
+from agent.core.effects import KeepBudgets
 from agent.core.energy import Battery
-from agent.core.events import KeepBudgets, PriceSlot
+from agent.core.events import PriceSlot
 from agent.core.model import Kept
 from agent.core.policy import Policy
 from agent.core.tariff import HOUR_MS, LONGEST_STAY_MS, Stay

@@ -15,7 +15,7 @@ import enum
 
 import msgspec
 
-from agent.core.events import SettleHandIn
+from agent.core.effects import SettleHandIn
 from agent.core.model import Grant, HandInKind, JobKey, Spent, YieldReason
 
 RESEND_FIRST_MS = 2_000

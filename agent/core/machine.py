@@ -12,12 +12,12 @@ from typing import assert_never
 import msgspec
 
 from agent.core import gates, outcomes, plan, signals
+from agent.core.effects import EffectType, Report
 from agent.core.energy import Rate
 from agent.core.events import (
     ComputeSeen,
     ConsentSeen,
     DemandSeen,
-    EffectType,
     EventType,
     GrantSeen,
     HandInFailed,
@@ -31,7 +31,6 @@ from agent.core.events import (
     OwnerSaid,
     OwnerSet,
     PricesSeen,
-    Report,
     SelfTested,
     SignalsSeen,
     SliceFailed,

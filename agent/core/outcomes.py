@@ -10,8 +10,8 @@ from typing import assert_never
 
 import msgspec
 
+from agent.core.effects import EffectType, RecordVacate, Report, SettleHandIn
 from agent.core.events import (
-    EffectType,
     GrantSeen,
     HandInFailed,
     HandInSettled,
@@ -19,9 +19,6 @@ from agent.core.events import (
     LeaseOpened,
     LeaseRefused,
     LinkChanged,
-    RecordVacate,
-    Report,
-    SettleHandIn,
     SliceFailed,
     SliceStored,
     StoreFailed,

@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
     EndPause,
     HandIn,
     KeepAwake,
     OpenLease,
-    OwnerMode,
     Report,
     RunSlice,
     SendHandIn,
@@ -26,6 +25,7 @@ from agent.core.events import (
     StartWorker,
     StopWorker,
 )
+from agent.core.events import OwnerMode
 from agent.core.findings import GateState
 from agent.core.gates import RULES as GATES
 from agent.core.kept import count_time_off, keep_budgets

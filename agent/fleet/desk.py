@@ -15,7 +15,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import __version__
-from agent.core.events import DemandSeen, GrantSeen, LinkChanged, PricesSeen, SendRequest, VerdictSeen
+from agent.core.effects import SendRequest
+from agent.core.events import DemandSeen, GrantSeen, LinkChanged, PricesSeen, VerdictSeen
 from agent.core.model import Grant, JobKey
 from agent.errors import TrustError
 from agent.fleet import messages

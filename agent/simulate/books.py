@@ -6,23 +6,25 @@ runs from when it was asked for.
 
 from __future__ import annotations
 
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
-    EventType,
-    GrantSeen,
     HandIn,
-    HandInFailed,
-    HandInSettled,
-    HandInStored,
-    LeaseOpened,
-    LeaseRefused,
     OpenLease,
     RunSlice,
     SendHandIn,
     SendRequest,
     SettleHandIn,
-    SliceStored,
     StartWorker,
+)
+from agent.core.events import (
+    EventType,
+    GrantSeen,
+    HandInFailed,
+    HandInSettled,
+    HandInStored,
+    LeaseOpened,
+    LeaseRefused,
+    SliceStored,
     StoreFailed,
     Unwritten,
     VerdictSeen,

@@ -12,24 +12,26 @@ import math
 
 import msgspec
 
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
-    EventType,
-    GrantSeen,
     HandIn,
-    HandInSettled,
-    HandInStored,
-    LeaseOpened,
-    LinkChanged,
     OpenLease,
     RunSlice,
     SendHandIn,
     SendRequest,
     SetPace,
     SettleHandIn,
-    SliceStored,
     StartWorker,
     StopWorker,
+)
+from agent.core.events import (
+    EventType,
+    GrantSeen,
+    HandInSettled,
+    HandInStored,
+    LeaseOpened,
+    LinkChanged,
+    SliceStored,
     VerdictSeen,
     WorkerGone,
     WorkerIdle,

@@ -11,20 +11,8 @@ from collections import Counter
 import msgspec
 
 from agent.core import signals
-from agent.core.events import (
-    ComputeSeen,
-    EffectType,
-    EventType,
-    HandIn,
-    RecordVacate,
-    RunSlice,
-    SettleHandIn,
-    SignalsSeen,
-    SliceFailed,
-    SliceStored,
-    WorkerGone,
-    WorkerIdle,
-)
+from agent.core.effects import EffectType, HandIn, RecordVacate, RunSlice, SettleHandIn
+from agent.core.events import ComputeSeen, EventType, SignalsSeen, SliceFailed, SliceStored, WorkerGone, WorkerIdle
 from agent.core.findings import GateState
 from agent.core.model import JobKey
 from agent.core.signals import ALIASES, LEAVES

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.core.events import EffectType, EventType
+from agent.core.effects import EffectType
+from agent.core.events import EventType
 from agent.core.policy import Policy
 from agent.core.state import State
 from agent.core.walltime import Zone

@@ -9,7 +9,8 @@ The limits are the policy's; 100 ms for a vacate is the design's.
 
 from __future__ import annotations
 
-from agent.core.events import EffectType, EventType, SourceHeard
+from agent.core.effects import EffectType
+from agent.core.events import EventType, SourceHeard
 from agent.core.policy import Policy
 from agent.core.state import State
 from agent.simulate.books import Books

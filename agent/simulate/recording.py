@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
-from agent.core.events import EffectType, EventType
+from agent.core.effects import EffectType
+from agent.core.events import EventType
 from agent.core.machine import step
 from agent.core.policy import Policy
 from agent.core.signals import Vehicle

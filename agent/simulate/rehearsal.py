@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import assert_never
 
 from agent.core import signals
+from agent.core.effects import EffectType
 from agent.core.events import (
     ConsentSeen,
     DemandSeen,
-    EffectType,
     EventType,
     HostSeen,
     OwnerSaid,

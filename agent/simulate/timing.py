@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.core.events import StopWorker
+from agent.core.effects import StopWorker
 from agent.core.findings import SEVERITY, GateState, Reason
 from agent.core.gates import Gate
 from agent.core.policy import Policy

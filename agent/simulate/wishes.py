@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from agent.core import signals
-from agent.core.events import (
-    ConsentSeen,
-    DemandSeen,
-    EventType,
-    HostSeen,
-    OwnerMode,
-    OwnerSaid,
-    SignalsSeen,
-)
+from agent.core.events import ConsentSeen, DemandSeen, EventType, HostSeen, OwnerMode, OwnerSaid, SignalsSeen
 from agent.core.policy import Policy
 from agent.core.world import Owner
 

@@ -5,15 +5,11 @@ Nothing here is read from the core's own idea of its worker: the promises are ch
 
 from __future__ import annotations
 
+from agent.core.effects import EffectType, RunSlice, SetPace, StartWorker, StopWorker
 from agent.core.events import (
-    EffectType,
     EventType,
-    RunSlice,
-    SetPace,
     SliceFailed,
     SliceStored,
-    StartWorker,
-    StopWorker,
     StoreFailed,
     Unwritten,
     WorkerGone,

@@ -145,7 +145,9 @@ class Bus:
         self.silent.add(group)
 
     def resume(self, group: str) -> None:
-        """A group is sent again, and says where it is now."""
+        """A group is sent again, and says where it is now; one that was never silent goes on as it does."""
+        if group not in self.silent:
+            return
         self.silent.discard(group)
         self._returning.add(group)
         for path in GROUPS[group][1]:

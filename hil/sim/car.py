@@ -15,16 +15,8 @@ import random
 
 import msgspec
 
-from agent.core.events import (
-    ComputeSeen,
-    EventType,
-    HostSeen,
-    KeepAwake,
-    SignalsSeen,
-    SourceChanged,
-    SourceHeard,
-    Tick,
-)
+from agent.core.effects import KeepAwake
+from agent.core.events import ComputeSeen, EventType, HostSeen, SignalsSeen, SourceChanged, SourceHeard, Tick
 from agent.core.signals import Staleness
 from agent.core.thermal_guard import IDLE_AFTER_S
 from agent.errors import DrivewayError

@@ -8,15 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from agent.core import signals
-from agent.core.events import (
-    ConsentSeen,
-    DemandSeen,
-    OwnerMode,
-    OwnerSaid,
-    PriceSlot,
-    PricesSeen,
-    SelfTested,
-)
+from agent.core.events import ConsentSeen, DemandSeen, OwnerMode, OwnerSaid, PriceSlot, PricesSeen, SelfTested
 from hil.sim.car import Car
 
 JUMPED_MS = 540_000

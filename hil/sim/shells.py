@@ -12,26 +12,28 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
-    EventType,
-    GrantSeen,
     HandIn,
-    HandInSettled,
-    HandInStored,
-    LeaseOpened,
-    LeaseRefused,
-    LinkChanged,
     OpenLease,
     RunSlice,
     SendHandIn,
     SendRequest,
     SetPace,
     SettleHandIn,
-    SliceFailed,
-    SliceStored,
     StartWorker,
     StopWorker,
+)
+from agent.core.events import (
+    EventType,
+    GrantSeen,
+    HandInSettled,
+    HandInStored,
+    LeaseOpened,
+    LeaseRefused,
+    LinkChanged,
+    SliceFailed,
+    SliceStored,
     StoreFailed,
     StoreRecovered,
     Unwritten,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.core.events import EffectType, EventType
+from agent.core.effects import EffectType
+from agent.core.events import EventType
 from agent.core.findings import GateState
 from agent.core.machine import step
 from agent.core.signals import Vehicle

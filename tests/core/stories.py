@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from agent.core import signals
-from agent.core.events import (
-    EffectType,
-    SendRequest,
-    SettleHandIn,
-    StoreFailed,
-    Unwritten,
-)
+from agent.core.effects import EffectType, SendRequest, SettleHandIn
+from agent.core.events import StoreFailed, Unwritten
 from agent.core.findings import GateState
 from agent.core.lease import Phase
 from agent.core.model import JobKey

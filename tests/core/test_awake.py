@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from agent.core import signals
 from agent.core.awake import LEASE_MS, LINGER_MS, RENEW_MS, Awake
-from agent.core.events import EffectType, HostSeen, KeepAwake, Report, RunSlice
+from agent.core.effects import EffectType, KeepAwake, Report, RunSlice
+from agent.core.events import HostSeen
 from agent.core.policy import Policy
 from agent.core.state import initial
 from agent.core.walltime import DAY_MS

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.core import signals
-from agent.core.energy import LOW_VOLTAGE_LIMITS, LowPass, LowVoltage, Meter, Rate
-from agent.core.events import ComputeSeen, HandIn, PriceSlot, PricesSeen, RunSlice
+from agent.core.effects import HandIn, RunSlice
+from agent.core.energy import LOW_VOLTAGE_LIMITS, Battery, LowPass, LowVoltage, Meter, Rate
+from agent.core.events import ComputeSeen, PriceSlot, PricesSeen, Sample, SignalsSeen
 from agent.core.findings import GateState
 from agent.core.lease import Lease, Phase
 from agent.core.policy import Policy
+from agent.core.signals import Vehicle
 from agent.core.state import WorkerPhase, WorkerState
 from tests.core.full_car import START_WALL_MS, FullCar
 from tests.core.stories import DOOR, ready, until
@@ -169,3 +171,13 @@ def test_the_budget_shuts_the_gate_at_the_moment_it_is_used_up() -> None:
     assert full.gate("low_voltage") is GateState.HOLD, "half of it must be given back: 20 minutes at 45 W"
     full.advance(300, step_ms=10_000)
     assert full.gate("low_voltage") is GateState.OPEN
+
+
+def test_the_charge_before_a_drive_is_not_held_against_the_car_after_it() -> None:
+    """Cable and charge are told anew in the same moment, after hours in which nothing was heard."""
+    vehicle, battery, policy = Vehicle(), Battery(), Policy()
+    for at_ms, plugged, charge in ((0, False, 80.0), (1_000, False, 80.0), (7_200_000, True, 55.0)):
+        samples = (Sample(signals.CABLE, plugged), Sample(signals.CHARGE, charge))
+        vehicle = vehicle.seen(SignalsSeen(at_ms=at_ms, source="bus", samples=samples))
+        battery = battery.seen(vehicle, policy, at_ms)
+    assert battery.highest_at(7_200_000) == 55.0

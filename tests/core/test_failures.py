@@ -9,21 +9,23 @@ import pytest
 
 from agent.core import lease as leases
 from agent.core import plan
-from agent.core.events import (
+from agent.core.effects import (
     EffectType,
     HandIn,
-    HandInFailed,
-    LeaseRefused,
-    LinkChanged,
     OpenLease,
-    OwnerMode,
     RunSlice,
     SendHandIn,
     SendRequest,
     SettleHandIn,
-    SliceFailed,
     StartWorker,
     StopWorker,
+)
+from agent.core.events import (
+    HandInFailed,
+    LeaseRefused,
+    LinkChanged,
+    OwnerMode,
+    SliceFailed,
     StoreRecovered,
     Tick,
     Unwritten,

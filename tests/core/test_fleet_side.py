@@ -8,17 +8,8 @@ import msgspec
 import pytest
 
 from agent.core import plan
-from agent.core.events import (
-    GrantSeen,
-    HandIn,
-    HandInSettled,
-    LinkChanged,
-    OpenLease,
-    SendHandIn,
-    SendRequest,
-    SettleHandIn,
-    VerdictSeen,
-)
+from agent.core.effects import HandIn, OpenLease, SendHandIn, SendRequest, SettleHandIn
+from agent.core.events import GrantSeen, HandInSettled, LinkChanged, VerdictSeen
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from tests.core.stories import DOOR, ready, until
 from tests.core.world import SHA256, car, grant

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.core.events import EventType, SourceHeard, StopWorker, Tick
+from agent.core.effects import StopWorker
+from agent.core.events import EventType, SourceHeard, Tick
 from agent.core.findings import GateState
 from agent.core.policy import Policy
 from agent.core.signals import Staleness

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from agent.core import signals
 from agent.core.awake import Awake
+from agent.core.effects import KeepBudgets
 from agent.core.energy import LOW_VOLTAGE_LIMITS
-from agent.core.events import EventType, HostSeen, KeepBudgets, SignalValue, Stopping, StoreFailed, Unwritten
+from agent.core.events import EventType, HostSeen, SignalValue, Stopping, StoreFailed, Unwritten
 from agent.core.findings import GateState
 from agent.core.kept import WRITE_EVERY_MS, after_reboot, everything_spent, kept_of
 from agent.core.machine import step

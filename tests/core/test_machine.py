@@ -6,9 +6,7 @@ import itertools
 
 import msgspec
 
-from agent.core.events import (
-    EventType,
-    GrantSeen,
+from agent.core.effects import (
     HandIn,
     OpenLease,
     RecordVacate,
@@ -19,13 +17,9 @@ from agent.core.events import (
     SetPowerLimit,
     SettleHandIn,
     StartWorker,
-    Stopping,
     StopWorker,
-    Tick,
-    WorkerGone,
-    WorkerIdle,
-    WorkerReady,
 )
+from agent.core.events import EventType, GrantSeen, Stopping, Tick, WorkerGone, WorkerIdle, WorkerReady
 from agent.core.findings import GateState
 from agent.core.machine import as_of, step
 from agent.core.model import HandInKind, JobKey, YieldReason

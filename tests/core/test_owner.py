@@ -5,21 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.core.events import (
-    EndPause,
-    GrantSeen,
-    HandIn,
-    HostSeen,
-    OpenLease,
-    OwnerMode,
-    OwnerSaid,
-    OwnerSet,
-    Report,
-    SelfTested,
-    SendRequest,
-    SettleHandIn,
-    Tick,
-)
+from agent.core.effects import EndPause, HandIn, OpenLease, Report, SendRequest, SettleHandIn
+from agent.core.events import GrantSeen, HostSeen, OwnerMode, OwnerSaid, OwnerSet, SelfTested, Tick
 from agent.core.findings import GateState
 from agent.core.model import HandInKind, YieldReason
 from agent.core.state import initial

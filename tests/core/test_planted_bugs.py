@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from agent.core import outcomes, plan, signals
-from agent.core.events import HandInStored, SignalsSeen, StartWorker
+from agent.core.effects import StartWorker
+from agent.core.events import HandInStored, SignalsSeen
 from agent.core.findings import GateState
 from agent.core.signals import Vehicle
 from agent.core.state import State, WorkerPhase

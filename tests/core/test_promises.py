@@ -5,15 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.events import (
-    HandIn,
-    LinkChanged,
-    RunSlice,
-    SendHandIn,
-    SendRequest,
-    StopWorker,
-    WorkerGone,
-)
+from agent.core.effects import HandIn, RunSlice, SendHandIn, SendRequest, StopWorker
+from agent.core.events import LinkChanged, WorkerGone
 from agent.core.state import WorkerPhase
 from tests.core.stories import DOOR, check
 from tests.core.world import Shell

@@ -10,27 +10,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agent.core import signals
+from agent.core.effects import (
+    EffectType,
+    HandIn,
+    OpenLease,
+    RunSlice,
+    SendHandIn,
+    SendRequest,
+    SettleHandIn,
+    StartWorker,
+    StopWorker,
+)
 from agent.core.events import (
     ComputeSeen,
-    EffectType,
     EventType,
     GrantSeen,
-    HandIn,
     HandInSettled,
     HandInStored,
     LeaseOpened,
     LinkChanged,
-    OpenLease,
-    RunSlice,
     Sample,
-    SendHandIn,
-    SendRequest,
-    SettleHandIn,
     SignalsSeen,
     SignalValue,
     SliceStored,
-    StartWorker,
-    StopWorker,
     Tick,
     VerdictSeen,
     WorkerGone,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import load
-from agent.core.events import KeepAwake
+from agent.core.effects import KeepAwake
 from agent.core.findings import GateState
 from agent.daemon import Daemon
 from agent.identity import establish

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agent.core import departures, energy, gates, plan, signals, tariff, thermal, thermal_guard
-from agent.core.events import Quality, StopWorker
+from agent.core.effects import StopWorker
+from agent.core.events import Quality
 from agent.core.findings import SEVERITY, Finding, GateState
 from agent.core.looks import driver
 from agent.core.looks import energy as energy_looks

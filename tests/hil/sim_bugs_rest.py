@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.core import gates, machine, outcomes, plan, walltime
-from agent.core.events import OwnerMode, StartWorker
+from agent.core.effects import StartWorker
+from agent.core.events import OwnerMode
 from agent.core.findings import Finding, GateState
 from agent.core.lease import Lease
 from agent.core.looks import market, owner

@@ -35,9 +35,8 @@ def test_one_step_is_many(
     assert physics.die_c == pytest.approx(plant.die_c, abs=0.35)  # Euler's error in the first seconds
     assert physics.sink_c == pytest.approx(plant.sink_c, abs=0.05)
     assert physics.pack_c == pytest.approx(plant.pack_c, abs=0.05)
-    assert physics.charge_percent == pytest.approx(
-        soc_percent(plant, PARAMETERS), abs=0.3
-    )  # 6 Wh: the plant steps past the limit
+    bursts = physics.charge_percent > 78.5  # a full car tops up by one percent in seconds: who is there first differs
+    assert physics.charge_percent == pytest.approx(soc_percent(plant, PARAMETERS), abs=1.1 if bursts else 0.1)
     assert physics.low_voltage_wh == pytest.approx(plant.low_voltage_energy_wh, rel=2e-3)
 
 

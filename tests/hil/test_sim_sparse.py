@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.core import events
-from agent.core.events import EffectType
+from agent.core import effects as asked
+from agent.core.effects import EffectType
 from agent.core.policy import Policy
 from hil.sim import world
 from hil.sim.car import Car
@@ -31,9 +31,9 @@ def timeline(car: Car) -> list[tuple[int, Any]]:
     states = [gate.state for gate in car.witness.state.gates.gates]
 
     def perform(effect: EffectType) -> None:
-        if isinstance(effect, events.HandIn):
+        if isinstance(effect, asked.HandIn):
             effect = msgspec.structs.replace(effect, facts=None)
-        if not isinstance(effect, events.KeepBudgets):  # written with whatever is decided after some time
+        if not isinstance(effect, asked.KeepBudgets):  # written with whatever is decided after some time
             happened.append((car.clock.now_ms, effect))
         first(effect)
 
@@ -111,5 +111,5 @@ def test_a_sparse_night_is_a_dense_night_where_the_law_acts() -> None:
         visits_per_night=0.5,
     )
     dense, sparse = both(3, focus)
-    assert any(isinstance(what, events.SetPace) for _, what in dense), "the law never acted"
+    assert any(isinstance(what, asked.SetPace) for _, what in dense), "the law never acted"
     assert sparse == dense

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from agent.core.events import EffectType, EventType
+from agent.core.effects import EffectType
+from agent.core.events import EventType
 from agent.core.policy import Policy
 from agent.core.state import State
 from agent.core.walltime import UTC, Zone

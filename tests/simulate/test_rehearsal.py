@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agent.core.events import (
-    ComputeSeen,
+from agent.core.effects import (
     HandIn,
     KeepBudgets,
     RecordVacate,
@@ -18,6 +17,7 @@ from agent.core.events import (
     SettleHandIn,
     StopWorker,
 )
+from agent.core.events import ComputeSeen
 from agent.core.findings import GateState
 from agent.simulate.counterpart import Supposed
 from agent.simulate.rehearsal import SLEEP_AFTER_MS

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.core.events import SetPowerLimit, StartWorker, WorkerGone
+from agent.core.effects import SetPowerLimit, StartWorker
+from agent.core.events import WorkerGone
 from agent.telemetry.actuators import Devfreq
 from agent.telemetry.limits import PowerLimits
 from tests.bench import bench

@@ -9,15 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kuksa.val.v2 import types_pb2
 
-from agent.core.events import (
-    ComputeSeen,
-    EventType,
-    LeavesOffered,
-    SignalsSeen,
-    SourceChanged,
-    SourceHeard,
-    Tick,
-)
+from agent.core.events import ComputeSeen, EventType, LeavesOffered, SignalsSeen, SourceChanged, SourceHeard, Tick
 from agent.core.findings import GateState
 from agent.core.machine import step
 from agent.core.policy import Policy
