@@ -12,8 +12,6 @@ from agent.core.policy import Policy
 from agent.simulate.truth import Broken, Promise, Truth
 from agent.simulate.work import Work
 
-UNKNOWN_AFTER_MS = 60_000
-"""A charge heard longer ago than this is not known."""
 DEPARTURE_PERCENT = 0.5
 """So little less charge at a departure is within what a battery tells of itself."""
 OBEYS_SHARE = 1.2
