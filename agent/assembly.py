@@ -19,7 +19,7 @@ from agent.control import ControlServer
 from agent.core.effects import Report
 from agent.core.state import State, initial
 from agent.fleet.desk import Desk
-from agent.fleet.link import LinkConfig
+from agent.fleet.link import Link, LinkConfig
 from agent.fleet.orders import Orders
 from agent.hands import Hands
 from agent.host import Host
@@ -53,6 +53,7 @@ class Parts:
     sources: tuple[Source, ...]
     orders: Orders
     desk: Desk
+    link: Link
     limits: PowerLimits
     awake: KeepAwakeWishes
     hands: Hands
@@ -125,6 +126,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         sources=sources,
         orders=orders,
         desk=desk,
+        link=_link(config, identity, desk),
         limits=limits,
         awake=awake,
         hands=hands,
@@ -142,23 +144,35 @@ def _start(config: Config, profiles: list[Profile], clock: SystemClock) -> State
 
 
 def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock, emit: Emit) -> Desk:
-    link = LinkConfig(
-        brokers=config.fleet.addresses(),
-        client_id=config.unit.id,
-        filters=(),
-        keepalive_s=config.fleet.keepalive_s,
-        tls=identity.tls,
-    )
     return Desk(
         unit=config.unit.id,
         cell=identity.cell,
         boot=boot_id() or "unknown",
-        link=link,
         dispatcher_keys=identity.dispatcher_keys,
         orders=orders,
         emit=emit,
         clock=clock,
     )
+
+
+def _link(config: Config, identity: Identity, desk: Desk) -> Link:
+    """The connection that carries the desk's messages."""
+
+    def undelivered(token: str, detail: str, poison: bool) -> None:  # noqa: FBT001 - Link's callback
+        desk.undelivered(token, detail, poison=poison)
+
+    fleet = config.fleet
+    base = LinkConfig(
+        brokers=fleet.addresses(), client_id="", filters=(), keepalive_s=fleet.keepalive_s, tls=identity.tls
+    )
+    link = Link(
+        desk.link_config(base),
+        on_message=desk.receive,
+        on_state=desk.link_changed,
+        on_undelivered=undelivered,
+    )
+    desk.attach(link)
+    return link
 
 
 def _readers(config: Config, profiles: list[Profile], clock: SystemClock, rounds: Rounds) -> list[Source]:

@@ -79,13 +79,13 @@ class Daemon:
             stack.push_async_callback(closed, parts.control)
             await parts.control.start()
             await parts.store.open()
-            for part in (parts.orders, parts.desk, parts.awake, parts.limits, parts.hands):
+            for part in (parts.orders, parts.link, parts.desk, parts.awake, parts.limits, parts.hands):
                 stack.push_async_callback(closed, part)
             await self._resume()
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop.set)
-            parts.desk.start()
+            parts.link.start()
             await self._serve()
 
     async def _serve(self) -> None:

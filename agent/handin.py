@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__
-from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, YieldReason
 from agent.core.policy import Policy
 from agent.errors import DrivewayError, TrustError
 from agent.fleet import messages
@@ -50,8 +50,8 @@ class Draft:
 HAND_IN_ERRORS = (messages.MessageError, DrivewayError, msgspec.MsgspecError)
 DETAIL_BYTES = 160
 HAVE_MAX = 8
-HAVE_ROOM_BYTES = 768
-"""Room that a stored hand-in leaves for what the car holds when it is sent: 8 tokens of up to 90 bytes."""
+HAVE_ROOM_BYTES = 896
+"""Room that a stored hand-in leaves for what is added when it is sent: 8 tokens of up to 90 bytes, and the outlook."""
 
 
 def build(
@@ -183,12 +183,12 @@ def _plain(detail: str) -> str:
     return printable.encode("utf-8")[:DETAIL_BYTES].decode("utf-8", "ignore")
 
 
-def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...]) -> bytes:
+def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...], outlook: Outlook) -> bytes:
     """A stored hand-in as it is sent now: what the car holds and asks for belongs to the moment, not to the outbox."""
     have = have[:HAVE_MAX]
     if kind is HandInKind.RESULT:
         result = messages.decode(body, messages.Result)
-        return messages.encode(msgspec.structs.replace(result, credit=credit, have=have))
+        return messages.encode(msgspec.structs.replace(result, credit=credit, have=have, outlook=outlook))
     given_back = messages.decode(body, messages.Yield)
     return messages.encode(msgspec.structs.replace(given_back, have=have))
 

@@ -21,16 +21,19 @@ from agent.core.effects import (
     KeepAwake,
     KeepBudgets,
     OpenLease,
+    PauseTransfers,
     RecordVacate,
     Report,
     RunSlice,
     SendHandIn,
+    SendRenewal,
     SendRequest,
     SetPace,
     SetPowerLimit,
     SettleHandIn,
     StartWorker,
     StopWorker,
+    UploadSlice,
 )
 from agent.core.events import (
     EventType,
@@ -43,6 +46,7 @@ from agent.core.events import (
     SliceStored,
     StoreFailed,
     StoreRecovered,
+    TransferFailed,
     Unwritten,
     WorkerGone,
 )
@@ -142,6 +146,13 @@ class Hands:
                 self._station.start(effect.grant)
             case SendRequest():
                 self._desk.request(effect, self._capability())
+            case SendRenewal():
+                self._desk.renew(effect)
+            case UploadSlice(key=key, index=index):
+                detail = "uploads are not spoken yet"
+                self._emit(TransferFailed(at_ms=self._clock.boot_ms(), key=key, index=index, detail=detail))
+            case PauseTransfers():
+                pass
             case OpenLease(grant=grant):
                 self._spawn(self._open_lease(grant), Unwritten.LEASE, grant.key)
             case HandIn(grant=grant):
@@ -295,7 +306,8 @@ class Hands:
         if message is None:
             return  # settled meanwhile
         kind, body = message
-        self._desk.hand_in(kind.value, handin.address(body, kind, credit=effect.credit, have=effect.have))
+        body = handin.address(body, kind, credit=effect.credit, have=effect.have, outlook=effect.outlook)
+        self._desk.hand_in(kind.value, effect.key, body)
 
     async def _settle(self, effect: SettleHandIn) -> None:
         await self._store.call(

@@ -54,6 +54,23 @@ class Awakener(Protocol):
         ...
 
 
+class Carrier(Protocol):
+    """What carries messages to the fleet: one connection to a broker, lossy by contract."""
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, expiry_s: int | None = None, token: str = ""
+    ) -> bool:
+        """Hand one message over; False when it cannot be taken now. True proves nothing.
+
+        A message with a `token` is spoken of by it when the broker refuses it or hangs up over it.
+        """
+        ...
+
+    def spread(self, spread_ms: int) -> None:
+        """From now on the first attempt after an outage comes within so long, at random."""
+        ...
+
+
 class Signer(Protocol):
     """A private key that can be used and not read."""
 

@@ -54,7 +54,7 @@ class ScriptedDesk:
         self.requests.append((effect.rid, capability))
         return True
 
-    def hand_in(self, verb: str, body: bytes) -> bool:
+    def hand_in(self, verb: str, _key: JobKey, body: bytes) -> bool:
         if self.fault is not None:
             raise self.fault
         self.hand_ins.append((verb, body))

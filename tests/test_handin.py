@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent import handin
 from agent.core.lease import Lease
-from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, SliceOutcome, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, SliceOutcome, YieldReason
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.rows import Engine, HandInRow, StoredSlice
@@ -207,7 +207,7 @@ HAVE = tuple(JobKey(f"{number:064d}", 2**53 - 1) for number in range(20))
 
 def sent(row: HandInRow) -> bytes:
     """The hand-in as it is published by a car that holds much."""
-    return handin.address(row.body, row.kind, credit=1, have=HAVE)
+    return handin.address(row.body, row.kind, credit=1, have=HAVE, outlook=Outlook())
 
 
 @settings(max_examples=25, deadline=None)
@@ -230,8 +230,10 @@ def test_whatever_was_finished_gives_a_message_that_fits_and_can_be_read(
 
 def test_a_hand_in_says_what_is_held_when_it_is_sent() -> None:
     row = build([finished(0)])
-    first = messages.decode(handin.address(row.body, row.kind, credit=1, have=HAVE[:2]), messages.Result)
-    again = messages.decode(handin.address(row.body, row.kind, credit=0, have=()), messages.Result)
+    first = messages.decode(
+        handin.address(row.body, row.kind, credit=1, have=HAVE[:2], outlook=Outlook()), messages.Result
+    )
+    again = messages.decode(handin.address(row.body, row.kind, credit=0, have=(), outlook=Outlook()), messages.Result)
     assert (first.credit, first.have) == (1, HAVE[:2])
     assert (again.credit, again.have) == (0, ())
     assert first.statement == again.statement

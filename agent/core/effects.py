@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, Kept, LeaseFacts, Verdict, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, Kept, LeaseFacts, Outlook, Verdict, YieldReason
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -18,6 +18,16 @@ class SendRequest(Effect, frozen=True, tag=True):
     """Ask the dispatcher for work."""
 
     rid: str
+    have: tuple[JobKey, ...]
+    outlook: Outlook = Outlook()
+
+
+class SendRenewal(Effect, frozen=True, tag=True):
+    """Ask for more time for the lease at work, of which `done` slices are finished; a grant answers, or a cancel."""
+
+    rid: str
+    key: JobKey
+    done: int
     have: tuple[JobKey, ...]
 
 
@@ -71,13 +81,17 @@ class StopWorker(Effect, frozen=True, tag=True):
 
 
 class HandIn(Effect, frozen=True, tag=True):
-    """Sign what the lease finished and put it in the outbox; answered by HandInStored, HandInFailed or StoreFailed."""
+    """Sign what the lease finished and put it in the outbox; answered by HandInStored, HandInFailed or StoreFailed.
+
+    `uploaded` are the slices whose answers have been brought to where the grant said; they go by digest.
+    """
 
     grant: Grant
     kind: HandInKind
     why: YieldReason | None
     detail: str
     facts: LeaseFacts
+    uploaded: tuple[int, ...] = ()
 
 
 class SendHandIn(Effect, frozen=True, tag=True):
@@ -86,6 +100,20 @@ class SendHandIn(Effect, frozen=True, tag=True):
     key: JobKey
     credit: int
     have: tuple[JobKey, ...]
+    outlook: Outlook = Outlook()
+
+
+class UploadSlice(Effect, frozen=True, tag=True):
+    """Bring a stored slice's answers to where the grant says; answered by SliceUploaded or TransferFailed."""
+
+    key: JobKey
+    index: int
+    url: str
+    token: str
+
+
+class PauseTransfers(Effect, frozen=True, tag=True):
+    """Stop moving bulk data at once: what is under way fails (LeaseRefused, TransferFailed) and goes on from there."""
 
 
 class SettleHandIn(Effect, frozen=True, tag=True):
@@ -128,6 +156,7 @@ class Report(Effect, frozen=True, tag=True):
 
 EffectType = (
     SendRequest
+    | SendRenewal
     | OpenLease
     | StartWorker
     | RunSlice
@@ -137,6 +166,8 @@ EffectType = (
     | StopWorker
     | HandIn
     | SendHandIn
+    | UploadSlice
+    | PauseTransfers
     | SettleHandIn
     | EndPause
     | KeepBudgets

@@ -14,7 +14,7 @@ import enum
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
+from agent.core.model import Grant, HandInKind, JobKey, Pace, SliceOutcome, Verdict
 from agent.core.policy import Window
 
 SignalValue = float | bool | str
@@ -193,6 +193,52 @@ class VerdictSeen(Event, frozen=True, tag=True):
     next_grant: Grant | None = None
 
 
+class CancelSeen(Event, frozen=True, tag=True):
+    """The dispatcher's signed word that it wants a lease back within `grace_ms`; what is finished still counts."""
+
+    key: JobKey
+    grace_ms: int
+    why: str
+
+
+class PaceSeen(Event, frozen=True, tag=True):
+    """The operator's signed word on how fast this cell may go; it replaces an older one."""
+
+    pace: Pace
+    detail: str = ""
+
+
+class HandInUndelivered(Event, frozen=True, tag=True):
+    """The broker refused a hand-in, or (`poison`) hung up each time it was in flight: it waits long before the next."""
+
+    key: JobKey
+    detail: str
+    poison: bool = False
+
+
+class SliceUploaded(Event, frozen=True, tag=True):
+    """A slice's answers are where the grant said, whole."""
+
+    key: JobKey
+    index: int
+
+
+class TransferFailed(Event, frozen=True, tag=True):
+    """A slice's answers could not be brought there, or were `paused` on the way; what arrived stays there."""
+
+    key: JobKey
+    index: int
+    detail: str
+    paused: bool = False
+
+
+class BytesMoved(Event, frozen=True, tag=True):
+    """So many bytes went over the network since the last of these events, messages and bulk data together."""
+
+    sent: int
+    received: int
+
+
 class LeaseOpened(Event, frozen=True, tag=True):
     """The lease is durable and its input is here, whole and with the right digest."""
 
@@ -260,12 +306,14 @@ class SliceFailed(Event, frozen=True, tag=True):
 class HandInStored(Event, frozen=True, tag=True):
     """The signed hand-in of a lease (result or yield) is in the outbox and its statement in the ledger.
 
-    `statement_sha256` is empty for a yield of nothing, which has no statement.
+    `statement_sha256` is empty for a yield of nothing, which has no statement. `missing` are the slices whose answers
+    do not fit into the message and have still to be uploaded: before that the message is not sent.
     """
 
     key: JobKey
     kind: HandInKind
     statement_sha256: str
+    missing: tuple[int, ...] = ()
 
 
 class HandInFailed(Event, frozen=True, tag=True):
@@ -358,6 +406,12 @@ EventType = (
     | LinkChanged
     | GrantSeen
     | VerdictSeen
+    | CancelSeen
+    | PaceSeen
+    | HandInUndelivered
+    | SliceUploaded
+    | TransferFailed
+    | BytesMoved
     | LeaseOpened
     | LeaseRefused
     | WorkerReady

@@ -20,7 +20,7 @@ from agent.core.model import Grant, HandInKind, JobKey, Spent, YieldReason
 
 RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
-HAND_IN_BYTES = 15_500
+HAND_IN_BYTES = 15_350
 """A lease is handed in early rather than outgrow one message of 16 KiB: what follows is a generous estimate."""
 HAND_IN_BASE_BYTES = 3_000
 HAND_IN_SLICE_BYTES = 500
@@ -132,6 +132,8 @@ class Pending(msgspec.Struct, frozen=True):
     tries: int = 0
     verdict: SettleHandIn | None = None
     settling: bool = False
+    missing: tuple[int, ...] = ()
+    """Slices whose answers have to be uploaded before this can be sent."""
 
     def sent(self, now_ms: int, jitter: float) -> Pending:
         """After one more try: the next is due twice as far off, spread by `jitter` in [0, 1)."""

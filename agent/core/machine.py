@@ -15,6 +15,8 @@ from agent.core import gates, outcomes, plan, signals
 from agent.core.effects import EffectType, Report
 from agent.core.energy import Rate
 from agent.core.events import (
+    BytesMoved,
+    CancelSeen,
     ComputeSeen,
     ConsentSeen,
     DemandSeen,
@@ -23,6 +25,7 @@ from agent.core.events import (
     HandInFailed,
     HandInSettled,
     HandInStored,
+    HandInUndelivered,
     HostSeen,
     LeaseOpened,
     LeaseRefused,
@@ -30,17 +33,20 @@ from agent.core.events import (
     LinkChanged,
     OwnerSaid,
     OwnerSet,
+    PaceSeen,
     PricesSeen,
     SelfTested,
     SignalsSeen,
     SliceFailed,
     SliceStored,
+    SliceUploaded,
     SourceChanged,
     SourceHeard,
     Stopping,
     StoreFailed,
     StoreRecovered,
     Tick,
+    TransferFailed,
     VerdictSeen,
     WorkerGone,
     WorkerIdle,
@@ -158,6 +164,8 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return outcomes.grant_seen(state, event), ()
         case VerdictSeen():
             return outcomes.verdict_seen(state, event)
+        case CancelSeen() | PaceSeen() | HandInUndelivered() | SliceUploaded() | TransferFailed() | BytesMoved():
+            return state, ()
         case LeaseOpened() | LeaseRefused():
             return outcomes.lease_answered(state, event)
         case WorkerReady() | WorkerRefused() | WorkerIdle() | WorkerGone():

@@ -40,6 +40,9 @@ class YieldReason(enum.StrEnum):
     FULL = "full"
     FAULT = "fault"
     REFUSED = "refused"
+    SHORT = "short"
+    """It could not be finished before the gate is expected to shut."""
+    CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
 
 
@@ -51,6 +54,37 @@ class Verdict(enum.StrEnum):
     STALE = "stale"
     BAD = "bad"
     LATER = "later"
+
+
+class PaceState(enum.StrEnum):
+    """What the fleet's operator allows in a cell: work, no new work, or no work at all."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    STOP = "stop"
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How fast a cell's cars may come.
+
+    `interval_permille` stretches every wait between questions; first attempts after an outage spread over `spread_ms`.
+    """
+
+    state: PaceState = PaceState.OPEN
+    spread_ms: int = 0
+    interval_permille: int = 1000
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What a car expects to have for work, for the operator alone; coarse, since it tells of the owner's habits.
+
+    `open_for_s`: how long the gate is expected to stay open, rounded down to quarter-hours (0: nobody knows).
+    `budget_wh`, `budget_bytes`: energy and traffic that may still be spent; None where nothing limits it.
+    """
+
+    open_for_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    budget_wh: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    budget_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -77,6 +111,13 @@ class Grant(msgspec.Struct, frozen=True):
     ticket_sha256: str = ""
     workload_class: str = ""
     """What kind of work it is, as the dispatcher says; the owner may take on certain kinds only."""
+    expected_ms: int = 0
+    """How long the dispatcher thinks that the wanted slices take; 0 where it does not know."""
+    renew_ms: int = 0
+    """How often a long lease is renewed; 0: its time needs no renewal."""
+    upload_url: str = ""
+    """Where answers go that do not fit into a message, by their digest; empty: nowhere, so they have to fit."""
+    upload_token: str = ""
 
     @property
     def key(self) -> JobKey:

@@ -15,26 +15,40 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import __version__
-from agent.core.effects import SendRequest
-from agent.core.events import DemandSeen, GrantSeen, LinkChanged, PricesSeen, VerdictSeen
-from agent.core.model import Grant, JobKey
+from agent.core.effects import SendRenewal, SendRequest
+from agent.core.events import (
+    CancelSeen,
+    DemandSeen,
+    GrantSeen,
+    HandInUndelivered,
+    LinkChanged,
+    PaceSeen,
+    PricesSeen,
+    VerdictSeen,
+)
+from agent.core.model import Grant, JobKey, Pace
 from agent.errors import TrustError
 from agent.fleet import messages
-from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link import LinkConfig
 from agent.fleet.orders import Orders
 from agent.log import logger
-from agent.ports import Clock, Emit
+from agent.ports import Carrier, Clock, Emit
 from agent.trust import dsse
 
 REQUEST_EXPIRY_S = 60
 HAVE_MAX = 64
-UNKNOWN_S = 0
-"""How long the gate is expected to stay open is not estimated yet."""
-VERBS = {"grant", "verdict", "config"}
+RENEWAL_EXPIRY_S = 60
+VERBS = {"grant", "verdict", "cancel", "config", "pace"}
+
+Understood = GrantSeen | VerdictSeen | CancelSeen | PaceSeen | PricesSeen | DemandSeen
 
 
 class Desk:
-    """One unit's side of `dw/v1`. Use from the event loop's thread."""
+    """One unit's side of `dw/v1`. Use from the event loop's thread.
+
+    It is given what carries its messages by `attach`; that calls `receive`, `link_changed` and `undelivered`, and
+    connects as `link_config` says.
+    """
 
     def __init__(
         self,
@@ -42,39 +56,58 @@ class Desk:
         unit: str,
         cell: str,
         boot: str,
-        link: LinkConfig,
         dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
         orders: Orders,
         emit: Emit,
         clock: Clock,
     ) -> None:
-        self._unit, self._up, self._boot = unit, f"dw/v1/u/{cell}/{unit}", boot
+        self._unit, self._cell, self._up, self._boot = unit, cell, f"dw/v1/u/{cell}/{unit}", boot
         self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
         self.refused: Counter[str] = Counter()
-        will = (f"{self._up}/status", self._status("lost"))
-        config = msgspec.structs.replace(link, client_id=unit, filters=(f"dw/v1/d/{unit}/+",), will=will)
-        self._link = Link(config, on_message=self.receive, on_state=self._link_changed)
+        self._carrier: Carrier | None = None
 
-    def start(self) -> None:
-        """Begin connecting."""
-        self._link.start()
+    def link_config(self, config: LinkConfig) -> LinkConfig:
+        """The connection as this unit needs it: its client id, its two filters, and its will."""
+        filters = (f"dw/v1/d/{self._unit}/+", f"dw/v1/b/{self._cell}/pace")
+        will = (f"{self._up}/status", self._status("lost"))
+        return msgspec.structs.replace(config, client_id=self._unit, filters=filters, will=will)
+
+    def attach(self, carrier: Carrier) -> None:
+        """From now on messages go this way."""
+        self._carrier = carrier
 
     async def close(self) -> None:
-        """Say that this unit leaves, and disconnect."""
-        self._link.publish(f"{self._up}/status", self._status("bye"))
-        await self._link.close()
+        """Say that this unit leaves."""
+        self._publish("status", self._status("bye"))
 
     def request(self, effect: SendRequest, capability: messages.Capability) -> bool:
         """Ask for work; False when the link cannot take it now."""
         message = messages.Request(
-            rid=effect.rid, have=effect.have[:HAVE_MAX], credit=1, cap=capability, open_for_s=UNKNOWN_S
+            rid=effect.rid, have=effect.have[:HAVE_MAX], credit=1, cap=capability, outlook=effect.outlook
         )
-        return self._link.publish(f"{self._up}/request", messages.encode(message), expiry_s=REQUEST_EXPIRY_S)
+        return self._publish("request", messages.encode(message), expiry_s=REQUEST_EXPIRY_S)
 
-    def hand_in(self, verb: str, body: bytes) -> bool:
+    def renew(self, effect: SendRenewal) -> bool:
+        """Ask for more time for a lease; False when the link cannot take it now."""
+        job, epoch = effect.key.job, effect.key.epoch
+        message = messages.Renew(rid=effect.rid, job=job, epoch=epoch, done=effect.done, have=effect.have[:HAVE_MAX])
+        return self._publish("renew", messages.encode(message), qos=0, expiry_s=RENEWAL_EXPIRY_S)
+
+    def hand_in(self, verb: str, key: JobKey, body: bytes) -> bool:
         """Publish a result or a yield; False when the link cannot take it now."""
-        return self._link.publish(f"{self._up}/{verb}", body)
+        return self._publish(verb, body, token=str(key))
+
+    def undelivered(self, token: str, detail: str, *, poison: bool) -> None:
+        """The carrier says that the broker refused the message of this token, or hangs up over it."""
+        job, _, epoch = token.rpartition("/")
+        key = JobKey(job, int(epoch))
+        self._emit(HandInUndelivered(at_ms=self._clock.boot_ms(), key=key, detail=detail, poison=poison))
+
+    def _publish(self, verb: str, body: bytes, *, qos: int = 1, expiry_s: int | None = None, token: str = "") -> bool:
+        if self._carrier is None:
+            return False
+        return self._carrier.publish(f"{self._up}/{verb}", body, qos=qos, expiry_s=expiry_s, token=token)
 
     def receive(self, topic: str, body: bytes) -> None:
         """One message from the broker, trusted in nothing."""
@@ -90,8 +123,10 @@ class Desk:
         if event is not None:
             self._emit(event)
 
-    def _understand(self, topic: str, body: bytes) -> GrantSeen | VerdictSeen | PricesSeen | DemandSeen | None:
+    def _understand(self, topic: str, body: bytes) -> Understood | None:
         verb = topic.removeprefix(f"dw/v1/d/{self._unit}/")
+        if topic == f"dw/v1/b/{self._cell}/pace":
+            verb = "pace"
         if len(body) > messages.MAX_MESSAGE_BYTES:
             raise messages.MessageError(f"{len(body)} bytes, more than the {messages.MAX_MESSAGE_BYTES} of dw/v1")
         match verb:
@@ -99,8 +134,12 @@ class Desk:
                 return self._grant(dsse.verify(body, messages.GRANT_TYPE, self._keys))
             case "verdict":
                 return self._verdict(dsse.verify(body, messages.VERDICT_TYPE, self._keys), body)
+            case "cancel":
+                return self._cancel(dsse.verify(body, messages.CANCEL_TYPE, self._keys))
             case "config":
                 return self._order(body)
+            case "pace":
+                return self._pace(dsse.verify(body, messages.PACE_TYPE, self._keys))
             case _:
                 raise messages.MessageError(f"nothing is expected on {topic}")
 
@@ -126,6 +165,21 @@ class Desk:
             next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
         )
 
+    def _cancel(self, payload: bytes) -> CancelSeen:
+        message = messages.decode(payload, messages.CancelMessage)
+        self._check_unit(message.unit)
+        key = JobKey(message.job, message.epoch)
+        return CancelSeen(at_ms=self._clock.boot_ms(), key=key, grace_ms=message.grace_s * 1000, why=message.why)
+
+    def _pace(self, payload: bytes) -> PaceSeen:
+        message = messages.decode(payload, messages.PaceMessage)
+        if message.cell != self._cell:
+            raise messages.MessageError(f"it names the cell {message.cell!r}, this is {self._cell!r}")
+        pace = Pace(message.state, message.spread_s * 1000, message.interval_permille)
+        if self._carrier is not None:
+            self._carrier.spread(pace.spread_ms)
+        return PaceSeen(at_ms=self._clock.boot_ms(), pace=pace, detail=message.detail)
+
     def _order(self, body: bytes) -> PricesSeen | DemandSeen | None:
         """The payload's type says which order it is; the signature covers the type."""
         kind = dsse.parse(body).payload_type
@@ -150,10 +204,11 @@ class Desk:
             messages.Status(state=state, boot=self._boot, conn=self._connections, version=__version__)
         )
 
-    def _link_changed(self, connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - Link's callback
+    def link_changed(self, connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - Link's callback
+        """The link came up, or went down and says why."""
         if connected:
             self._connections += 1
-            self._link.publish(f"{self._up}/status", self._status("up"))
+            self._publish("status", self._status("up"))
         self._emit(LinkChanged(at_ms=self._clock.boot_ms(), connected=connected, broker=broker, detail=detail))
 
 
@@ -182,4 +237,8 @@ def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
         currency=job.currency,
         ticket_sha256=hashlib.sha256(payload).hexdigest(),
         workload_class=job.workload_class or "",
+        expected_ms=job.expected_s * 1000,
+        renew_ms=job.renew_s * 1000,
+        upload_url="" if job.upload is None else job.upload.url,
+        upload_token="" if job.upload is None else job.upload.token,
     )

@@ -74,6 +74,10 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: int = 300
     will: tuple[str, bytes] | None = None
     tls: TlsFiles | None = None
+    max_in_flight: int = MAX_IN_FLIGHT
+    """Publishes inside the library at once, never more than the broker's Receive Maximum."""
+    receive_maximum: int = RECEIVE_MAXIMUM
+    inbox_messages: int = INBOX_MESSAGES
 
 
 class Link:
@@ -89,10 +93,12 @@ class Link:
         *,
         on_message: Callable[[str, bytes], None],
         on_state: Callable[[bool, str, str], None],
+        on_undelivered: Callable[[str, str, bool], None] | None = None,
     ) -> None:
         self._config = config
         self._on_message = on_message
-        self._on_state = on_state
+        self._on_state, self._on_undelivered = on_state, on_undelivered
+        self._spread_ms = 0
         self._connection: _Connection | None = None
         self._task: asyncio.Task[None] | None = None
         self.connected = False
@@ -101,7 +107,19 @@ class Link:
         """Begin connecting; needs the running loop."""
         self._task = asyncio.get_running_loop().create_task(self._keep_connected(), name="mqtt-link")
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, expiry_s: int | None = None) -> bool:
+    def spread(self, spread_ms: int) -> None:
+        """From now on the first attempt after an outage comes within so long, at random."""
+        self._spread_ms = spread_ms
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        expiry_s: int | None = None,
+        token: str = "",  # noqa: ARG002
+    ) -> bool:
         """Hand one message to the broker; False when it cannot be taken now. True proves nothing (see above)."""
         connection = self._connection
         return connection is not None and self.connected and connection.publish(topic, payload, qos, expiry_s)
@@ -172,7 +190,7 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[str] = self._loop.create_future()
         self._in_flight: set[int] = set()
-        self._inbox: deque[tuple[str, bytes]] = deque(maxlen=INBOX_MESSAGES)
+        self._inbox: deque[tuple[str, bytes]] = deque(maxlen=config.inbox_messages)
         self._delivering = False
         self._ended = False
         self._socket: socket.socket | None = None
@@ -186,7 +204,7 @@ class _Connection:
         return self._over
 
     def publish(self, topic: str, payload: bytes, qos: int, expiry_s: int | None) -> bool:
-        if len(self._in_flight) >= MAX_IN_FLIGHT:
+        if len(self._in_flight) >= self._config.max_in_flight:
             return False
         properties = Properties(PacketTypes.PUBLISH)
         properties.ContentType = "application/json"
@@ -233,7 +251,7 @@ class _Connection:
         """The thread: connect, loop, and report the end whatever it was."""
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 0
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.ReceiveMaximum = self._config.receive_maximum
         properties.MaximumPacketSize = MAX_PACKET_BYTES
         try:
             self._client.connect(

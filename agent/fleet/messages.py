@@ -1,8 +1,8 @@
 """The `dw/v1` messages, as typed values: exactly what crosses the broker, and the caps that guard the door.
 
-Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, result, yield. Downward (`dw/v1/d/{unit}/…`): grant,
-verdict and config (prices, demand), each inside a DSSE envelope signed by the dispatcher, so that a hostile broker can
-delay, never command.
+Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, renew, result, yield. Downward (`dw/v1/d/{unit}/…`): grant,
+verdict, cancel and config (prices, demand), and retained for a whole cell `dw/v1/b/{cell}/pace`, each inside a DSSE
+envelope signed by the dispatcher, so that a hostile broker can delay, never command.
 Times on the wire are durations. Unknown fields are ignored (newer peers may say more); an unknown version is
 refused with a reason. Messages are JSON and at most 16 KiB; bulk goes by URL and digest.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from agent.core.model import JobKey, Verdict, YieldReason
+from agent.core.model import JobKey, Outlook, PaceState, Verdict, YieldReason
 from agent.core.policy import MAX_CLASSES, MicroPerKwh, WorkloadClass
 
 VERSION = 1
@@ -25,6 +25,8 @@ VERDICT_TYPE = "application/vnd.driveway.verdict+json"
 ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
 PRICES_TYPE = "application/vnd.driveway.prices+json"
 DEMAND_TYPE = "application/vnd.driveway.demand+json"
+CANCEL_TYPE = "application/vnd.driveway.cancel+json"
+PACE_TYPE = "application/vnd.driveway.pace+json"
 
 MAX_PRICE_SLOTS = 256
 """Two days of quarter-hours are 192, and 200 when the clocks go back on one of them; 256 still fit into a message."""
@@ -76,7 +78,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     have: Annotated[tuple[JobKey, ...], msgspec.Meta(max_length=64)]
     credit: Count
     cap: Capability
-    open_for_s: Count
+    outlook: Outlook = Outlook()
+
+
+class Renew(msgspec.Struct, frozen=True, kw_only=True):
+    """More time for a long lease. The answer is the same grant (its epoch and nonce) with a new `ttl_s`, or a cancel.
+
+    QoS 0: a renewal that is lost is followed by another, well before the lease ends.
+    """
+
+    v: int = VERSION
+    rid: Identifier
+    job: Identifier
+    epoch: Count
+    done: Count
+    have: Annotated[tuple[JobKey, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,11 +110,26 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     sig: Annotated[str, msgspec.Meta(max_length=256)]
 
 
+class UploadedObject(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers that were brought to where the grant said, by their digest."""
+
+    sha256: Sha256
+    bytes: Count
+
+
 class SliceOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """One slice's answers, exactly the bytes whose SHA-256 the statement binds (base64 of a JSON array of items)."""
+    """One slice's answers, exactly the bytes whose SHA-256 the statement binds: a JSON array of items.
+
+    Either in the message (`body`, base64) or uploaded before (`uploaded`).
+    """
 
     index: Count
-    body: Base64
+    body: Base64 = ""
+    uploaded: UploadedObject | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.body) == (self.uploaded is not None):
+            raise ValueError("a slice's answers are in `body` or `uploaded`, not in both and not in neither")
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +143,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[SliceOutput, ...]
     have: tuple[JobKey, ...]
     credit: Count
+    outlook: Outlook = Outlook()
 
 
 class Yield(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,10 +175,18 @@ class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
     bytes: Count
 
 
-class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """One leased job; `slices` are the slice numbers still wanted, `ttl_s` counts from when the car asked.
+class UploadRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Where answers go that do not fit into a message: PUT `url`/{sha256} with this bearer token."""
 
-    `workload_class` says what kind of work it is; none: unclassified.
+    url: Text
+    token: Annotated[str, msgspec.Meta(min_length=16, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """One leased job; `slices` are the slice numbers wanted of this car, `ttl_s` counts from when it asked.
+
+    `workload_class` says what kind of work it is; none: unclassified. `expected_s` is how long the dispatcher thinks
+    that it takes (0: unknown). A lease with `renew_s` is long: it is renewed that often, else its time runs out.
     """
 
     job: Identifier
@@ -162,6 +202,9 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
     price_micro_per_item: Count
     currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$")]
     workload_class: WorkloadClass | None = None
+    expected_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    renew_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    upload: UploadRef | None = None
 
 
 class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +235,35 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     statement_sha256: Sha256OrNone = ""
     retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     next_grant: JobGrant | None = None
+
+
+class CancelMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a cancel: give this lease back within `grace_s` (0: at once), with what is finished.
+
+    It names its lease, so a copy that a broker kept can do no more than it did.
+    """
+
+    v: int = VERSION
+    unit: Identifier
+    job: Identifier
+    epoch: Count
+    grace_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    why: Annotated[str, msgspec.Meta(max_length=128)] = ""
+
+
+class PaceMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a cell's retained pace: whether there is work for it, and how far its cars spread their attempts.
+
+    `issued_wall_ms` rises with every message to a cell, so that an older one that a broker kept counts no more.
+    """
+
+    v: int = VERSION
+    cell: Identifier
+    issued_wall_ms: WallMs
+    state: PaceState
+    spread_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)]
+    interval_permille: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = 1000
+    detail: Annotated[str, msgspec.Meta(max_length=128)] = ""
 
 
 class PricesSlot(msgspec.Struct, frozen=True, array_like=True):
@@ -265,11 +337,14 @@ Message = TypeVar(
     "Message",
     Status,
     Request,
+    Renew,
     Result,
     Yield,
     Envelope,
     GrantMessage,
     VerdictMessage,
+    CancelMessage,
+    PaceMessage,
     PricesMessage,
     DemandMessage,
     Enrolment,

@@ -15,7 +15,6 @@ from agent.core.events import EventType, GrantSeen, LinkChanged, VerdictSeen
 from agent.core.model import JobKey, Verdict
 from agent.fleet import messages
 from agent.fleet.desk import Desk
-from agent.fleet.link import LinkConfig
 from agent.fleet.orders import Orders
 from agent.store import StoreThread
 from agent.trust import dsse
@@ -51,7 +50,6 @@ class Listening:
             unit=UNIT,
             cell="00",
             boot="b00t",
-            link=LinkConfig(brokers=(("127.0.0.1", 1),), client_id=UNIT, filters=()),
             dispatcher_keys={trusted.keyid: trusted.public_key()},
             orders=Orders(StoreThread(Path("never-opened.db")), FixedClock(), "b00t", lambda: True),
             emit=self.events.append,
@@ -169,5 +167,5 @@ def test_no_bytes_do_anything_but_be_refused(dispatcher_signer: FileSigner, topi
 
 
 def test_the_link_is_told_of_as_an_event(listening: Listening) -> None:
-    listening.desk._link_changed(True, "127.0.0.1:1", "")
+    listening.desk.link_changed(True, "127.0.0.1:1", "")
     assert isinstance(listening.events[0], LinkChanged)

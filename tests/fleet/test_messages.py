@@ -16,7 +16,6 @@ REQUEST = messages.Request(
     have=(),
     credit=1,
     cap=messages.Capability(device_class="rig", executor="onnxruntime", packages=()),
-    open_for_s=0,
 )
 
 

@@ -17,7 +17,6 @@ from agent.core.events import DemandSeen, EventType, PricesSeen
 from agent.errors import StoreError
 from agent.fleet import messages
 from agent.fleet.desk import Desk
-from agent.fleet.link import LinkConfig
 from agent.fleet.orders import Orders
 from agent.store import Store, StoreThread
 from agent.trust import dsse
@@ -62,7 +61,6 @@ class Listening:
             unit=UNIT,
             cell="00",
             boot=boot,
-            link=LinkConfig(brokers=(("127.0.0.1", 1),), client_id=UNIT, filters=()),
             dispatcher_keys={signer.keyid: signer.public_key()},
             orders=self.orders,
             emit=self.events.append,

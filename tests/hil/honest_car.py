@@ -145,7 +145,7 @@ class Car:
     def request(self, *have: JobKey, credit: int = 1, packages: tuple[str, ...] = (PACKAGE.sha256,)) -> JobGrant | None:
         capability = Capability(device_class="cpu-x86_64", executor="onnxruntime", packages=packages)
         rid = f"rq{next(self._rid)}"
-        self.say("request", encode(Request(rid=rid, have=have, credit=credit, cap=capability, open_for_s=600)))
+        self.say("request", encode(Request(rid=rid, have=have, credit=credit, cap=capability)))
         message = self.hear_grant()
         assert message.rid == rid
         assert (message.retry_s > 0) == (message.job is None)

@@ -130,7 +130,7 @@ def job(desk: Desk, workload_class: str | None) -> str:
 def asks(car: Car, *classes: str, have: tuple[JobKey, ...] = ()) -> tuple[str, str | None] | None:
     """The job and class of the grant that a car of these classes gets."""
     capability = Capability(device_class="x", executor="y", packages=(PACKAGE.sha256,), classes=classes)
-    car.say("request", encode(Request(rid="r", have=have, credit=1, cap=capability, open_for_s=0)))
+    car.say("request", encode(Request(rid="r", have=have, credit=1, cap=capability)))
     granted = car.hear_grant().job
     return None if granted is None else (granted.job, granted.workload_class)
 

@@ -117,7 +117,7 @@ def test_a_bug_stops_one_message_only(desk: Desk, car: Car, monkeypatch: pytest.
         patch.setattr(desk.book, "grant", lambda *_: 1 // 0)
         car.say(
             "request",
-            b'{"rid":"r","have":[],"credit":1,"open_for_s":1,"cap":{"device_class":"","executor":"x","packages":[]}}',
+            b'{"rid":"r","have":[],"credit":1,"cap":{"device_class":"","executor":"x","packages":[]}}',
         )
     assert desk.service.counts.pop("crashed") == 1
     assert car.request() is not None
