@@ -20,7 +20,7 @@ from agent.core.model import Grant, HandInKind, JobKey, Spent, YieldReason
 
 RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
-HAND_IN_BYTES = 15_250
+HAND_IN_BYTES = 15_300
 """A lease is handed in early rather than outgrow one message of 16 KiB: what follows is a generous estimate."""
 HAND_IN_BASE_BYTES = 3_000
 HAND_IN_SLICE_BYTES = 500
