@@ -13,8 +13,9 @@ from typing import Any
 
 from agent import __version__
 from agent.cli import when
-from agent.errors import DrivewayError
+from agent.errors import ConfigError, DrivewayError
 from hil.bench import BENCHMARKS
+from hil.submit import arguments
 
 DEFAULT_FOLDER = Path("build/demo")
 
@@ -46,9 +47,11 @@ def parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=DEFAULT_FOLDER, help=f"made anew each run (default: {DEFAULT_FOLDER})"
     )
     demo.add_argument("--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C")
+    _submit_verb(verbs)
     _orders(verbs)
     _bench_verb(verbs)
     _sim_verb(verbs)
+    _acl_probe_verb(verbs)
     return top
 
 
@@ -72,6 +75,33 @@ def _sim_verb(verbs: Any) -> None:
         "--trace-dir", type=Path, default=Path("build/sim"), metavar="DIR", help="for what broke (default: build/sim)"
     )
     verb.set_defaults(verb=_sim)
+
+
+def _acl_probe_verb(verbs: Any) -> None:
+    about = "run a hostile car's attacks against a broker; fails when one works"
+    verb = verbs.add_parser("acl-probe", help=about, description=about)
+    verb.add_argument("broker", nargs="?", type=_address, metavar="HOST:PORT", help="a broker nobody else uses now")
+    verb.add_argument("--try", dest="here", choices=("mosquitto", "embedded"), help="start one here, and probe that")
+    verb.add_argument("--ca", type=Path, metavar="FILE", help="the CA that signed the broker's certificate (PEM)")
+    for name, about_it in (("car", "of the attacker"), ("victim", "of another car"), ("dispatcher", "of a dispatcher")):
+        verb.add_argument(f"--{name}", metavar="CERT:KEY", help=f"certificate and key {about_it} (PEM)")
+    verb.add_argument("--cell", default="00", help="of both cars (default: 00)")
+    verb.add_argument("--share-group", default="dispatch", metavar="NAME", help="the dispatchers' (default: dispatch)")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
+    verb.set_defaults(verb=_acl_probe)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """An argparse type: HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _submit_verb(verbs: Any) -> None:
+    verb = arguments.add_verb(verbs)
+    verb.set_defaults(verb=_submit, check=lambda options: arguments.check(options, verb))
 
 
 def _orders(verbs: Any) -> None:
@@ -105,6 +135,13 @@ def _longest(days: int) -> Callable[[str], int]:
     return duration
 
 
+def _submit(options: argparse.Namespace) -> int:
+    options.check(options)
+    from hil.submit import command  # noqa: PLC0415 - draws with rich, and loads an engine for a model
+
+    return command.submit(options)
+
+
 def _prices(options: argparse.Namespace) -> int:
     from hil import orders  # noqa: PLC0415 - imports the dispatcher
 
@@ -129,6 +166,24 @@ def _sim(options: argparse.Namespace) -> int:
         json_file=options.json,
         trace_dir=options.trace_dir,
     )
+
+
+def _acl_probe(options: argparse.Namespace) -> int:
+    from hil.acl import command, probe  # noqa: PLC0415 - brings brokers and certificates
+
+    if options.here is not None:
+        with command.broker_here(options.here) as target:
+            return command.acl_probe(target, options.json)
+    pairs = (options.car, options.victim, options.dispatcher)
+    if options.broker is None or options.ca is None or None in pairs:
+        raise ConfigError(
+            "a broker, its CA, and the certificates of two cars and a dispatcher are needed",
+            hint="HOST:PORT --ca FILE --car CERT:KEY --victim CERT:KEY --dispatcher CERT:KEY, or --try mosquitto",
+        )
+    target = probe.target_from_files(
+        options.broker, options.ca, pairs, cell=options.cell, share_group=options.share_group
+    )
+    return command.acl_probe(target, options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

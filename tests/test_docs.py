@@ -15,6 +15,7 @@ from agent.core.energy import LOW_VOLTAGE_LIMITS
 from agent.core.gates import RULES, Timing
 from agent.core.policy import Policy
 from agent.fleet import messages
+from hil.acl.guarded import CLIENT_ID, CONF, Member, dynamic_security
 from hil.cli import parser as hil_parser
 
 ROOT = Path(__file__).parent.parent
@@ -102,3 +103,12 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_guarded_broker_in_the_documents_is_the_one_that_is_tested() -> None:
+    conf, role = blocks(ROOT / "docs" / "brokers.md", "conf"), blocks(ROOT / "docs" / "brokers.md", "json")
+    said = {line.split()[0] for line in conf[0].splitlines()}
+    assert said == {line.split()[0] for line in (CONF.replace("{client_id}", CLIENT_ID)).splitlines()}
+    made = dynamic_security([Member("car-0001", "0a")], ["dispatcher-1"], "g-7f21")
+    assert msgspec.json.decode(role[0]) == msgspec.json.decode(made)
+    assert all(msgspec.json.decode(one) for one in role)
