@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import assert_never
+
+import msgspec
 
 from agent import view
 from agent.control import ControlRequest
 from agent.core.machine import as_of
 from agent.core.state import State
+from agent.errors import StoreError
 from agent.fleet.desk import Desk
+from agent.fleet.link import Link
 from agent.hands import Hands
 from agent.inference.shelf import Shelf
 from agent.owner import OwnerDesk
 from agent.ports import Clock, CountingSource
+from agent.recorder import Recorder
 from agent.store import Store, StoreThread
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Where a recording was written to."""
+
+    file: str
+    bytes: int
 
 
 class Answers:
@@ -28,13 +42,17 @@ class Answers:
         store: StoreThread,
         hands: Hands,
         desk: Desk,
+        link: Link,
         shelf: Shelf,
         owner: OwnerDesk,
+        recorder: Recorder,
+        recordings: Path,
         sources: Sequence[CountingSource] = (),
     ) -> None:
         self._state, self._clock, self._store = state, clock, store
         self._hands, self._desk, self._shelf, self._owner = hands, desk, shelf, owner
-        self._sources = sources
+        self._link, self._sources = link, sources
+        self._recorder, self._recordings = recorder, recordings
 
     async def answer(self, request: ControlRequest) -> object:  # noqa: PLR0911 - one answer a verb
         """The data of one answer; raises DrivewayError with what stands in the way."""
@@ -54,6 +72,8 @@ class Answers:
                 return view.EarningsList(await self._leases(request.limit), total, totals.energy_micro_wh / 1e6)
             case "ledger":
                 return await self._store.call(Store.ledger, request.limit)
+            case "record":
+                return await self._record()
             case (
                 "owner"
                 | "pause"
@@ -67,6 +87,15 @@ class Answers:
                 return await self._owner.answer(request)
             case _:
                 assert_never(request.verb)
+
+    async def _record(self) -> Recorded:
+        """Write down what was recorded until now, beside the event loop: it may be some megabytes."""
+        taken, wall_ms = self._recorder.taken(), self._clock.wall_ms()
+        try:
+            path = await asyncio.to_thread(taken.write, self._recordings, wall_ms, "asked for")
+            return Recorded(str(path), path.stat().st_size)
+        except OSError as error:
+            raise StoreError(f"cannot write a recording into {self._recordings}: {error}") from error
 
     def _now(self) -> State:
         """The state as it is at this moment: the core's own look may be a moment old."""
@@ -92,4 +121,5 @@ class Answers:
             refused_messages=dict(self._desk.refused),
             refused_packages=self._shelf.refused,
             counts={source.name: source.counts for source in self._sources},
+            link=self._link.status(),
         )

@@ -3,8 +3,8 @@
     -> {"verb": "leases", "limit": 20}
     <- {"ok": true, "data": [...]}      or      {"ok": false, "error": "...", "hint": "..."}
 
-Everybody who may open the socket (its group) may read; what changes something (`CHANGES`: the owner's word) is for root
-and the daemon's own user.
+Everybody who may open the socket (its group) may read; what changes something or tells everything (`RESERVED`: the
+owner's word, a recording) is for root and the daemon's own user.
 Each client has a small line limit and a time limit, so a slow or hostile one costs a task and nothing else.
 """
 
@@ -29,7 +29,7 @@ from agent.tasks import finished
 MAX_LINE_BYTES = 4096
 IDLE_TIMEOUT_S = 30.0
 CLOSE_S = 1.0
-CHANGES = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear"}
+RESERVED = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear", "record"}
 LONGEST_PAUSE_MS = 366 * 24 * 3_600_000
 MAX_WINDOWS = 28
 """Four a day."""
@@ -84,6 +84,7 @@ class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "owner_clear",
         "consent_accept",
         "consent_withdraw",
+        "record",
     ]
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     pause: Pause = Pause()
@@ -156,7 +157,7 @@ class ControlServer:
             request = msgspec.json.decode(line, type=ControlRequest)
         except msgspec.DecodeError as error:
             return ControlAnswer(ok=False, error=f"not a request: {error}")
-        if request.verb in CHANGES and not _may_change(writer):
+        if request.verb in RESERVED and not _may_change(writer):
             return ControlAnswer(
                 ok=False, error=f"{request.verb} is for root and the daemon's own user", hint="use sudo"
             )

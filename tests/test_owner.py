@@ -351,7 +351,7 @@ def test_the_socket_takes_nothing_that_the_command_would_not_send(served: Served
     assert "not a request" in _talk(served.path, request_line)["error"]
 
 
-CHANGES = ("pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear")
+CHANGES = ("pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear", "record")
 
 
 def test_only_root_and_the_daemons_user_may_change_anything(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

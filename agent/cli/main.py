@@ -139,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     add("status", "status:status", "what the agent does now, and what it earned")
     add("why", "status:why", "why it does not work now: the gate, the signal, its value and its limit")
     add("signals", "status:signals", "what the car says, with age and quality")
+    add("record", "work:record", "write down what the agent saw and decided in the last hours, to play it again")
     for name, about in (("leases", "the newest leases"), ("earnings", "what each lease earned, net of its energy")):
         add(name, f"work:{name}", about).add_argument("--limit", type=LIMIT, default=20, help="how many (default: 20)")
     add("ledger", "work:ledger", "the ledger: every statement made and verdict received").add_argument(

@@ -107,9 +107,7 @@ def _status_text(data: dict[str, Any]) -> str:
         )
     lines += [f"source    {_source_text(source)}" for source in data["sources"]]
     link = data["link"]
-    lines.append(
-        f"link      {'connected to ' + link['broker'] if link['connected'] else 'down: ' + (link['detail'] or '-')}"
-    )
+    lines.append(f"link      {_link_text(link)}")
     lines.append(f"outbox    {data['outbox']['pending']} hand-ins wait for a verdict")
     lines.append(f"ledger    {data['ledger']['size']} leaves, root {data['ledger']['root'][:16]}…")
     earned = data["earnings"]
@@ -121,7 +119,18 @@ def _status_text(data: dict[str, Any]) -> str:
         times = f"p50 {vacate['p50_ms']} ms, p99 {vacate['p99_ms']} ms, max {vacate['max_ms']} ms"
         lines.append(f"vacates   {vacate['count']}: {times}")
     lines += [f"refused   package {name}: {detail}" for name, detail in data["refused_packages"].items()]
+    messages = {**data["refused_messages"], **link["dropped"]}
+    if messages:
+        lines.append(f"refused   messages: {', '.join(f'{why} {count}' for why, count in messages.items())}")
     return "\n".join(lines)
+
+
+def _link_text(link: dict[str, Any]) -> str:
+    """Where it is connected to, or what stands in the way."""
+    if link["connected"]:
+        return f"connected to {link['broker']}"
+    tried = f" (attempt {link['attempts']})" if link["attempts"] > 1 else ""
+    return f"down: {link['detail'] or '-'}{tried}"
 
 
 def _source_text(source: dict[str, Any]) -> str:

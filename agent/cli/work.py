@@ -1,4 +1,4 @@
-"""`driveway leases | earnings | ledger`: what was worked, what it earned, and the proof of both."""
+"""`driveway leases | earnings | ledger | record`: what was worked, what it earned, and the proof of both."""
 
 from __future__ import annotations
 
@@ -54,6 +54,16 @@ def earnings(options: argparse.Namespace) -> int:
     sums = [f"{total[column]:.6f}" for column in ("gross", "energy_cost", "net")]
     rows.append(("all leases", f"{data['total_energy_wh']:.4f}", *sums, total["currency"]))
     print(table(("LEASE", "WH", "PAID", "ENERGY COST", "NET", "CURRENCY"), rows))
+    return exits.FINE
+
+
+def record(options: argparse.Namespace) -> int:
+    """Have the recording written, and say where it is."""
+    data = ask(socket_path(options.socket, options.config), "record")
+    if options.json:
+        print_json(data)
+        return exits.FINE
+    print(f"{data['file']}: {data['bytes'] / 1e6:.1f} MB. Play it again: driveway simulate {data['file']}")
     return exits.FINE
 
 

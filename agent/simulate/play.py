@@ -71,6 +71,12 @@ def replay(recorded: Recording, name: str) -> Report:
 
     outcome = recording.replay(recorded, follow)
     last = outcome.state
+    remarks = [recorded.header.note] if recorded.header.note else []
+    if outcome.differs:
+        remarks.append(
+            f"This version decides otherwise than the one that recorded it: {len(outcome.differs)} of {outcome.events} "
+            f"steps ask for something else, the first at line {outcome.differs[0]}."
+        )
     heading = Heading(
         trace=name,
         kind="recording",
@@ -78,6 +84,6 @@ def replay(recorded: Recording, name: str) -> Report:
         currency=last.policy.currency,
         zone=recorded.header.zone,
         start_wall_ms=None if last.wall.problem else last.wall.offset_ms,
-        remarks=(recorded.header.note,) if recorded.header.note else (),
+        remarks=tuple(remarks),
     )
     return make_report(heading, night.account(last, list(outcome.broken[told:])))

@@ -3,6 +3,9 @@
 One JSON object a line (JSONL): first the header (policy, which leaves the car has, time zone, name, start), then one
 line an event, with what was true at that moment where somebody knows it. The core has no clock and no randomness, so
 the same lines always give the same states and the same effects; what the effects led to is in the lines that follow.
+
+A daemon's flight recorder (`agent.recorder`) writes the same format from the middle of its life: its header holds the
+whole state, and each line the effects too, so that a replay shows whether this version decides as that one did.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from agent.core.signals import Vehicle
 from agent.core.state import State, initial
 from agent.core.walltime import UTC, Zone
 from agent.errors import ConfigError
+from agent.recorder import FORMAT
 from agent.simulate.promises import Broken, Truth, Watch
 
-FORMAT = "driveway-recording/1"
 T = TypeVar("T")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """How to begin. `note` is for people: where the recording comes from, and what it is said to show."""
+    """How to begin: anew, or with `state`. `note` is for people: where it comes from, and what it is said to show."""
 
     format: str = FORMAT
     name: str
@@ -38,18 +41,22 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     absent: frozenset[str] = frozenset()
     zone: Zone = UTC
     note: str = ""
+    state: State | None = None
 
     def begin(self) -> State:
         """The state before the first event."""
+        if self.state is not None:
+            return self.state
         vehicle = Vehicle(offered=self.offered, absent=self.absent)
         return initial(self.name, self.policy, self.start_ms, vehicle=vehicle, zone=self.zone)
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One event, and what was true when it came."""
+    """One event, what was true when it came, and what the core asked for, each where somebody wrote it down."""
 
     event: EventType
     truth: Truth | None = None
+    effects: tuple[EffectType, ...] | None = None
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -60,11 +67,15 @@ class Recording(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a replay: the last state, how many events there were, and what they broke."""
+    """What came of a replay: the last state, how many events there were, and what they broke.
+
+    `differs` are the numbers of the lines whose effects are not those that were recorded.
+    """
 
     state: State
     events: int
     broken: tuple[Broken, ...]
+    differs: tuple[int, ...] = ()
 
 
 Follow = Callable[[State, Line, State, tuple[EffectType, ...], Sequence[Broken]], None]
@@ -96,14 +107,17 @@ def replay(recording: Recording, follow: Follow | None = None) -> Outcome:
     state = recording.header.begin()
     watch = Watch(recording.header.policy)
     broken: list[Broken] = []
-    for before, line, after, effects in steps(state, recording.lines):
+    differs: list[int] = []
+    for number, (before, line, after, effects) in enumerate(steps(state, recording.lines), start=2):
+        if line.effects is not None and line.effects != effects:
+            differs.append(number)
         news = watch.saw(before, line.event, after, effects, line.truth)
         broken += news
         state = after
         if follow is not None:
             follow(before, line, after, effects, news)
     broken += watch.finish(state)
-    return Outcome(state, len(recording.lines), tuple(broken))
+    return Outcome(state, len(recording.lines), tuple(broken), tuple(differs))
 
 
 def steps(state: State, lines: Iterable[Line]) -> Iterator[tuple[State, Line, State, tuple[EffectType, ...]]]:
@@ -120,5 +134,5 @@ def _decode(text: bytes, kind: type[T], path: Path, number: int) -> T:
     except (msgspec.DecodeError, RecursionError) as error:
         raise ConfigError(
             f"{path}, line {number} is not a {kind.__name__.lower()} of a recording: {error}",
-            hint="recordings are written by `driveway-hil sim --trace-dir`",
+            hint="recordings are written by `driveway record` and by `driveway-hil sim --trace-dir`",
         ) from error
