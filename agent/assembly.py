@@ -18,9 +18,11 @@ from agent.config import Config
 from agent.control import ControlServer
 from agent.core.effects import Report
 from agent.core.state import State, initial
+from agent.fleet.channel import Moved
 from agent.fleet.desk import Desk
 from agent.fleet.link import Link, LinkConfig
 from agent.fleet.orders import Orders
+from agent.fleet.partials import Partials
 from agent.hands import Hands
 from agent.host import Host
 from agent.identity import Identity, read_key
@@ -28,11 +30,14 @@ from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.owner import OwnerDesk
 from agent.ports import CountingSource, Emit, Source
+from agent.recorder import Recorder
 from agent.selftest import NOT_YET, SelfTest
 from agent.store import StoreThread
 from agent.telemetry.limits import PowerLimits
 from agent.telemetry.reader import ReaderSource
 from agent.telemetry.source import build_limits, build_reader
+from agent.traffic import TrafficMeter
+from agent.transfers import Transfers
 from agent.vehicle.apart import bind_apart
 from agent.vehicle.databroker import build_awakener, build_databroker
 from agent.vehicle.drain import Rounds
@@ -59,6 +64,8 @@ class Parts:
     hands: Hands
     owner: OwnerDesk
     control: ControlServer
+    recorder: Recorder
+    recordings: Path
 
 
 def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[[], State]) -> Parts:
@@ -75,8 +82,13 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     limits = build_limits(config, boot, note)
     databroker = config.vehicle.databroker
     awake = KeepAwakeWishes(build_awakener(databroker, clock, config.path) if databroker else None, note)
-    orders = Orders(store, clock, boot_id(), trusted=lambda: not state().wall.problem)
+    orders = Orders(store, clock, boot_id(), trusted=lambda: not state().wall.problem, cell=identity.cell)
     desk = _desk(config, identity, orders, clock, emit)
+    link = _link(config, identity, desk)
+    moved = Moved()
+    meter = TrafficMeter(clock, moved, link.traffic)
+    partials = Partials(config.path(config.state_dir) / "transfers")
+    transfers = Transfers(identity.web, partials, moved, on_end=meter.tell)
     hands = Hands(
         emit=emit,
         clock=clock,
@@ -92,7 +104,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         ),
         limits=WorkerLimits(config.inference.threads, config.inference.memory_mb),
         executor=config.inference.executor,
-        web=identity.web,
+        transfers=transfers,
         spent=lambda: state().spent,
         policy=lambda: state().policy,
         power_limits=limits,
@@ -106,15 +118,19 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         executor=config.inference.executor,
         reading=lambda: state().compute,
     )
-    sources = (*_readers(config, profiles, clock, rounds), self_test)
+    sources = (*_readers(config, profiles, clock, rounds), self_test, meter)
+    recorder, recordings = Recorder(), config.path(config.state_dir) / "recordings"
     answers = Answers(
         state=state,
         clock=clock,
         store=store,
         hands=hands,
         desk=desk,
+        link=link,
         shelf=shelf,
         owner=owner,
+        recorder=recorder,
+        recordings=recordings,
         sources=[source for source in sources if isinstance(source, CountingSource)],
     )
     return Parts(
@@ -126,12 +142,14 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         sources=sources,
         orders=orders,
         desk=desk,
-        link=_link(config, identity, desk),
+        link=link,
         limits=limits,
         awake=awake,
         hands=hands,
         owner=owner,
         control=ControlServer(config.path(config.control_socket), answers.answer),
+        recorder=recorder,
+        recordings=recordings,
     )
 
 
@@ -163,7 +181,12 @@ def _link(config: Config, identity: Identity, desk: Desk) -> Link:
 
     fleet = config.fleet
     base = LinkConfig(
-        brokers=fleet.addresses(), client_id="", filters=(), keepalive_s=fleet.keepalive_s, tls=identity.tls
+        brokers=fleet.addresses(),
+        client_id="",
+        filters=(),
+        keepalive_s=fleet.keepalive_s,
+        reconnect_max_s=fleet.reconnect_max_s,
+        tls=identity.tls,
     )
     link = Link(
         desk.link_config(base),

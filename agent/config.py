@@ -16,6 +16,7 @@ import msgspec
 
 from agent.core.policy import Policy
 from agent.errors import ConfigError
+from agent.fleet.backoff import CAP_S
 from agent.fleet.link import TlsFiles
 from agent.fleet.messages import Identifier
 from agent.policy_check import check_policy
@@ -85,6 +86,8 @@ class FleetConfig(Section, frozen=True):
     enrol_url: str = ""
     enrol_code: str = ""
     keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=1200)] = 300
+    reconnect_max_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = CAP_S
+    """The longest wait between two attempts to connect: what keeps a fleet from coming back all at once."""
     tls: TlsFiles | None = None
     allow_loopback_http: bool = False
     """Rigs alone: fetch objects over plain HTTP from this machine."""

@@ -20,6 +20,7 @@ from agent.assembly import assemble
 from agent.clock import boot_id
 from agent.config import Config
 from agent.core import lease as leases
+from agent.core.effects import EffectType
 from agent.core.events import EventType, Stopping
 from agent.core.machine import step
 from agent.core.state import State, WorkerPhase, resume
@@ -54,7 +55,7 @@ class Daemon:
         self._pumping = True
         try:
             while self._queue:
-                self.state, effects = step(self.state, self._queue.popleft())
+                effects = self._step(self._queue.popleft())
                 for effect in effects:
                     self.parts.hands.perform(effect)
         finally:
@@ -65,6 +66,19 @@ class Daemon:
         self.parts.rounds.hurry(hurried=busy)
         if state.stopping and not busy:
             self._quiet.set()
+
+    def _step(self, event: EventType) -> tuple[EffectType, ...]:
+        """One step, recorded. A core that fails leaves what led there: with it the failure can be played again."""
+        before, recorder = self.state, self.parts.recorder
+        try:
+            self.state, effects = step(before, event)
+        except Exception as error:
+            recorder.saw(before, event, before, ())
+            with contextlib.suppress(OSError):
+                recorder.taken().write(self.parts.recordings, self.parts.clock.wall_ms(), f"the core failed: {error!r}")
+            raise
+        recorder.saw(before, event, self.state, effects)
+        return effects
 
     def stop(self) -> None:
         """End, as on SIGTERM."""
@@ -102,7 +116,8 @@ class Daemon:
         """What an earlier run left: hand-ins without a verdict, open leases, words, orders, and spent budgets."""
         store, now_ms = self.parts.store, self.parts.clock.boot_ms()
         pending = [
-            leases.Pending(row.key, row.kind, row.statement_sha256, now_ms) for row in await store.call(Store.outbox)
+            leases.Pending(row.key, row.kind, row.statement_sha256, now_ms, missing=row.missing)
+            for row in await store.call(Store.outbox)
         ]
         left_over = [
             leases.left_over(row.grant, row.done, row.spent, now_ms) for row in await store.call(Store.open_leases)

@@ -78,6 +78,10 @@ COMPUTER = {
     "than {limit} °C. Park it in the shade.",
     "ambient_cold": "It is {value} °C around the car; work needs at least {limit} °C.",
     "network_metered": "The network costs money by the byte; wait for another, or set metered_allowed = true.",
+    "network_cap": "Over a network that costs money {value} MB went today, of {limit} MB allowed (metered_daily_mb); "
+    "nothing new is asked for before the day is over. Finished work is still handed in.",
+    "fleet_closed": "The fleet's operator gives no new work in this area for now.",
+    "fleet_stopped": "The fleet's operator has stopped all work in this area for now.",
     "network_offline": "There is no connection to a broker; it is being made. Check the network.",
     "storage_failed": "What is earned cannot be written down: {value}. Free some space, or look at the disk.",
     "self_test_failed": "The agent's own test has not been passed: {value}.",

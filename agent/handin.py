@@ -3,12 +3,17 @@
 The statement binds the answers to the grant, the code, the input, the energy and the gate; see
 `agent.trust.statement`. It is built inside the store's transaction, so its counter, the ledger leaf and the outbox
 row are one.
+
+Answers go in the message while they fit. Where they do not, and the grant says where bulk goes, those that have been
+brought there are named by their digest, and of the others the largest too, as many as it takes; the message waits until
+those have arrived.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,10 +50,13 @@ class Draft:
     policy_sha256: str
     wall_ms: int
     counter: int
+    uploaded: frozenset[int]
 
 
 HAND_IN_ERRORS = (messages.MessageError, DrivewayError, msgspec.MsgspecError)
 DETAIL_BYTES = 160
+INLINE_BYTES = 160
+"""Answers up to this length are no longer in the message than their digest would be."""
 HAVE_MAX = 8
 HAVE_ROOM_BYTES = 896
 """Room that a stored hand-in leaves for what is added when it is sent: 8 tokens of up to 90 bytes, and the outlook."""
@@ -67,6 +75,7 @@ def build(
     wall_ms: int,
     counter: int,
     slices: list[StoredSlice],
+    uploaded: tuple[int, ...] = (),
 ) -> HandInRow:
     """The hand-in of one lease; a yield without a finished slice has no statement.
 
@@ -74,7 +83,7 @@ def build(
     handed in, as a yield that says so; and should not even a statement come about (a fact that cannot be signed), the
     lease is given back with nothing but the reason, rather than held for ever.
     """
-    draft = Draft(unit, signer, grant, facts, policy_sha256, wall_ms, counter)
+    draft = Draft(unit, signer, grant, facts, policy_sha256, wall_ms, counter, frozenset(uploaded))
     try:
         return _row(draft, kind, why, detail, slices)
     except HAND_IN_ERRORS as error:
@@ -95,14 +104,58 @@ def build(
 def _row(draft: Draft, kind: HandInKind, why: YieldReason | None, detail: str, slices: list[StoredSlice]) -> HandInRow:
     """The hand-in of exactly these slices; raises MessageError when it does not fit, TrustError if it is unsignable."""
     envelope = _attest(draft, kind, slices) if slices else None
-    message = _message(draft.grant, kind=kind, why=why, detail=detail, envelope=envelope, slices=slices)
-    return HandInRow(
-        kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
-        body=messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES),
-        statement=envelope,
-        statement_sha256="" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest(),
-        slices=len(slices),
-    )
+    sha256 = "" if envelope is None else hashlib.sha256(dsse.parse(envelope).payload).hexdigest()
+
+    def row(referenced: frozenset[int]) -> HandInRow:
+        outputs = tuple(_output(one, by_digest=one.outcome.index in referenced) for one in slices)
+        message = _message(draft.grant, kind=kind, why=why, detail=detail, envelope=envelope, outputs=outputs)
+        return HandInRow(
+            kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
+            body=messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES),
+            statement=envelope,
+            statement_sha256=sha256,
+            slices=len(slices),
+            referenced=tuple(sorted(referenced)),
+            missing=tuple(sorted(referenced - draft.uploaded)),
+        )
+
+    return _with_fewest_uploads(draft, slices, row)
+
+
+def _with_fewest_uploads(
+    draft: Draft, slices: list[StoredSlice], row: Callable[[frozenset[int]], HandInRow]
+) -> HandInRow:
+    """All answers in the message; else what was uploaded by digest; else also the largest of the others.
+
+    Raises MessageError when it fits in no way.
+    """
+    try:
+        return row(frozenset())
+    except messages.MessageError:
+        if not draft.grant.upload_url:
+            raise
+    bulky = sorted((one for one in slices if len(one.output) > INLINE_BYTES), key=lambda one: -len(one.output))
+    there = draft.uploaded & {one.outcome.index for one in bulky}
+    others = [one.outcome.index for one in bulky if one.outcome.index not in there]
+    best, enough, too_few = row(there.union(others)), len(others), -1
+    while enough - too_few > 1:
+        count = (enough + too_few) // 2
+        try:
+            best, enough = row(there.union(others[:count])), count
+        except messages.MessageError:
+            too_few = count
+    return best
+
+
+def _output(one: StoredSlice, *, by_digest: bool) -> messages.SliceOutput:
+    """A slice's answers as they go into the message; raises MessageError when there are none."""
+    index = one.outcome.index
+    if not one.output:
+        raise messages.MessageError(f"slice {index} has no answers")
+    if by_digest:
+        uploaded = messages.UploadedObject(sha256=one.outcome.output_sha256, bytes=len(one.output))
+        return messages.SliceOutput(index=index, uploaded=uploaded)
+    return messages.SliceOutput(index=index, body=base64.b64encode(one.output).decode("ascii"))
 
 
 def _message(
@@ -112,13 +165,9 @@ def _message(
     why: YieldReason | None,
     detail: str,
     envelope: bytes | None,
-    slices: list[StoredSlice],
+    outputs: tuple[messages.SliceOutput, ...],
 ) -> messages.Result | messages.Yield:
     """The message that carries the statement and the answers; raises MessageError when it cannot be one."""
-    outputs = tuple(
-        messages.SliceOutput(index=one.outcome.index, body=base64.b64encode(one.output).decode("ascii"))
-        for one in slices
-    )
     try:
         parsed = None if envelope is None else msgspec.json.decode(envelope, type=messages.Envelope)
     except msgspec.ValidationError as error:

@@ -44,6 +44,7 @@ from agent.core.events import (
     LeaseRefused,
     SliceFailed,
     SliceStored,
+    SliceUploaded,
     StoreFailed,
     StoreRecovered,
     TransferFailed,
@@ -52,8 +53,9 @@ from agent.core.events import (
 )
 from agent.core.model import Grant, JobKey, Spent, Verdict
 from agent.core.policy import Policy
-from agent.errors import DrivewayError, StoreError
-from agent.fleet import messages, objects
+from agent.errors import DrivewayError, FleetError, StoreError
+from agent.fleet import messages
+from agent.fleet.channel import PausedError, TransientError
 from agent.fleet.desk import Desk
 from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
@@ -63,6 +65,7 @@ from agent.rows import StoredSlice
 from agent.store import Store, StoreThread
 from agent.tasks import finished
 from agent.telemetry.limits import PowerLimits
+from agent.transfers import Transfers
 
 STORE_RETRY_S = 2.0
 CLOSE_S = 3.0
@@ -96,7 +99,7 @@ class Hands:
         unit: handin.Unit,
         limits: WorkerLimits,
         executor: str,
-        web: objects.Web,
+        transfers: Transfers,
         spent: Callable[[], Spent],
         policy: Callable[[], Policy],
         power_limits: PowerLimits,
@@ -104,7 +107,7 @@ class Hands:
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
         self._shelf, self._signer, self._unit = shelf, signer, unit
-        self._executor, self._web = executor, web
+        self._executor, self._transfers = executor, transfers
         self._station = Station(
             emit=self._from_station, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done
         )
@@ -149,10 +152,9 @@ class Hands:
             case SendRenewal():
                 self._desk.renew(effect)
             case UploadSlice(key=key, index=index):
-                detail = "uploads are not spoken yet"
-                self._emit(TransferFailed(at_ms=self._clock.boot_ms(), key=key, index=index, detail=detail))
+                self._spawn(self._upload(effect), Unwritten.NOTE, key, index)
             case PauseTransfers():
-                pass
+                self._transfers.pause()
             case OpenLease(grant=grant):
                 self._spawn(self._open_lease(grant), Unwritten.LEASE, grant.key)
             case HandIn(grant=grant):
@@ -192,17 +194,24 @@ class Hands:
 
     async def close(self) -> None:
         """Kill a worker that is still there, and wait for what is being written, though not for a broken disk."""
+        self._transfers.pause()
         await self._station.close()
         await finished(self._tasks, CLOSE_S)
 
     def _capability(self) -> messages.Capability:
         """What this unit can and will run now: a package that the worker refused is no longer offered."""
+        if self._shelf.changed():
+            self._spawn(self._restock(), Unwritten.NOTE)
         return messages.Capability(
             device_class=self._unit.device_class,
             executor=self._executor,
             packages=tuple(self._shelf.packages),
             classes=self._policy().workload_classes,
         )
+
+    async def _restock(self) -> None:
+        """Look at packages that were put there since; the next request offers them."""
+        self._shelf.take_in(await asyncio.to_thread(self._shelf.newcomers))
 
     def _spawn(
         self, work: Coroutine[None, None, None], step: Unwritten, key: JobKey | None = None, index: int | None = None
@@ -224,7 +233,7 @@ class Hands:
             logger().error("effect_failed", step=step.value, lease=str(key), error=repr(error))
             now_ms = self._clock.boot_ms()
             if step is Unwritten.LEASE and key is not None:
-                self._refuse(key, repr(error))
+                self._refuse(key, repr(error), transient=True)
             elif step is Unwritten.HAND_IN and key is not None:
                 self._emit(HandInFailed(at_ms=now_ms, key=key, detail=repr(error)))
             elif step is Unwritten.VERDICT:
@@ -242,15 +251,36 @@ class Hands:
             return
         try:
             self._shelf.find(grant.package_sha256)
-            body = await objects.fetch(self._web, grant.input_url, grant.input_sha256, grant.input_bytes)
+            body = await self._transfers.input_of(grant)
         except DrivewayError as error:
-            self._refuse(key, str(error))
+            self._refuse(key, str(error), transient=isinstance(error, PausedError | TransientError))
             return
         self._input = LeaseInput(key, body, grant.items)
         self._emit(LeaseOpened(at_ms=self._clock.boot_ms(), key=key))
 
-    def _refuse(self, key: JobKey, detail: str) -> None:
-        self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail))
+    def _refuse(self, key: JobKey, detail: str, *, transient: bool) -> None:
+        self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail, transient=transient))
+
+    async def _upload(self, effect: UploadSlice) -> None:
+        """Whatever becomes of it is told, so that the core waits for no upload that nobody does."""
+        try:
+            stored = await self._store.call(Store.to_upload, effect.key, effect.index)
+            if stored is None:  # settled meanwhile
+                self._upload_failed(effect, "the slice's answers are gone")
+                return
+            place = (effect.url, effect.token) if effect.url else (stored.url, stored.token)
+            await self._transfers.bring(*place, stored.output)
+        except FleetError as error:
+            self._upload_failed(effect, str(error), paused=isinstance(error, PausedError))
+        except Exception as error:
+            self._upload_failed(effect, repr(error))
+            raise
+        else:
+            self._emit(SliceUploaded(at_ms=self._clock.boot_ms(), key=effect.key, index=effect.index))
+
+    def _upload_failed(self, effect: UploadSlice, detail: str, *, paused: bool = False) -> None:
+        now_ms = self._clock.boot_ms()
+        self._emit(TransferFailed(at_ms=now_ms, key=effect.key, index=effect.index, detail=detail, paused=paused))
 
     async def _hand_in(self, effect: HandIn) -> None:
         grant = effect.grant
@@ -274,6 +304,7 @@ class Hands:
                 wall_ms=wall_ms,
                 counter=counter,
                 slices=kept,
+                uploaded=effect.uploaded,
             ),
         )
         if self._input is not None and self._input.key == grant.key:
@@ -284,6 +315,7 @@ class Hands:
                 key=grant.key,
                 kind=stored.kind,
                 statement_sha256=stored.statement_sha256,
+                missing=stored.missing,
             )
         )
         await self.report(

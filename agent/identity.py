@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from agent.config import Config
 from agent.errors import ConfigError, TrustError
 from agent.fleet import messages
+from agent.fleet.channel import Web
 from agent.fleet.enrol import enrol
 from agent.fleet.link import TlsFiles
-from agent.fleet.objects import Web
 from agent.ports import Signer
 from agent.trust.keys import FileSigner, keyid, load_public_key
 

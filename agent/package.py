@@ -66,16 +66,17 @@ class PipelineSpec(_Strict, frozen=True, kw_only=True):
 
 
 class Bucket(_Strict, frozen=True, kw_only=True):
-    """One static shape the engine is run with: items in a batch, and their width in pixels."""
+    """One static shape the engine is run with: items in a batch, and for images their width in pixels."""
 
     items: Annotated[int, msgspec.Meta(ge=1, le=256)]
-    width: Annotated[int, msgspec.Meta(ge=8, le=16_384)]
+    width: Annotated[int, msgspec.Meta(ge=8, le=16_384)] | None = None
 
 
 class Golden(_Strict, frozen=True, kw_only=True):
     """The golden vector: `input` in the form of a job's input, `expected` the JSON array of its answers.
 
-    Texts must be equal; a confidence may differ by `tolerance_permille`, since engines round differently.
+    Texts, integers and digests must be equal; since engines round differently, a confidence may differ by
+    `tolerance_permille`, and the floats of one output by so many thousandths of the largest of them.
     """
 
     input: FileName
@@ -97,7 +98,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     v: Literal[1]
     name: Name
     version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    input: Literal["image"]
+    input: Literal["image", "tensor"]
     model: FileName
     pipeline: PipelineSpec
     buckets: Annotated[tuple[Bucket, ...], msgspec.Meta(min_length=1, max_length=64)]

@@ -77,6 +77,9 @@ def _never_open(policy: Policy) -> Iterator[tuple[str, str]]:
     if policy.payout_micro_per_kwh and policy.price_floor_micro_per_kwh >= policy.payout_micro_per_kwh:
         floor, payout = policy.price_floor_micro_per_kwh, policy.payout_micro_per_kwh
         yield f"policy.price_floor_micro_per_kwh ({floor}) leaves nothing of the payout ({payout})", ""
+    if policy.metered_allowed and policy.metered_daily_mb == 0:
+        hint = "leave metered_allowed off, or allow some traffic"
+        yield "policy.metered_allowed is on and policy.metered_daily_mb is 0", hint
     budgets = ("keep_awake_budget_minutes", "keep_awake_budget_wh", "keep_awake_budget_wakes")
     for budget in budgets:
         if policy.keep_awake and getattr(policy, budget) == 0:

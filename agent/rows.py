@@ -73,6 +73,14 @@ class Totals(msgspec.Struct, frozen=True):
     paid_micro: int
     cost_micro: int
 
+    def plus(self, more: Totals) -> Totals:
+        """With so much more of each."""
+        return Totals(
+            self.energy_micro_wh + more.energy_micro_wh,
+            self.paid_micro + more.paid_micro,
+            self.cost_micro + more.cost_micro,
+        )
+
 
 class LedgerHead(msgspec.Struct, frozen=True):
     """The size and RFC 9162 root of the ledger."""
@@ -92,19 +100,37 @@ class LedgerRow(msgspec.Struct, frozen=True):
 
 
 class HandInRow(msgspec.Struct, frozen=True):
-    """What a hand-in puts into the store: the message for the outbox, and the statement if slices were finished."""
+    """What a hand-in puts into the store: the message for the outbox, and the statement if slices were finished.
+
+    `referenced` are the slices whose answers the message only names by their digest, `missing` those of them that have
+    still to be uploaded.
+    """
 
     kind: HandInKind
     body: bytes
     statement: bytes | None
     statement_sha256: str
     slices: int
+    referenced: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
 
 
 class OutboxRow(msgspec.Struct, frozen=True):
-    """A hand-in that awaits a verdict on this statement ("" when it has none), of so many slices."""
+    """A hand-in that awaits a verdict on this statement ("" when it has none), of so many slices.
+
+    `missing` are those whose answers have to be uploaded before it can be sent.
+    """
 
     key: JobKey
     kind: HandInKind
     statement_sha256: str
     slices: int
+    missing: tuple[int, ...] = ()
+
+
+class SliceToUpload(msgspec.Struct, frozen=True):
+    """A slice's answers, and where they go by the word of the grant that was stored ("" where it names no place)."""
+
+    output: bytes
+    url: str
+    token: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
+from agent import schema
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
 from agent.errors import NotUnderstoodError, StoreError
 from agent.log import logger
@@ -29,34 +31,12 @@ from agent.rows import (
     LedgerRow,
     OpenRow,
     OutboxRow,
+    SliceToUpload,
     StoredSlice,
     Totals,
     VacateStats,
 )
 from agent.trust.merkle import Tree, leaf_hash
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS leases (
-  job TEXT, epoch INTEGER, nonce TEXT UNIQUE, ticket BLOB, state TEXT,
-  opened_wall_ms INTEGER, closed_wall_ms INTEGER, kind TEXT, why TEXT, slices_done INTEGER,
-  energy_micro_wh INTEGER DEFAULT 0, verdict TEXT, reason TEXT, paid_micro INTEGER DEFAULT 0,
-  cost_micro INTEGER DEFAULT 0,
-  PRIMARY KEY (job, epoch));
-CREATE TABLE IF NOT EXISTS slices (
-  job TEXT, epoch INTEGER, idx INTEGER,
-  outcome BLOB, output BLOB, engine BLOB, energy_micro_wh INTEGER, cost_micro INTEGER DEFAULT 0,
-  PRIMARY KEY (job, epoch, idx));
-CREATE TABLE IF NOT EXISTS outbox (
-  job TEXT, epoch INTEGER, kind TEXT, body BLOB, statement_sha256 TEXT, PRIMARY KEY (job, epoch));
-CREATE TABLE IF NOT EXISTS ledger (idx INTEGER PRIMARY KEY, kind TEXT, job TEXT, epoch INTEGER, leaf BLOB, hash BLOB);
-CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTEGER, gone_ms INTEGER);
-CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
-"""
-COLUMNS_SINCE = (("leases", "cost_micro"), ("slices", "cost_micro"))
-"""Columns that databases of earlier versions lack: added on opening, 0 in the rows that are there."""
-LOG_ROWS = 20_000
-"""The log keeps this many rows: it must never fill the disk."""
 
 HEAD = "ledger_head"
 CLOSE_S = 2.0
@@ -70,21 +50,23 @@ class Store:
     """The database itself; every method runs on the store's thread (see StoreThread)."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(SCHEMA)
-        for table, column in COLUMNS_SINCE:
-            if column not in {row[1] for row in self._db.execute(f"PRAGMA table_info({table})")}:
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column} INTEGER DEFAULT 0")
+        self._db = self._connect(path)
+        schema.bring_up(self._db)
         self._ledger = Tree()
-        for (digest,) in self._db.execute("SELECT hash FROM ledger ORDER BY idx"):
+        self._statements = 0
+        for kind, digest in self._db.execute("SELECT kind, hash FROM ledger ORDER BY idx"):
             self._ledger.append(bytes(digest))
+            self._statements += kind == "statement"
+        self._totals = self._summed_up()
         if self._one("PRAGMA user_version") == 0:  # new, or from before the head was kept
-            with _Transaction(self._db):
+            with schema.Transaction(self._db):
                 self.remember(HEAD, self.ledger_head())
                 self._db.execute("PRAGMA user_version = 1")
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        """The one connection: of this thread, and of none other."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=True)
 
     def close(self) -> None:
         """Checkpoint and close."""
@@ -135,15 +117,14 @@ class Store:
         it became.
         """
         key = grant.key
-        with _Transaction(self._db):
+        with schema.Transaction(self._db):
             self._db.execute(
                 "INSERT OR IGNORE INTO leases (job, epoch, nonce, ticket, state, opened_wall_ms) "
                 "VALUES (?, ?, ?, ?, 'open', ?)",
                 (*key_row(key), grant.nonce, msgspec.json.encode(grant), wall_ms),
             )
             slices = self._slices(key)
-            counter = self._one("SELECT count(*) FROM ledger WHERE kind = 'statement'") + 1
-            row = build(counter, slices)
+            row = build(self._statements + 1, slices)
             closed = self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
                 "cost_micro = ?, closed_wall_ms = ? WHERE job = ? AND epoch = ? AND state = 'open'",
@@ -155,32 +136,60 @@ class Store:
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
                 (*key_row(key), row.kind.value, row.body, row.statement_sha256),
             )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO referenced VALUES (?, ?, ?)",
+                [(*key_row(key), index) for index in row.referenced],
+            )
             ledger = self._ledger if row.statement is None else self._append("statement", key, row.statement)
         self._ledger = ledger
-        return OutboxRow(key, row.kind, row.statement_sha256, row.slices)
+        self._statements += row.statement is not None
+        self._totals = self._totals.plus(Totals(spent.energy_micro_wh, 0, spent.cost_micro))
+        return OutboxRow(key, row.kind, row.statement_sha256, row.slices, row.missing)
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
         """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
-        with _Transaction(self._db):
-            self._db.execute(
+        with schema.Transaction(self._db):
+            closed = self._db.execute(
                 "UPDATE leases SET state = 'closed', verdict = ?, reason = ?, paid_micro = ? "
                 "WHERE job = ? AND epoch = ? AND state != 'closed'",
                 (verdict.value, reason, paid_micro, *key_row(key)),
             )
             ledger = self._append("verdict", key, envelope)
             self._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", key_row(key))
+            self._db.execute("DELETE FROM referenced WHERE job = ? AND epoch = ?", key_row(key))
             self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
+            schema.forget_old_tickets(self._db)
         self._ledger = ledger
+        if closed.rowcount == 1:
+            self._totals = self._totals.plus(Totals(0, paid_micro, 0))
 
     def outbox(self) -> list[OutboxRow]:
-        """The hand-ins that await a verdict, oldest first."""
+        """The hand-ins that await a verdict, oldest first.
+
+        Which of the answers they only name have been uploaded is not kept: all count as missing, and the server knows.
+        """
         rows = self._db.execute(
             "SELECT job, epoch, outbox.kind, statement_sha256, coalesce(slices_done, 0) FROM outbox "
             "LEFT JOIN leases USING (job, epoch) ORDER BY outbox.rowid"
-        )
+        ).fetchall()
+        missing = defaultdict[JobKey, list[int]](list)
+        for job, epoch, index in self._db.execute("SELECT job, epoch, idx FROM referenced ORDER BY idx"):
+            missing[JobKey(job, epoch)].append(index)
         return [
-            OutboxRow(JobKey(job, epoch), HandInKind(kind), sha256, slices) for job, epoch, kind, sha256, slices in rows
+            OutboxRow(key, HandInKind(kind), sha256, slices, tuple(missing[key]))
+            for key, kind, sha256, slices in ((JobKey(*row[:2]), *row[2:]) for row in rows)
         ]
+
+    def to_upload(self, key: JobKey, index: int) -> SliceToUpload | None:
+        """A slice's answers and where its lease's grant says that they go; None when they are not here any more."""
+        row = self._db.execute(
+            "SELECT output, ticket FROM slices JOIN leases USING (job, epoch) WHERE job = ? AND epoch = ? AND idx = ?",
+            (*key_row(key), index),
+        ).fetchone()
+        if row is None or row[1] is None:
+            return None
+        grant = msgspec.json.decode(row[1], type=Grant)
+        return SliceToUpload(bytes(row[0]), grant.upload_url, grant.upload_token)
 
     def outbox_message(self, key: JobKey) -> tuple[HandInKind, bytes] | None:
         """One hand-in's message, if the outbox still holds it."""
@@ -212,6 +221,9 @@ class Store:
 
     def totals(self) -> Totals:
         """What all leases together drew, were paid and cost."""
+        return self._totals
+
+    def _summed_up(self) -> Totals:
         row = self._db.execute(
             "SELECT coalesce(sum(energy_micro_wh), 0), coalesce(sum(paid_micro), 0), coalesce(sum(cost_micro), 0) "
             "FROM leases"
@@ -219,20 +231,30 @@ class Store:
         return Totals(*row.fetchone())
 
     def vacate(self, wall_ms: int, cause: str, idle_ms: int, gone_ms: int) -> None:
-        """Note one vacate."""
+        """Note one vacate, and forget the oldest beyond the bound."""
         self._db.execute("INSERT INTO vacates VALUES (?, ?, ?, ?)", (wall_ms, cause, idle_ms, gone_ms))
+        schema.forget_old_rows(self._db, "vacates", schema.VACATE_ROWS)
 
     def vacate_stats(self) -> VacateStats:
-        """Percentiles over every vacate so far (nearest rank)."""
+        """How many there were, and percentiles over the newest of them (nearest rank)."""
         times = [row[0] for row in self._db.execute("SELECT gone_ms FROM vacates ORDER BY gone_ms")]
         if not times:
             return VacateStats(0, None, None, None)
-        return VacateStats(len(times), times[(len(times) - 1) // 2], times[-(-99 * len(times) // 100) - 1], times[-1])
+        count = self._one("SELECT max(rowid) FROM vacates")
+        return VacateStats(count, times[(len(times) - 1) // 2], times[-(-99 * len(times) // 100) - 1], times[-1])
 
     def log(self, wall_ms: int, name: str, fields: bytes) -> None:
-        """Keep one log event, and forget the oldest beyond the bound."""
-        self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (wall_ms, name, fields))
-        self._db.execute("DELETE FROM log WHERE rowid <= (SELECT max(rowid) FROM log) - ?", (LOG_ROWS,))
+        """Keep one log event, and forget the oldest beyond the bound.
+
+        It is not synced by itself: the next commit that is takes it to the disk too, since the WAL is written in order.
+        So a power cut may take the last lines, and a lease's log costs no wait for the disk.
+        """
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        try:
+            self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (wall_ms, name, fields))
+            schema.forget_old_rows(self._db, "log", schema.LOG_ROWS)
+        finally:
+            self._db.execute("PRAGMA synchronous=FULL")
 
     def ledger_head(self) -> LedgerHead:
         """The ledger's size and root."""
@@ -299,21 +321,21 @@ class Store:
         ]
 
     def _lease_row(
-        self, row: tuple[str, int, bytes, str, int, str, str, int | None, int, str, str, int, int]
+        self, row: tuple[str, int, bytes | None, str, int, str, str, int | None, int, str, str, int, int]
     ) -> LeaseRow:
         job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid, cost = row
-        grant = msgspec.json.decode(ticket, type=Grant)
+        grant = None if ticket is None else msgspec.json.decode(ticket, type=Grant)  # an old lease's is not kept
         if done is None:
             done = self._one("SELECT count(*) FROM slices WHERE job = ? AND epoch = ?", job, epoch)
         return LeaseRow(
             job=job,
             epoch=epoch,
             state=state,
-            customer=grant.customer,
-            package=grant.package,
-            items=grant.items,
+            customer=grant.customer if grant else "",
+            package=grant.package if grant else "",
+            items=grant.items if grant else 0,
             slices_done=done,
-            slices_wanted=len(grant.slices),
+            slices_wanted=len(grant.slices) if grant else done,
             opened_wall_ms=opened,
             kind=kind,
             why=why,
@@ -322,7 +344,7 @@ class Store:
             verdict=verdict,
             reason=reason,
             paid_micro=paid,
-            currency=grant.currency,
+            currency=grant.currency if grant else "",
         )
 
     def _one(self, query: str, *values: str | int) -> int:
@@ -332,24 +354,6 @@ class Store:
 def key_row(key: JobKey) -> tuple[str, int]:
     """A token as the two columns that hold it."""
     return key.job, key.epoch
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the body raises."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *_rest: object) -> None:
-        try:
-            if kind is None:
-                self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:  # a full disk may have rolled back by itself
-                self._db.execute("ROLLBACK")
 
 
 class StoreThread:

@@ -16,6 +16,7 @@ from agent.core.findings import GateState, Reason
 from agent.core.state import State, WorkerPhase
 from agent.core.world import Owner
 from agent.explain import advice, sentence
+from agent.fleet.link import LinkStatus
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
 
 MONEY_DIGITS = 9
@@ -69,11 +70,16 @@ class ComputerView(msgspec.Struct, frozen=True):
 
 
 class LinkView(msgspec.Struct, frozen=True):
-    """The MQTT link."""
+    """The MQTT link. `attempts` are those since it was up last; `dropped` counts messages by reason since the start."""
 
     connected: bool
     broker: str
     detail: str
+    attempts: int = 0
+    connections: int = 0
+    dropped: dict[str, int] = {}
+    sent_bytes: int = 0
+    received_bytes: int = 0
 
 
 class OutboxView(msgspec.Struct, frozen=True):
@@ -267,6 +273,7 @@ def status(
     refused_messages: dict[str, int],
     refused_packages: dict[str, str],
     counts: dict[str, dict[str, int]] | None = None,
+    link: LinkStatus | None = None,
 ) -> StatusView:
     """The whole status."""
     compute = state.compute
@@ -284,7 +291,7 @@ def status(
         worker=worker(state),
         sources=sources(state, counts or {}, wall_offset_ms),
         slices=SlicesView(state.slices_started, state.slices_kept),
-        link=LinkView(state.connected, state.broker, state.link_detail),
+        link=_link(state, link),
         outbox=OutboxView(pending),
         ledger=ledger,
         earnings=earnings(state, totals),
@@ -292,6 +299,23 @@ def status(
         vacate=vacate,
         refused_messages=refused_messages,
         refused_packages=refused_packages,
+    )
+
+
+def _link(state: State, link: LinkStatus | None) -> LinkView:
+    """The link as the core knows it; while it is down, what stands in the way now, which the core hears of hourly."""
+    if link is None:
+        return LinkView(state.connected, state.broker, state.link_detail)
+    broker, detail = (state.broker, state.link_detail) if state.connected else (link.broker, link.detail)
+    return LinkView(
+        connected=state.connected,
+        broker=broker,
+        detail=detail,
+        attempts=link.attempts,
+        connections=link.connections,
+        dropped=link.dropped,
+        sent_bytes=link.sent_bytes,
+        received_bytes=link.received_bytes,
     )
 
 

@@ -111,11 +111,13 @@ class SliceDone(_Frame, frozen=True, tag=True):
     """A finished slice.
 
     `output` is the JSON array of the items' answers in order (compact, sorted keys, ASCII), `output_sha256` its
-    digest. An answer is `{"text", "confidence_permille"}`, or `{"error"}` for an item that was no good.
+    digest. An answer is `{"text", "confidence_permille"}` or `{"outputs"}`; `{"error"}` for an item that was no good.
     `raw_sha256` is SHA-256 over the concatenated 32-byte digests of the items in order; an item's digest is SHA-256
     over the header `{dtype}[{d0},{d1},…]` in ASCII, one newline, and the item's engine output as little-endian bytes
-    in C order; an item that was not computed has the header `none[]` and no bytes. `raw_shape` is one item's shape,
-    with -1 where items differ; it is empty, and `raw_dtype` is `none`, when no item was computed.
+    in C order (several outputs one after the other, each with its header); an item that was not computed has the
+    header `none[]` and no bytes. `raw_shape` is one item's shape,
+    with -1 where items differ; it is empty, and `raw_dtype` is `none`, when no item was computed. Of several outputs
+    no shape is given, and `raw_dtype` is `mixed` where they differ.
     """
 
     index: Count

@@ -15,13 +15,20 @@ from typing import Union
 import msgspec
 
 from kernels.ctc_greedy_decode import CtcGreedyDecode
+from kernels.npy_tensor import NpyTensor
 from kernels.resize_normalize_pad import ResizeNormalizePad
+from kernels.tensor_answers import TensorDigest, TensorValues
 
-Operation = Union[ResizeNormalizePad, CtcGreedyDecode]  # noqa: UP007 - Python 3.10 evaluates this line
+Operation = Union[  # noqa: UP007 - Python 3.10 evaluates this line
+    ResizeNormalizePad, NpyTensor, CtcGreedyDecode, TensorValues, TensorDigest
+]
 
 OPS: Mapping[str, type[Operation]] = {
     "resize_normalize_pad": ResizeNormalizePad,
     "ctc_greedy_decode": CtcGreedyDecode,
+    "npy_tensor": NpyTensor,
+    "tensor_values": TensorValues,
+    "tensor_digest": TensorDigest,
 }
 """Every operation a package may name."""
 

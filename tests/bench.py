@@ -20,14 +20,18 @@ from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Spent, Verdi
 from agent.core.policy import Policy
 from agent.errors import StoreError
 from agent.fleet import messages
+from agent.fleet.channel import Channel, Web
 from agent.fleet.desk import Desk
-from agent.fleet.objects import Web
+from agent.fleet.objects import ObjectWanted
+from agent.fleet.partials import Partials
+from agent.fleet.retry import Patience
 from agent.hands import Hands
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.rows import OutboxRow
 from agent.store import Store, StoreThread
 from agent.telemetry.limits import PowerLimits
+from agent.transfers import Transfers
 from agent.trust.keys import FileSigner
 from tests.conftest import FixedClock
 from tests.core.world import grant
@@ -37,6 +41,8 @@ from tests.inference.test_station import BODY
 from tests.test_handin import UNIT
 
 FACTS = LeaseFacts(started_ms=1, finished_ms=2, energy_micro_wh=7, sensor="simulated", gate_state="open")
+AT_ONCE = Patience(for_s=0)
+"""One attempt."""
 Fault = Callable[..., Any]
 
 
@@ -96,6 +102,9 @@ class Bench:
         self.events: list[EventType] = []
         self.awake: list[int] = []
         self._news = asyncio.Event()
+        self.partials = Partials(folder / "transfers", reserve_bytes=0)
+        self.transfers = Transfers(Web(allow_loopback_http=True), self.partials)
+        self.transfers.input_patience, self.transfers.upload_patience = lambda _grant: AT_ONCE, AT_ONCE
         self.hands = Hands(
             emit=self._heard,
             clock=FixedClock(),
@@ -106,7 +115,7 @@ class Bench:
             unit=UNIT,
             limits=WorkerLimits(threads=1, memory_mb=256),
             executor="stand-in",
-            web=Web(allow_loopback_http=True),
+            transfers=self.transfers,
             spent=lambda: Spent(42, 13),
             policy=lambda: self.policy,
             power_limits=PowerLimits(None, folder / "power-limit.json", "this-boot", lambda _name, _fields: None),
@@ -168,12 +177,12 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
 def served(monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception = BODY) -> None:
     """What comes of fetching an input."""
 
-    async def fetch(_web: Web, _url: str, _sha256: str, _length: int) -> bytes:
+    async def fetch(_channel: Channel, _partials: Partials, _wanted: ObjectWanted, _patience: Patience) -> bytes:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    monkeypatch.setattr("agent.fleet.objects.fetch", fetch)
+    monkeypatch.setattr("agent.transfers.fetch", fetch)
 
 
 def result(one: Grant) -> HandIn:

@@ -36,6 +36,8 @@ KEPT = Kept(
     rests=2,
     rests_until_ms=60_000,
     allowed_w=21.5,
+    metered_day_ms=20_000,
+    metered_used_bytes=131_072,
 )
 
 
@@ -70,7 +72,9 @@ def test_what_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("boot", "now_ms"), [("another", 3_000), ("", 3_000), (UNIT.boot, 3_000)])
 def test_after_a_reboot_boot_times_are_those_of_the_new_boot(tmp_path: Path, boot: str, now_ms: int) -> None:
     written(tmp_path, KEPT)
-    moved = msgspec.structs.replace(KEPT, at_ms=3_000, awake_day_ms=-37_000, rests_until_ms=13_000)
+    moved = msgspec.structs.replace(
+        KEPT, at_ms=3_000, awake_day_ms=-37_000, rests_until_ms=13_000, metered_day_ms=-27_000
+    )
     assert recalled(tmp_path, boot, now_ms) == moved
 
 

@@ -48,6 +48,7 @@ def build(
     facts: LeaseFacts = FACTS,
     why: YieldReason | None = None,
     detail: str = "",
+    uploaded: tuple[int, ...] = (),
 ) -> HandInRow:
     """The hand-in of these slices: a result, or a yield when there is a reason for one."""
     return handin.build(
@@ -62,6 +63,7 @@ def build(
         wall_ms=WALL_MS,
         counter=7,
         slices=slices,
+        uploaded=uploaded,
     )
 
 
@@ -86,8 +88,11 @@ def opened(row: HandInRow) -> messages.Result | messages.Yield:
     assert said.outcome == row.kind.value
     assert (said.lease.job, said.lease.epoch) == (message.job, message.epoch)
     assert [(one.index, one.output_sha256) for one in said.slices] == [
-        (one.index, hashlib.sha256(base64.b64decode(one.body)).hexdigest()) for one in message.outputs
+        (one.index, one.uploaded.sha256 if one.uploaded else hashlib.sha256(base64.b64decode(one.body)).hexdigest())
+        for one in message.outputs
     ]
+    assert row.referenced == tuple(one.index for one in message.outputs if one.uploaded)
+    assert set(row.missing) <= set(row.referenced)
     assert row.statement is not None
     assert dsse.parse(row.statement).payload == payload
     assert row.statement_sha256 == hashlib.sha256(payload).hexdigest()
@@ -159,6 +164,85 @@ def test_one_answer_that_does_not_fit_is_a_yield_of_nothing_that_says_so() -> No
     assert isinstance(message, messages.Yield)
     assert (row.slices, message.why) == (0, YieldReason.FULL)
     assert "more than the" in message.detail
+
+
+# --- answers that go by digest ------------------------------------------------------------------------------------
+
+UPLOADS = {"upload_url": "https://fleet.example/uploads", "upload_token": "t" * 32}
+
+
+def test_answers_that_fit_go_in_the_message_also_where_they_could_be_brought() -> None:
+    row = build([finished(0), finished(1)], one=job(2, **UPLOADS), uploaded=(0, 1))
+    opened(row)
+    assert (row.kind, row.referenced, row.missing) == (HandInKind.RESULT, (), ())
+
+
+@pytest.mark.parametrize(
+    ("uploaded", "referenced", "missing"),
+    [
+        ((), (1, 2, 3), (1, 2, 3)),
+        ((0,), (0, 2, 3), (2, 3)),  # one that is there already does for one that is not
+        ((0, 1, 2), (0, 1, 2), ()),
+        ((0, 1, 2, 3), (0, 1, 2, 3), ()),
+        ((2, 9), (1, 2, 3), (1, 3)),
+    ],
+)
+def test_no_more_is_brought_than_makes_the_rest_fit(
+    uploaded: tuple[int, ...], referenced: tuple[int, ...], missing: tuple[int, ...]
+) -> None:
+    sizes = [6_000, 6_100, 6_200, 6_300]
+    slices = [finished(index, b"x" * size) for index, size in enumerate(sizes)]
+    row = build([*slices, finished(4, b"[]")], one=job(5, **UPLOADS), uploaded=uploaded)
+    message = opened(row)
+    assert (row.kind, row.slices) == (HandInKind.RESULT, 5)
+    assert (row.referenced, row.missing) == (referenced, missing)
+    sizes_said = {one.index: one.uploaded.bytes for one in message.outputs if one.uploaded}
+    assert sizes_said == {index: sizes[index] for index in referenced}
+
+
+def test_answers_that_fit_no_message_at_all_are_a_result_where_they_can_be_brought() -> None:
+    row = build([finished(0, b"x" * 1_000_000)], one=job(1, **UPLOADS))
+    opened(row)
+    assert (row.kind, row.referenced, row.missing) == (HandInKind.RESULT, (0,), (0,))
+
+
+def test_a_slice_without_answers_is_never_brought_and_stops_no_other() -> None:
+    message = opened(build([finished(0), finished(1, b"")], one=job(2, **UPLOADS)))
+    assert isinstance(message, messages.Yield)
+    assert [one.index for one in message.outputs] == [0]
+    assert "has no answers" in message.detail
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(2, 400) | st.integers(2, 60_000), min_size=1, max_size=18),
+    uploaded=st.sets(st.integers(0, 20)),
+    why=st.none() | st.sampled_from(YieldReason),
+)
+def test_with_somewhere_to_bring_them_no_answers_are_lost_for_want_of_room(
+    sizes: list[int], uploaded: set[int], why: YieldReason | None
+) -> None:
+    slices = [finished(index, b"x" * size) for index, size in enumerate(sizes)]
+    row = build(slices, one=job(len(sizes), **UPLOADS), why=why, uploaded=tuple(uploaded))
+    opened(row)
+    assert row.slices == len(sizes)
+    assert row.kind is (HandInKind.RESULT if why is None else HandInKind.YIELD)
+    assert set(row.missing) == set(row.referenced) - uploaded
+    assert len(sent(row)) <= messages.MAX_MESSAGE_BYTES
+
+
+def test_a_key_signs_once_however_the_answers_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hardware key takes its time, and the store waits for it."""
+
+    def sign(signer: FileSigner, message: bytes) -> bytes:
+        signed.append(message)
+        return real(signer, message)
+
+    signed: list[bytes] = []
+    real = FileSigner.sign
+    monkeypatch.setattr(FileSigner, "sign", sign)
+    build([finished(index, b"x" * 5_000) for index in range(12)], one=job(12, **UPLOADS))
+    assert len(signed) == 1
 
 
 def test_an_engine_that_cannot_be_stated_among_answers_that_do_not_fit_is_no_exception() -> None:

@@ -131,19 +131,23 @@ def test_an_input_that_cannot_be_fetched_is_a_refused_lease(
 
 
 @pytest.mark.parametrize(
-    ("changes", "detail"),
+    ("changes", "detail", "transient"),
     [
-        ({"input_url": "http://127.0.0.1:1/objects/x"}, "GET http://127.0.0.1:1/objects/x failed: "),
-        ({"input_url": "http://203.0.113.1/x"}, "will not fetch http://203.0.113.1/x"),
-        ({"input_bytes": 2**40}, "is 1099511627776 bytes, more than"),
-        ({"package_sha256": "5" * 64}, "this unit holds no package 5555555555555555…"),
+        ({"input_url": "http://127.0.0.1:1/objects/x"}, "GET http://127.0.0.1:1/objects/x failed: ", True),
+        ({"input_url": "http://203.0.113.1/x"}, "will not fetch http://203.0.113.1/x", False),
+        ({"input_bytes": 2**40}, "is 1099511627776 bytes, more than", False),
+        ({"package_sha256": "5" * 64}, "this unit holds no package 5555555555555555…", False),
     ],
 )
-def test_a_grant_that_cannot_be_worked_on_is_refused(tmp_path: Path, changes: dict[str, Any], detail: str) -> None:
+def test_a_grant_that_cannot_be_worked_on_is_refused(
+    tmp_path: Path, changes: dict[str, Any], detail: str, *, transient: bool
+) -> None:
     async def story() -> None:
         async with bench(tmp_path) as here:
             await here.do(OpenLease(grant=here.job(**changes)))
-            assert detail in here.only(LeaseRefused).detail
+            refused = here.only(LeaseRefused)
+            assert detail in refused.detail
+            assert refused.transient is transient
 
     asyncio.run(story())
 

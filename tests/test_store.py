@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from agent import schema
 from agent.core.model import Grant, HandInKind, SliceOutcome, Spent, Verdict
 from agent.errors import StoreError
-from agent.rows import Engine, HandInRow, StoredSlice
+from agent.rows import Engine, HandInRow, StoredSlice, Totals
 from agent.store import Store, StoreThread
 from agent.trust.merkle import leaf_hash, tree_root
 from tests.core.world import grant
@@ -112,6 +114,121 @@ def test_vacates_are_summed_up_by_nearest_rank(store: Store) -> None:
     assert (stats.count, stats.p50_ms, stats.p99_ms, stats.max_ms) == (200, 100, 198, 200)
 
 
+# --- answers that go by digest ------------------------------------------------------------------------------------
+
+
+def test_what_a_hand_in_only_names_is_missing_until_its_verdict(tmp_path: Path) -> None:
+    def build(_counter: int, slices: list[StoredSlice]) -> HandInRow:
+        return HandInRow(HandInKind.RESULT, b"body", b"statement", "e" * 64, len(slices), (0, 2), (2,))
+
+    one = msgspec.structs.replace(grant(1), upload_url="https://fleet.example/uploads", upload_token="t" * 32)
+    store = Store(tmp_path / "driveway.db")
+    store.open_lease(one, 1)
+    for index in (0, 1, 2):
+        store.add_slice(one.key, stored(index), Spent(5, 3))
+    said = store.hand_in(one, why=None, spent=Spent(7, 3), wall_ms=2, build=build)
+    assert said.missing == (2,), "slice 0 was brought already"
+    hand_in(store, grant(2))
+    store.close()
+    store = Store(tmp_path / "driveway.db")
+    assert [(row.key.job, row.missing) for row in store.outbox()] == [("job1", (0, 2)), ("job2", ())]
+    found = store.to_upload(one.key, 2)
+    assert found is not None
+    assert (found.output, found.url, found.token) == (b"[]", "https://fleet.example/uploads", "t" * 32)
+    assert store.to_upload(one.key, 3) is None
+    store.settle(one.key, verdict=Verdict.SETTLED, reason="", paid_micro=80, envelope=b"verdict")
+    assert store.to_upload(one.key, 2) is None
+    assert [(row.key.job, row.missing) for row in store.outbox()] == [("job2", ())]
+    assert store._one("SELECT count(*) FROM referenced") == 0
+    store.close()
+
+
+# --- what is not kept for ever ------------------------------------------------------------------------------------
+
+
+def closed(store: Store, number: int) -> None:
+    store.open_lease(grant(number), number)
+    hand_in(store, grant(number))
+    store.settle(grant(number).key, verdict=Verdict.SETTLED, reason="", paid_micro=10, envelope=b"verdict")
+
+
+def test_old_leases_keep_their_sums_and_their_nonce_and_lose_their_ticket(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "DETAILED_LEASES", 3)
+    store.open_lease(grant(0), 0)
+    hand_in(store, grant(0))
+    for number in range(1, 8):
+        closed(store, number)
+    rows = store.leases(10)
+    assert [row.job for row in rows if row.package] == ["job7", "job6", "job5", "job0"], "job0 awaits its verdict"
+    old = rows[4]
+    assert (old.job, old.state, old.paid_micro, old.energy_micro_wh) == ("job3", "closed", 10, 7)
+    assert (old.customer, old.currency, old.items) == ("", "", 0)
+    assert not store.open_lease(msgspec.structs.replace(grant(99), nonce=grant(1).nonce), 1), "its nonce is used up"
+    assert (store.totals().paid_micro, store.totals().energy_micro_wh) == (70, 56)
+
+
+def test_finding_the_old_tickets_looks_at_no_others(store: Store) -> None:
+    """Each verdict does it: it must not take longer with every lease that ever was."""
+    plan = store._db.execute(
+        "EXPLAIN QUERY PLAN UPDATE leases SET ticket = NULL WHERE ticket IS NOT NULL AND state = 'closed'"
+        " AND rowid <= (SELECT max(rowid) FROM leases) - 5"
+    ).fetchall()
+    assert "leases_in_detail" in plan[0][3]
+
+
+def test_vacates_are_bounded_and_all_are_counted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "VACATE_ROWS", 40)
+    for gone_ms in range(1, 121):
+        store.vacate(0, "door_open", 1, gone_ms)
+    stats = store.vacate_stats()
+    assert (stats.count, stats.p50_ms, stats.p99_ms, stats.max_ms) == (120, 100, 120, 120)
+    assert store._one("SELECT count(*) FROM vacates") == 40
+
+
+def test_a_slice_that_came_after_its_verdict_goes_with_the_next_start(tmp_path: Path) -> None:
+    store = Store(tmp_path / "driveway.db")
+    closed(store, 1)
+    store.add_slice(grant(1).key, stored(0), Spent(1, 1))
+    store.open_lease(grant(2), 1)
+    store.add_slice(grant(2).key, stored(0), Spent(1, 1))
+    store.open_lease(grant(3), 1)
+    store.add_slice(grant(3).key, stored(0), Spent(1, 1))
+    hand_in(store, grant(3))
+    store.close()
+    store = Store(tmp_path / "driveway.db")
+    assert [row[0] for row in store._db.execute("SELECT job FROM slices ORDER BY job")] == ["job2", "job3"]
+    store.close()
+
+
+def test_sums_and_counters_are_those_of_the_rows_whoever_wrote_them(tmp_path: Path) -> None:
+    """Another version, to which the agent was rolled back for a while, keeps no sums."""
+    path = tmp_path / "driveway.db"
+    store = Store(path)
+    closed(store, 1)
+    closed(store, 2)
+    store.settle(grant(2).key, verdict=Verdict.SETTLED, reason="", paid_micro=10, envelope=b"again")
+    assert store.totals() == store._summed_up() == Totals(14, 20, 6)
+    store._db.execute("UPDATE leases SET paid_micro = 500 WHERE job = 'job1'")
+    store.close()
+    store = Store(path)
+    assert store.totals() == Totals(14, 510, 6)
+    closed(store, 3)
+    assert [row.leaf for row in store.ledger(9) if row.kind == "statement"][-1] == b"statement 3"
+    store.close()
+
+
+def test_a_version_from_before_can_go_on_with_the_file(tmp_path: Path) -> None:
+    """It writes these rows, and reads what it knows; see `agent.schema`."""
+    store = Store(tmp_path / "driveway.db")
+    store._db.execute("INSERT OR REPLACE INTO outbox VALUES ('job9', 1, 'result', 'body', '')")
+    store._db.execute("INSERT OR IGNORE INTO slices VALUES ('job9', 1, 0, '', '', '', 1, 1)")
+    store._db.execute("INSERT INTO vacates VALUES (1, 'door_open', 1, 1)")
+    assert [row.key.job for row in store.outbox()] == ["job9"]
+    store.close()
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -194,3 +311,19 @@ def test_a_database_from_before_the_costs_is_brought_up(tmp_path: Path) -> None:
     hand_in(store, grant(2))
     assert (store.totals().energy_micro_wh, store.totals().cost_micro) == (14, 3)
     store.close()
+
+
+def test_a_log_line_waits_for_no_disk_and_promises_do(store: Store) -> None:
+    statements: list[str] = []
+    store._db.set_trace_callback(statements.append)
+    store.log(1, "said", b"{}")
+    store.probe()
+    order = [word for one in statements for word in ("NORMAL", "INTO log", "FULL", "'probe'") if word in one]
+    assert order == ["NORMAL", "INTO log", "FULL", "'probe'"]
+
+
+def test_promises_wait_for_the_disk_after_a_log_line_that_failed(store: Store) -> None:
+    store._db.execute("DROP TABLE log")
+    with pytest.raises(sqlite3.OperationalError):
+        store.log(1, "said", b"{}")
+    assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)

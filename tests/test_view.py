@@ -9,9 +9,10 @@ from agent import view
 from agent.core import gates
 from agent.core.awake import Awake
 from agent.core.effects import SendRequest
-from agent.core.events import GrantSeen, OwnerMode, OwnerSaid, StoreFailed, Unwritten
+from agent.core.events import GrantSeen, LinkChanged, OwnerMode, OwnerSaid, StoreFailed, Unwritten
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
+from agent.fleet.link import LinkStatus
 from agent.rows import LedgerHead, Totals, VacateStats
 from tests.core.stories import DOOR, ready, until
 from tests.core.world import Shell, car
@@ -103,3 +104,24 @@ def test_a_reason_nobody_wrote_a_sentence_for_is_still_told() -> None:
 
 def test_no_gate_is_without_a_name_for_people() -> None:
     assert set(gates.RULES) == {gate.name for gate in gates.shut(0).gates}
+
+
+def test_while_the_link_is_down_what_stands_in_the_way_now_is_shown_with_what_was_dropped() -> None:
+    """The core hears of a link that stays down but once an hour."""
+    link = LinkStatus(
+        connected=False,
+        broker="b:2",
+        detail="the broker's certificate has expired",
+        attempts=7,
+        connections=1,
+        dropped={"flood": 3},
+        sent_bytes=10,
+        received_bytes=20,
+    )
+    shell = Shell()
+    shell.connect()
+    assert view._link(shell.state, link).broker == shell.state.broker != "b:2"
+    shell.tell(LinkChanged(at_ms=shell.now_ms, connected=False, broker="b:1", detail="disconnected"))
+    shown = view._link(shell.state, link)
+    assert (shown.broker, shown.detail, shown.attempts) == ("b:2", "the broker's certificate has expired", 7)
+    assert (shown.dropped, shown.sent_bytes, shown.received_bytes) == ({"flood": 3}, 10, 20)

@@ -248,12 +248,14 @@ class LeaseOpened(Event, frozen=True, tag=True):
 class LeaseRefused(Event, frozen=True, tag=True):
     """The lease cannot be started: its input or its package failed.
 
-    A `replayed` grant is one whose nonce or token was used up before: nothing is owed for it.
+    A `replayed` grant is one whose nonce or token was used up before: nothing is owed for it. `transient`: nothing is
+    wrong with the package or the input, the network or this computer failed; another car, or another time, may do.
     """
 
     key: JobKey
     detail: str
     replayed: bool = False
+    transient: bool = False
 
 
 class WorkerReady(Event, frozen=True, tag=True):

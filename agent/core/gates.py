@@ -92,7 +92,10 @@ RULES: dict[str, Rule] = {
     ),
     "clock": Rule(market.clock, Timing(min_hold_s=60), YieldReason.OWNER, reads("wall", "prices")),
     "network": Rule(
-        computer.network, Timing(min_hold_s=5), YieldReason.FAULT, reads("leased", "metered", "offline_since_ms")
+        computer.network,
+        Timing(min_hold_s=5),
+        YieldReason.FAULT,
+        reads("leased", "metered", "traffic", "pace", "offline_since_ms"),
     ),
     "storage": Rule(computer.storage, Timing(), YieldReason.FAULT, reads("store_problem")),
     "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT, reads("self_test_problem")),

@@ -1,8 +1,8 @@
 """Budgets that outlive the agent: what was spent is remembered, so that a restart hands none of it out again.
 
-A crash loop, an update or a reboot would otherwise give the low-voltage battery, the day's wakefulness, the work hours
-of the stay and the plugged-in car's drain a new budget each time. As in openpilot, what was spent is written at most
-every ten seconds, and only when it has changed: a car in which nothing happens writes nothing.
+A crash loop, an update or a reboot would otherwise give the low-voltage battery, the day's wakefulness and metered
+traffic, the work hours of the stay and the plugged-in car's drain a new budget each time. As in openpilot, what was
+spent is written at most every ten seconds, and only when it has changed: a car in which nothing happens writes nothing.
 
 Boot times mean something only next to `at_ms`, the boot time of writing: after a reboot they are moved to the new boot
 with their age of then. How long the computer was off nobody knows before the wall clock can be trusted, if it could be
@@ -27,6 +27,7 @@ from agent.core.model import Kept
 from agent.core.policy import Policy
 from agent.core.tariff import HOUR_MS, LONGEST_STAY_MS, Stay
 from agent.core.thermal_watch import REST_MAX_MS, Watch
+from agent.core.traffic import BYTES_PER_MB, Traffic
 from agent.core.walltime import DAY_MS, LATEST_WALL_MS, MAX_ERROR_MS
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ WRITE_EVERY_MS = 10_000
 """openpilot's interval: what a crash may hand out again is what is spent within it."""
 RESTS_MAX = 10
 """So many rests make the next one the longest there is."""
+TRAFFIC_STEP_BYTES = 65_536
+"""Traffic is written in steps of this, rounded up: a car that only waits for work writes nothing every ten seconds."""
 
 
 class TimeOff(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ def after_reboot(kept: Kept, now_ms: int) -> Kept:
         at_ms=now_ms,
         awake_day_ms=kept.awake_day_ms + moved_ms,
         rests_until_ms=kept.rests_until_ms + moved_ms,
+        metered_day_ms=kept.metered_day_ms + moved_ms,
     )
 
 
@@ -76,6 +80,8 @@ def everything_spent(policy: Policy, now_ms: int) -> Kept:
         stay_used_ms=LONGEST_STAY_MS,
         rests=RESTS_MAX,
         rests_until_ms=now_ms,
+        metered_day_ms=now_ms,
+        metered_used_bytes=policy.metered_daily_mb * BYTES_PER_MB,
     )
 
 
@@ -86,6 +92,7 @@ def kept_of(state: State) -> Kept:
     if battery.plugged_since_ms is not None:
         highest_percent = max(highest_percent, battery.highest_at(state.now_ms))
     used = awake.used_ms > 0 or awake.wakes > 0
+    metered_bytes = -(-state.traffic.used_at(state.now_ms) // TRAFFIC_STEP_BYTES) * TRAFFIC_STEP_BYTES
     limited = _limited(state.policy)
     return Kept(
         at_ms=state.now_ms,
@@ -103,6 +110,8 @@ def kept_of(state: State) -> Kept:
         rests=watch.rests,
         rests_until_ms=watch.rests_until_ms,
         allowed_w=watch.allowed_w,
+        metered_day_ms=state.traffic.day_ends_ms(state.now_ms) - DAY_MS if metered_bytes else 0,
+        metered_used_bytes=metered_bytes,
     )
 
 
@@ -125,6 +134,7 @@ def with_kept(state: State, kept: Kept) -> State:
             state.heat,
             watch=Watch(rests=min(kept.rests, RESTS_MAX), rests_until_ms=rests_until_ms, allowed_w=kept.allowed_w),
         ),
+        traffic=Traffic(min(kept.metered_day_ms, state.now_ms), kept.metered_used_bytes),
         kept=kept,
         time_off=None if kept.wall_ms is None else TimeOff(kept.wall_ms, kept.at_ms),
     )
@@ -155,7 +165,9 @@ def count_time_off(state: State) -> tuple[State, tuple[KeepBudgets, ...]]:
         return state, ()
     unsure_ms = MAX_ERROR_MS + (state.wall.error_ms or 0)
     off_ms = max(0, state.wall.wall_ms(off.from_ms) - off.wall_ms - unsure_ms)
-    return REPLACE(state, awake=REPLACE(state.awake, day_ms=state.awake.day_ms - off_ms), time_off=None), ()
+    awake = REPLACE(state.awake, day_ms=state.awake.day_ms - off_ms)
+    traffic = REPLACE(state.traffic, day_ms=state.traffic.day_ms - off_ms)
+    return REPLACE(state, awake=awake, traffic=traffic, time_off=None), ()
 
 
 def keep_budgets(state: State) -> tuple[State, tuple[KeepBudgets, ...]]:

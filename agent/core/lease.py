@@ -2,11 +2,12 @@
 
     granted --LeaseOpened--> running --all slices stored--> ending --HandInStored--> (outbox) --verdict--> forgotten
        |                        |
-       +-- gate shut, refused --+-- gate shut, expired, worker lost too often --> ending (yield)
+       +-- gate shut, refused, --+-- gate shut, expired, cancelled, worker lost too often --> ending (yield)
+           cannot be finished
 
 The lease ends, for the car, at `expires_ms`: its ttl counted from when the request was *sent*, so always before the
-dispatcher gives the job to another. A finished slice is on disk before it counts; what was in flight when the driver
-came is computed again by somebody.
+dispatcher gives the job to another. A long lease is renewed, and then its time counts from when that renewal was sent.
+A finished slice is on disk before it counts; what was in flight when the driver came is computed again by somebody.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import enum
 import msgspec
 
 from agent.core.effects import SettleHandIn
-from agent.core.model import Grant, HandInKind, JobKey, Spent, YieldReason
+from agent.core.model import Grant, HandInKind, JobKey, Pace, Spent, YieldReason
+from agent.core.waiting import about_ms, bound_ms, stretched_ms
 
 RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
@@ -24,7 +26,13 @@ HAND_IN_BYTES = 15_300
 """A lease is handed in early rather than outgrow one message of 16 KiB: what follows is a generous estimate."""
 HAND_IN_BASE_BYTES = 3_000
 HAND_IN_SLICE_BYTES = 500
-"""A slice's share of the statement (in base64) and its place in the message."""
+"""A slice's share of the statement (in base64) and its place in the message, with its answers' digest or without."""
+DRIFT_SHARE = 2_000
+"""Two crystals of 200 ppm differ by up to 1/2500: a lease ends earlier by a little more than that."""
+
+
+ASK_AFTER_FAILURES = 3
+"""Uploads of a hand-in that failed in a row, after which the dispatcher is asked whether it is still wanted."""
 
 
 class Phase(enum.StrEnum):
@@ -36,22 +44,55 @@ class Phase(enum.StrEnum):
     HANDING_IN = "handing_in"
 
 
+def ends_ms(sent_ms: int, ttl_ms: int) -> int:
+    """When a lease asked for at `sent_ms` ends by this car's clock, however slow that runs against the dispatcher's."""
+    return sent_ms + ttl_ms - -(-ttl_ms // DRIFT_SHARE)
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """A question to the dispatcher whose answer is awaited. `sent_ms` is when the time that it is given begins.
+
+    At `again_ms` it is asked again.
+    """
+
+    rid: str
+    sent_ms: int
+    again_ms: int = 0
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """How often something failed in a row, and before when it is not tried again."""
+
+    tries: int = 0
+    not_before_ms: int = 0
+
+
 class Lease(msgspec.Struct, frozen=True):
-    """The one lease the car works on."""
+    """The one lease the car works on.
+
+    `sizes` are the bytes of the answers of `done`, in its order; `uploaded` are the slices whose answers are where the
+    grant said. `renew_at_ms` is when the next renewal is due, None where the lease needs none; `renewals` are those
+    sent since the last that was answered. `cancel_ms`: by then the dispatcher wants it back.
+    """
 
     grant: Grant
     expires_ms: int
     phase: Phase = Phase.GRANTED
     done: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    uploaded: tuple[int, ...] = ()
+    upload: Retry = Retry()
     in_flight: int | None = None
     in_flight_since_ms: int = 0
-    output_bytes: int = 0
-    largest_output_bytes: int = 0
     gate_state: str = "open"
     started_ms: int | None = None
     energy_start_micro_wh: float = 0.0
     cost_start_micro: float = 0.0
     failures: int = 0
+    renew_at_ms: int | None = None
+    renewals: tuple[Asking, ...] = ()
+    cancel_ms: int | None = None
+    cancel_why: str = ""
     ending: YieldReason | None = None
     ending_detail: str = ""
 
@@ -61,16 +102,40 @@ class Lease(msgspec.Struct, frozen=True):
         return self.grant.key
 
     @property
+    def at_work(self) -> bool:
+        """It is being opened or worked on, and nothing has ended it yet."""
+        return self.ending is None and self.phase is not Phase.HANDING_IN and not self.complete
+
+    @property
     def remaining(self) -> tuple[int, ...]:
         """Slices still to compute, in order, without the one in flight."""
         return tuple(index for index in self.grant.slices if index not in self.done and index != self.in_flight)
 
     @property
-    def full(self) -> bool:
+    def largest_output_bytes(self) -> int:
+        """The longest answers of a slice so far."""
+        return max(self.sizes, default=0)
+
+    @property
+    def bulky(self) -> bool:
         """One more slice as large as the largest so far might not fit into the hand-in's message."""
-        slices = len(self.done) + 1
-        answers = 4 * (self.output_bytes + self.largest_output_bytes) // 3
-        return HAND_IN_BASE_BYTES + slices * HAND_IN_SLICE_BYTES + answers > HAND_IN_BYTES
+        inline = sum(size for index, size in zip(self.done, self.sizes, strict=True) if index not in self.uploaded)
+        return self._message_bytes(inline + self.largest_output_bytes) > HAND_IN_BYTES
+
+    @property
+    def full(self) -> bool:
+        """No further slice is taken on: its answers, or where they cannot go elsewhere its place, might not fit."""
+        return self._message_bytes(0) > HAND_IN_BYTES if self.grant.upload_url else self.bulky
+
+    def _message_bytes(self, answers_bytes: int) -> int:
+        return HAND_IN_BASE_BYTES + (len(self.done) + 1) * HAND_IN_SLICE_BYTES + 4 * answers_bytes // 3
+
+    @property
+    def to_upload(self) -> int | None:
+        """The slice whose answers are to be brought away next, so that others have room; None while all fit."""
+        if not (self.grant.upload_url and self.bulky):
+            return None
+        return next((index for index in self.done if index not in self.uploaded), None)
 
     @property
     def complete(self) -> bool:
@@ -83,6 +148,31 @@ class Lease(msgspec.Struct, frozen=True):
             return self
         return msgspec.structs.replace(self, ending=why, ending_detail=detail)
 
+    def cancelled(self, by_ms: int, why: str) -> Lease:
+        """The lease, wanted back by then; of two orders the earlier stands."""
+        if self.cancel_ms is not None and self.cancel_ms <= by_ms:
+            return self
+        return msgspec.structs.replace(self, cancel_ms=by_ms, cancel_why=why)
+
+    def renewed(self, answered: Asking, grant: Grant) -> Lease:
+        """The lease with the time that the answer to this renewal gives it, counted from when that was sent.
+
+        The last renewal to be sent that has been answered counts, even where it gives less than there was: the
+        dispatcher's row says the same. Answers to earlier ones, which may be late, change nothing any more. Where
+        answers go is taken from it too, since tokens age; what is to be computed, and under which ticket, is not.
+        """
+        later = tuple(one for one in self.renewals if one.sent_ms > answered.sent_ms)
+        told = msgspec.structs.replace(
+            self.grant,
+            ttl_ms=grant.ttl_ms,
+            renew_ms=grant.renew_ms,
+            upload_url=grant.upload_url or self.grant.upload_url,
+            upload_token=grant.upload_token or self.grant.upload_token,
+        )
+        return msgspec.structs.replace(
+            self, grant=told, expires_ms=ends_ms(answered.sent_ms, grant.ttl_ms), renewals=later
+        )
+
     def began(self, index: int, now_ms: int, gate_state: str) -> Lease:
         """The lease with a slice in flight."""
         return msgspec.structs.replace(self, in_flight=index, in_flight_since_ms=now_ms, gate_state=gate_state)
@@ -94,9 +184,8 @@ class Lease(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(
             self,
             done=(*self.done, index),
+            sizes=(*self.sizes, output_bytes),
             in_flight=None if self.in_flight == index else self.in_flight,
-            output_bytes=self.output_bytes + output_bytes,
-            largest_output_bytes=max(self.largest_output_bytes, output_bytes),
         )
 
     def failed(self) -> Lease:
@@ -111,6 +200,7 @@ def left_over(grant: Grant, done: tuple[int, ...], spent: Spent, now_ms: int) ->
         expires_ms=now_ms,
         phase=Phase.RUNNING,
         done=done,
+        sizes=(0,) * len(done),
         started_ms=now_ms,
         energy_start_micro_wh=-spent.energy_micro_wh,
         cost_start_micro=-spent.cost_micro,
@@ -122,7 +212,9 @@ def left_over(grant: Grant, done: tuple[int, ...], spent: Spent, now_ms: int) ->
 class Pending(msgspec.Struct, frozen=True):
     """A hand-in in the outbox. It is sent again until a signed verdict comes, also after a reboot.
 
-    The verdict stays with it until it is on disk, `settling` while that is being done.
+    The verdict stays with it until it is on disk, `settling` while that is being done. Before `not_before_ms` it is not
+    sent even after a reconnect: the dispatcher or the broker does not want it now. `told`: what went wrong with it is
+    in the log.
     """
 
     key: JobKey
@@ -134,8 +226,33 @@ class Pending(msgspec.Struct, frozen=True):
     settling: bool = False
     missing: tuple[int, ...] = ()
     """Slices whose answers have to be uploaded before this can be sent."""
+    upload_url: str = ""
+    """Where to, as its grant said; empty after a restart: as the stored grant says."""
+    upload_token: str = ""
+    upload: Retry = Retry()
+    refused: int = 0
+    """How often in a row the broker did not take it."""
+    not_before_ms: int = 0
+    told: bool = False
 
-    def sent(self, now_ms: int, jitter: float) -> Pending:
-        """After one more try: the next is due twice as far off, spread by `jitter` in [0, 1)."""
-        delay_ms = min(RESEND_MAX_MS, RESEND_FIRST_MS * 2**self.tries) * (0.75 + 0.5 * jitter)
-        return msgspec.structs.replace(self, next_ms=now_ms + round(delay_ms), tries=min(self.tries + 1, 30))
+    @property
+    def ready(self) -> bool:
+        """It can be sent: nobody has judged it yet, and nothing is missing.
+
+        Or what is missing is not taken where it should go, again and again: its lease may be over, and only the
+        dispatcher's verdict ends it then.
+        """
+        return self.verdict is None and (not self.missing or self.upload.tries >= ASK_AFTER_FAILURES)
+
+    def sent(self, now_ms: int, share: float, pace: Pace) -> Pending:
+        """After one more try: the next is due twice as far off, spread by `share` in [0, 1)."""
+        wait_ms = stretched_ms(about_ms(bound_ms(RESEND_FIRST_MS, RESEND_MAX_MS, self.tries), share), pace)
+        return msgspec.structs.replace(self, next_ms=now_ms + wait_ms, tries=min(self.tries + 1, 30))
+
+    def put_off(self, until_ms: int) -> Pending:
+        """Not sent before then, whatever happens."""
+        return msgspec.structs.replace(self, next_ms=until_ms, not_before_ms=until_ms)
+
+    def left_behind(self) -> Pending:
+        """As a new run finds it: whether it was sent before nobody knows, so it never asks for the next grant."""
+        return msgspec.structs.replace(self, tries=max(1, self.tries))

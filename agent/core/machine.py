@@ -2,7 +2,7 @@
 
 An event is first folded into what is known (vehicle, computer, worker, lease, link), the gates take another look,
 and then the rules of `agent.core.plan` name what is to be done. What answers a step of ours is in
-`agent.core.outcomes`. The same events always give the same effects.
+`agent.core.outcomes`, `asking`, `owed` and `transfers`. The same events always give the same effects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import assert_never
 
 import msgspec
 
-from agent.core import gates, outcomes, plan, signals
+from agent.core import asking, gates, outcomes, owed, plan, signals, transfers
 from agent.core.effects import EffectType, Report
 from agent.core.energy import Rate
 from agent.core.events import (
@@ -160,12 +160,14 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return REPLACE(state, demand_until_ms=until_ms, demand_detail=event.detail), ()
         case LinkChanged():
             return outcomes.link_changed(state, event)
-        case GrantSeen():
-            return outcomes.grant_seen(state, event), ()
-        case VerdictSeen():
-            return outcomes.verdict_seen(state, event)
-        case CancelSeen() | PaceSeen() | HandInUndelivered() | SliceUploaded() | TransferFailed() | BytesMoved():
-            return state, ()
+        case GrantSeen() | VerdictSeen() | CancelSeen() | PaceSeen() | HandInUndelivered():
+            return _fleet_said(state, event)
+        case SliceUploaded():
+            return transfers.slice_uploaded(state, event)
+        case TransferFailed():
+            return transfers.transfer_failed(state, event)
+        case BytesMoved():
+            return outcomes.bytes_moved(state, event), ()
         case LeaseOpened() | LeaseRefused():
             return outcomes.lease_answered(state, event)
         case WorkerReady() | WorkerRefused() | WorkerIdle() | WorkerGone():
@@ -175,11 +177,11 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
         case SliceFailed():
             return outcomes.slice_failed(state, event)
         case HandInStored():
-            return outcomes.hand_in_stored(state, event), ()
+            return owed.hand_in_stored(state, event), ()
         case HandInFailed():
-            return outcomes.hand_in_failed(state, event)
+            return owed.hand_in_failed(state, event)
         case HandInSettled():
-            return outcomes.hand_in_settled(state, event), ()
+            return owed.hand_in_settled(state, event), ()
         case StoreFailed():
             return outcomes.store_failed(state, event)
         case StoreRecovered():
@@ -202,6 +204,23 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return REPLACE(state, owner=REPLACE(state.owner, consent_version=event.version)), (seen,)
         case Stopping():
             return REPLACE(state, stopping=True), ()
+        case _:
+            assert_never(event)
+
+
+def _fleet_said(state: State, event: GrantSeen | VerdictSeen | CancelSeen | PaceSeen | HandInUndelivered) -> Step:
+    """What comes from the dispatcher, or of the way to it."""
+    match event:
+        case GrantSeen():
+            return asking.grant_seen(state, event), ()
+        case VerdictSeen():
+            return owed.verdict_seen(state, event)
+        case CancelSeen():
+            return asking.cancel_seen(state, event)
+        case PaceSeen():
+            return asking.pace_seen(state, event)
+        case HandInUndelivered():
+            return owed.undelivered(state, event)
         case _:
             assert_never(event)
 
@@ -273,6 +292,8 @@ def world_of(state: State) -> World:
         demand_detail=state.demand_detail,
         owner=state.owner,
         metered=state.metered,
+        traffic=state.traffic,
+        pace=state.pace,
         update_pending=state.update_pending,
         offline_since_ms=state.offline_since_ms,
         leased=state.lease is not None,

@@ -45,6 +45,11 @@ class YieldReason(enum.StrEnum):
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
 
+    @classmethod
+    def _missing_(cls, _value: object) -> YieldReason:
+        """A reason that only a newer car knows."""
+        return cls.FAULT
+
 
 class Verdict(enum.StrEnum):
     """The dispatcher's word on a hand-in. Only `LATER` asks for it again."""
@@ -174,6 +179,7 @@ class Kept(msgspec.Struct, frozen=True):
     `taken_wh`: out of the low-voltage battery, not given back; `highest_percent`: charge since plug-in, 0 unplugged.
     `awake_*`: of the day that began at boot time `awake_day_ms`. `stay_*` (wall time; slots as start, end, price) is
     empty where the owner set no work hours. `rests`, `rests_until_ms` (boot time), `allowed_w`: the thermal watch's.
+    `metered_used_bytes`: over a metered network, of the day that began at boot time `metered_day_ms`.
     """
 
     at_ms: int = 0
@@ -191,3 +197,5 @@ class Kept(msgspec.Struct, frozen=True):
     rests: Annotated[int, NOT_NEGATIVE] = 0
     rests_until_ms: int = 0
     allowed_w: Annotated[float, NOT_NEGATIVE] = 0.0
+    metered_day_ms: int = 0
+    metered_used_bytes: Annotated[int, NOT_NEGATIVE] = 0

@@ -1,7 +1,8 @@
-"""What came of it: answers of the fleet, the worker and the disk, folded into the state.
+"""What came of it: answers of the link, the worker and the disk, folded into the state.
 
 Nothing here asks for anything beyond a line in the log and the note of a vacate; what follows from the new state is for
-`agent.core.plan`. Every step of a lease that can fail has its failure here, so that no phase waits for ever.
+`agent.core.plan`. Every step of a lease that can fail has its failure here (what the fleet answers is in
+`agent.core.asking` and `agent.core.owed`), so that no phase waits for ever.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from typing import assert_never
 
 import msgspec
 
-from agent.core.effects import EffectType, RecordVacate, Report, SettleHandIn
+from agent.core import asking
+from agent.core.effects import EffectType, RecordVacate, Report
 from agent.core.events import (
-    GrantSeen,
-    HandInFailed,
-    HandInSettled,
-    HandInStored,
+    BytesMoved,
     LeaseOpened,
     LeaseRefused,
     LinkChanged,
@@ -23,42 +22,41 @@ from agent.core.events import (
     SliceStored,
     StoreFailed,
     Unwritten,
-    VerdictSeen,
     WorkerGone,
     WorkerIdle,
     WorkerReady,
     WorkerRefused,
 )
-from agent.core.lease import Lease, Pending, Phase
-from agent.core.model import Grant, HandInKind, Verdict, YieldReason
+from agent.core.lease import Phase
+from agent.core.model import YieldReason
+from agent.core.owed import offered_anew
 from agent.core.state import State, WorkerPhase, WorkerState
 
 Step = tuple[State, tuple[EffectType, ...]]
 Fields = dict[str, str | int | float | bool]
 
 WORKER_RETRY_MS = 2_000
-ASK_AGAIN_MIN_MS = 1_000
-FRUITLESS_FIRST_MS = 5_000
-FRUITLESS_MAX_MS = 300_000
-UNWANTED_CLASS_MS = 10_000
+LINK_TOLD_EVERY_MS = 60_000
+"""So often at most the log hears that the link is down; what follows such a word is told at once."""
 REPLACE = msgspec.structs.replace
 
 
-# --- the fleet ------------------------------------------------------------------------------------------------
+# --- the link -------------------------------------------------------------------------------------------------
 
 
 def link_changed(state: State, event: LinkChanged) -> Step:
     """After a reconnect everything owed is offered again; answers to old questions may be lost.
 
-    A link that stays down is told of once, not with every attempt.
+    A link that stays down is told of once, not with every attempt and every broker that it tries in turn; one that
+    comes and goes, once a minute.
     """
-    outbox = state.outbox
     news: tuple[Report, ...] = ()
-    if event.connected != state.connected or event.detail != state.link_detail:
+    told_lately = state.link_told is not None and state.now_ms < state.link_told_ms + LINK_TOLD_EVERY_MS
+    if event.connected is not state.link_told and (event.connected or not told_lately):
         name = "link_up" if event.connected else "link_down"
         news = (Report(name=name, fields={"broker": event.broker, "detail": event.detail}),)
-    if event.connected:
-        outbox = tuple(REPLACE(pending, next_ms=state.now_ms) for pending in outbox)
+        told_ms = state.link_told_ms if event.connected else state.now_ms
+        state = REPLACE(state, link_told=event.connected, link_told_ms=told_ms)
     since_ms = state.now_ms if state.offline_since_ms is None else state.offline_since_ms
     state = REPLACE(
         state,
@@ -66,75 +64,17 @@ def link_changed(state: State, event: LinkChanged) -> Step:
         offline_since_ms=None if event.connected else since_ms,
         broker=event.broker,
         link_detail=event.detail,
-        outbox=outbox,
         asking=None,
     )
-    return state, news
+    return offered_anew(state) if event.connected else state, news
 
 
-def grant_seen(state: State, event: GrantSeen) -> State:
-    """Only the answer to the question now open counts: of any other, we do not know when its lease began."""
-    asking = state.asking
-    if asking is None or asking.rid != event.rid:
+def bytes_moved(state: State, event: BytesMoved) -> State:
+    """What went over the network counts against the day's cap, unless the network is known to be free."""
+    moved = max(0, event.sent) + max(0, event.received)
+    if state.metered is False or not moved:
         return state
-    state = _answered(state, event.grant, event.retry_ms)
-    if event.grant is None or state.lease is not None or event.grant.key in state.have:
-        return state
-    return _adopt(state, event.grant, asking.sent_ms)
-
-
-def verdict_seen(state: State, event: VerdictSeen) -> Step:
-    """A verdict settles its hand-in; what follows it may be the next lease."""
-    pending = next((one for one in state.outbox if one.key == event.key), None)
-    if pending is None or pending.verdict is not None:
-        return state, ()
-    if event.verdict is not Verdict.LATER and event.statement_sha256 != pending.statement_sha256:
-        fields: Fields = {"lease": str(event.key), "verdict": event.verdict.value}
-        return state, (Report(name="verdict_on_another_statement", fields=fields),)
-    asking = state.asking
-    answered = asking is not None and asking.rid == str(event.key)
-    if answered:
-        state = _answered(state, event.next_grant, event.retry_ms)
-    if event.verdict is Verdict.LATER:
-        pending = REPLACE(pending, next_ms=state.now_ms + max(event.retry_ms, ASK_AGAIN_MIN_MS))
-    else:
-        settle = SettleHandIn(
-            key=event.key,
-            verdict=event.verdict,
-            reason=event.reason,
-            paid_micro=event.paid_micro,
-            envelope=event.envelope,
-        )
-        pending = REPLACE(pending, verdict=settle)
-    state = REPLACE(state, outbox=tuple(pending if one.key == pending.key else one for one in state.outbox))
-    grant = event.next_grant
-    if grant is not None and asking is not None and answered and state.lease is None and grant.key not in state.have:
-        state = _adopt(state, grant, asking.sent_ms)
-    return state, ()
-
-
-def _adopt(state: State, grant: Grant, sent_ms: int) -> State:
-    """Take a grant as the lease; its time runs from when it was asked for.
-
-    A class of work that the owner does not take is given back at once, for the owner's reason, so that nobody holds it
-    against the package; and the next is not asked for at once, should the dispatcher go on like that.
-    """
-    lease = Lease(grant=grant, expires_ms=sent_ms + grant.ttl_ms)
-    classes = state.policy.workload_classes
-    if not classes or grant.workload_class in classes:
-        return REPLACE(state, lease=lease)
-    wait_ms = round(UNWANTED_CLASS_MS * (0.75 + 0.5 * state.jitter(1)))
-    unwanted = lease.end(YieldReason.OWNER, f"the owner takes no work of class {grant.workload_class!r}")
-    return REPLACE(state, lease=unwanted, ask_not_before_ms=max(state.ask_not_before_ms, state.now_ms + wait_ms))
-
-
-def _answered(state: State, grant: Grant | None, retry_ms: int) -> State:
-    """The open question is answered; the next comes when the dispatcher said, spread between cars, never at once."""
-    state = REPLACE(state, asking=None)
-    if grant is not None:
-        return state
-    wait_ms = round(max(retry_ms, ASK_AGAIN_MIN_MS) * (0.75 + 0.5 * state.jitter(0)))
-    return REPLACE(state, ask_not_before_ms=max(state.ask_not_before_ms, state.now_ms + wait_ms))
+    return REPLACE(state, traffic=state.traffic.moved(moved, state.now_ms))
 
 
 # --- the lease and the disk -----------------------------------------------------------------------------------
@@ -156,8 +96,11 @@ def lease_answered(state: State, event: LeaseOpened | LeaseRefused) -> Step:
         return REPLACE(state, lease=lease), ()
     refused = Report(name="lease_refused", fields={"lease": str(event.key), "detail": event.detail})
     if event.replayed:
-        return _fruitless(REPLACE(state, lease=None)), (refused,)
-    return REPLACE(state, lease=lease.end(YieldReason.REFUSED, event.detail)), (refused,)
+        return asking.fruitless(REPLACE(state, lease=None)), (refused,)
+    if lease.ending is not None:
+        return REPLACE(state, lease=lease), ()  # its fetch was stopped because it had ended
+    why = YieldReason.FAULT if event.transient else YieldReason.REFUSED
+    return REPLACE(state, lease=lease.end(why, event.detail)), (refused,)
 
 
 def slice_stored(state: State, event: SliceStored) -> State:
@@ -168,7 +111,13 @@ def slice_stored(state: State, event: SliceStored) -> State:
         return state
     worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
     if lease.in_flight == event.outcome.index:
-        state = REPLACE(state, slice_ms=state.now_ms - lease.in_flight_since_ms)
+        took_ms = state.now_ms - lease.in_flight_since_ms
+        state = REPLACE(state, slice_ms=took_ms)
+        if lease.ending is None:
+            at_full_pace_ms = took_ms * worker.duty_permille / 1000
+            package = lease.grant.package_sha256
+            speeds = state.speeds.learned(package, event.outcome.items, at_full_pace_ms, state.now_ms)
+            state = REPLACE(state, speeds=speeds)
     return REPLACE(state, lease=lease.stored(event.outcome.index, event.output_bytes), worker=worker)
 
 
@@ -179,32 +128,6 @@ def slice_failed(state: State, event: SliceFailed) -> Step:
         return state, ()
     fields: Fields = {"lease": str(event.key), "slice": event.index, "detail": event.detail}
     return REPLACE(state, lease=lease.failed()), (Report(name="slice_failed", fields=fields),)
-
-
-def hand_in_stored(state: State, event: HandInStored) -> State:
-    """The lease is over; its hand-in is owed to the fleet."""
-    lease = state.lease
-    if lease is None or lease.key != event.key:
-        return state
-    pending = Pending(event.key, event.kind, event.statement_sha256, state.now_ms)
-    worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
-    state = REPLACE(state, lease=None, outbox=(*state.outbox, pending), worker=worker)
-    if event.kind is HandInKind.RESULT:
-        return REPLACE(state, fruitless=0)
-    return _fruitless(state) if lease.ending in {YieldReason.REFUSED, YieldReason.FAULT} else state
-
-
-def hand_in_failed(state: State, event: HandInFailed) -> Step:
-    """The lease is let go without a hand-in; the next start of the daemon tries once more."""
-    if state.lease is None or state.lease.key != event.key:
-        return state, ()
-    failed = Report(name="hand_in_failed", fields={"lease": str(event.key), "detail": event.detail})
-    return _fruitless(REPLACE(state, lease=None)), (failed,)
-
-
-def hand_in_settled(state: State, event: HandInSettled) -> State:
-    """The verdict is on disk: nothing is owed any more."""
-    return REPLACE(state, outbox=tuple(one for one in state.outbox if one.key != event.key))
 
 
 def store_failed(state: State, event: StoreFailed) -> Step:
@@ -225,14 +148,6 @@ def store_failed(state: State, event: StoreFailed) -> Step:
         outbox = tuple(REPLACE(one, settling=False) if one.key == event.key else one for one in outbox)
     news = () if state.store_problem else (Report(name="store_failed", fields={"detail": event.detail}),)
     return REPLACE(state, store_problem=event.detail, lease=lease, outbox=outbox), news
-
-
-def _fruitless(state: State) -> State:
-    """A lease came to nothing by refusal or fault: the next is asked for later, and later still after the next."""
-    wait_ms = min(FRUITLESS_MAX_MS, FRUITLESS_FIRST_MS * 2 ** min(state.fruitless, 10))
-    wait_ms = round(wait_ms * (0.75 + 0.5 * state.jitter(1)))
-    not_before_ms = max(state.ask_not_before_ms, state.now_ms + wait_ms)
-    return REPLACE(state, fruitless=state.fruitless + 1, ask_not_before_ms=not_before_ms)
 
 
 # --- the worker -----------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from agent.core import asking, owed, transfers
+from agent.core.asking import ask, renew
 from agent.core.effects import (
     EffectType,
     EndPause,
@@ -18,8 +20,6 @@ from agent.core.effects import (
     OpenLease,
     Report,
     RunSlice,
-    SendHandIn,
-    SendRequest,
     SetPace,
     SetPowerLimit,
     StartWorker,
@@ -32,16 +32,16 @@ from agent.core.kept import count_time_off, keep_budgets
 from agent.core.lease import Lease, Phase
 from agent.core.looks.owner import pause_ends_ms
 from agent.core.model import HandInKind, LeaseFacts, YieldReason
-from agent.core.state import Asking, State, Vacating, WorkerPhase, WorkerState
+from agent.core.owed import send_outbox, settle
+from agent.core.state import State, Vacating, WorkerPhase, WorkerState
 from agent.core.thermal import duty_permille
+from agent.core.transfers import pause_transfers, upload
 from agent.core.world import FAR_MS
 
 Step = tuple[State, tuple[EffectType, ...]]
 Rule = Callable[[State], Step]
 
 REPLACE = msgspec.structs.replace
-OUTBOX_MAX = 16
-"""With so many hand-ins without a verdict the fleet is not listening: nothing more is taken on."""
 CLOCK_WRONG = "keep_awake_clock"
 """Why staying awake is not wished for, where it is not a budget."""
 
@@ -58,16 +58,13 @@ def plan(state: State) -> Step:
 def due_ms(state: State) -> int:
     """When a rule has something to do if nothing happens until then: the earliest of all deadlines still to come."""
     policy, lease, worker, now_ms = state.policy, state.lease, state.worker, state.now_ms
-    waiting = state.outbox if state.connected else ()  # one is sent a step: what is due already is due at the next
-    times = [max(one.next_ms, now_ms + 1) for one in waiting if one.verdict is None]
+    times = [*owed.due_ms(state), *asking.due_ms(state), *transfers.due_ms(state)]
     if lease is not None:
         times += [lease.expires_ms, worker.not_before_ms]
+        if lease.cancel_ms is not None:
+            times.append(lease.cancel_ms)
         if lease.in_flight is not None:
             times.append(lease.in_flight_since_ms + policy.slice_timeout_ms + 1)
-    elif state.asking is not None:
-        times.append(state.asking.sent_ms + policy.request_timeout_ms)
-    else:
-        times.append(state.ask_not_before_ms)
     times.append(state.awake.due_ms)
     if worker.phase is WorkerPhase.STARTING:
         times.append(worker.since_ms + policy.worker_start_timeout_ms + 1)
@@ -95,7 +92,9 @@ def take_left_over(state: State) -> Step:
 
 
 def end_lease(state: State) -> Step:
-    """A lease ends early when the gate closes, its time is up, its worker keeps failing, or its hand-in is full."""
+    """A lease ends early when the gate closes, its time is up, the fleet wants it back, its worker keeps failing, or
+    its hand-in is full.
+    """
     lease = state.lease
     if lease is None or lease.ending is not None or lease.phase is Phase.HANDING_IN or lease.complete:
         return state, ()
@@ -107,8 +106,9 @@ def _cause_to_end(state: State, lease: Lease) -> tuple[YieldReason, str] | None:
     if state.gates.state is GateState.CLOSED:
         shut = state.gates.reasons[0]
         return GATES[shut.gate].why, shut.code
-    if state.now_ms >= lease.expires_ms:
-        return YieldReason.EXPIRED, ""
+    called_back = asking.cause_to_end(state, lease)
+    if called_back is not None:
+        return called_back
     if lease.failures >= state.policy.worker_attempts:
         return YieldReason.FAULT, "its worker failed too often"
     if lease.full and lease.in_flight is None:
@@ -145,17 +145,9 @@ def hand_in(state: State) -> Step:
             sensor="none" if state.compute is None or state.compute.power_w is None else state.compute.sensor,
             gate_state=lease.gate_state,
         ),
+        uploaded=lease.uploaded,
     )
     return REPLACE(state, lease=REPLACE(lease, phase=Phase.HANDING_IN)), (effect,)
-
-
-def settle(state: State) -> Step:
-    """A verdict is written down, and the hand-in let go with it; once the disk takes writes."""
-    if state.store_problem:
-        return state, ()
-    ready = [one for one in state.outbox if one.verdict is not None and not one.settling]
-    outbox = tuple(REPLACE(one, settling=True) if one in ready else one for one in state.outbox)
-    return REPLACE(state, outbox=outbox), tuple(one.verdict for one in ready if one.verdict is not None)
 
 
 def end_pause(state: State) -> Step:
@@ -188,47 +180,6 @@ def keep_awake(state: State) -> Step:
     if awake.refused and awake.refused != state.awake.refused:
         effects += (Report(name="keep_awake_refused", fields={"reason": awake.refused}),)
     return REPLACE(state, awake=awake), effects
-
-
-def send_outbox(state: State) -> Step:
-    """One hand-in at a time, oldest due first; a result's first sending asks for the next grant."""
-    if not state.connected:
-        return state, ()
-    due = [one for one in state.outbox if one.next_ms <= state.now_ms and one.verdict is None]
-    if not due:
-        return state, ()
-    pending = min(due, key=lambda one: one.next_ms)
-    # A sending repeated later must not ask: which of the two was answered, and so when a lease began, nobody knows.
-    credit = pending.kind is HandInKind.RESULT and pending.tries == 0 and state.asking is None and _may_ask(state)
-    sent = pending.sent(state.now_ms, state.jitter(pending.tries))
-    state = REPLACE(state, outbox=tuple(sent if one.key == pending.key else one for one in state.outbox))
-    if credit:
-        state = REPLACE(state, asking=Asking(rid=str(pending.key), sent_ms=state.now_ms))
-    return state, (SendHandIn(key=pending.key, credit=int(credit), have=state.have),)
-
-
-def ask(state: State) -> Step:
-    """An open gate with nothing to do asks for work; an unanswered question is asked again."""
-    if not _may_ask(state) or not state.connected or state.worker.phase is WorkerPhase.STOPPING:
-        return state, ()
-    if state.asking is not None and state.now_ms - state.asking.sent_ms < state.policy.request_timeout_ms:
-        return state, ()
-    asked = state.asked + 1
-    rid = f"{state.name}-{asked}"
-    state = REPLACE(state, asked=asked, asking=Asking(rid=rid, sent_ms=state.now_ms))
-    return state, (SendRequest(rid=rid, have=state.have),)
-
-
-def _may_ask(state: State) -> bool:
-    """Whether another lease could be taken on now."""
-    return (
-        state.gates.state is GateState.OPEN
-        and state.lease is None
-        and state.owner.mode is OwnerMode.AUTO
-        and not state.left_over
-        and len(state.outbox) < OUTBOX_MAX
-        and state.now_ms >= state.ask_not_before_ms
-    )
 
 
 def open_lease(state: State) -> Step:
@@ -316,13 +267,16 @@ RULES: tuple[Rule, ...] = (
     take_left_over,
     end_lease,
     stop_for_ended_lease,
+    pause_transfers,
     hand_in,
     settle,
     end_pause,
     count_time_off,
     keep_awake,
+    renew,
     send_outbox,
     ask,
+    upload,
     open_lease,
     start_worker,
     run_slice,

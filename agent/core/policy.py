@@ -160,6 +160,8 @@ class Policy(Table, frozen=True):
     """Only work of these classes is taken on; empty: any."""
     metered_allowed: bool = False
     """Take on new work although the network is metered."""
+    metered_daily_mb: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50
+    """So much (MB, up and down) may go over a network that is metered, or not known not to be, in a day."""
     offline_after_s: Seconds = 30.0
     """Without a broker for this long, and nothing leased, the gate says so."""
     keep_awake: bool = False

@@ -12,12 +12,14 @@ from agent.core.energy import Battery, Meter
 from agent.core.events import ComputeSeen
 from agent.core.gates import Gates, shut
 from agent.core.kept import TimeOff, with_kept
-from agent.core.lease import Lease, Pending
-from agent.core.model import JobKey, Kept, Spent
+from agent.core.lease import Asking, Lease, Pending
+from agent.core.model import JobKey, Kept, Pace, Spent
 from agent.core.policy import Policy
 from agent.core.signals import CHARGING, Vehicle
+from agent.core.speeds import Speeds
 from agent.core.tariff import Prices, Stay
 from agent.core.thermal import Heat
+from agent.core.traffic import Traffic
 from agent.core.walltime import UTC, WallClock, Zone
 from agent.core.world import FAR_MS, Owner, World
 
@@ -48,13 +50,6 @@ class WorkerState(msgspec.Struct, frozen=True):
     not_before_ms: int = 0
     failed: bool = False
     """It was ended because it failed (did not come up, hung), not because it was not needed."""
-
-
-class Asking(msgspec.Struct, frozen=True):
-    """A request (or a hand-in with credit) whose answer is awaited. `sent_ms` is when its lease would begin."""
-
-    rid: str
-    sent_ms: int
 
 
 class Vacating(msgspec.Struct, frozen=True):
@@ -94,6 +89,11 @@ class State(msgspec.Struct, frozen=True):
     offline_since_ms: int | None = None
     broker: str = ""
     link_detail: str = ""
+    link_told: bool | None = None
+    """Whether the link was up when the log was told of it last; None: never told."""
+    link_told_ms: int = 0
+    pace: Pace = Pace()
+    traffic: Traffic = Traffic()
     worker: WorkerState = WorkerState()
     vacating: Vacating | None = None
     lease: Lease | None = None
@@ -101,8 +101,20 @@ class State(msgspec.Struct, frozen=True):
     asking: Asking | None = None
     ask_not_before_ms: int = 0
     asked: int = 0
+    request_not_before_ms: int = 0
+    """Before then no request goes, however often the link comes and goes."""
+    unanswered: int = 0
+    """Questions in a row that nobody answered: each makes the wait for the next longer."""
     fruitless: int = 0
-    """Leases in a row that came to nothing by refusal or fault: each doubles the wait for the next."""
+    """Leases in a row that came to nothing (refused, at fault, too long): each doubles the wait for the next."""
+    offer_not_before_ms: int = 0
+    """Before then nothing of the outbox goes that was sent before."""
+    uploading: tuple[JobKey, int] | None = None
+    """The slice whose answers are under way to where its grant said."""
+    upload_not_before_ms: int = 0
+    """After one failed, before then none is begun, whosever it is."""
+    transfers_paused: bool = False
+    speeds: Speeds = Speeds()
     left_over: tuple[Lease, ...] = ()
     slices_started: int = 0
     slices_kept: int = 0
@@ -151,7 +163,7 @@ class State(msgspec.Struct, frozen=True):
         held = tuple(lease.key for lease in leases if lease is not None)
         return held + tuple(pending.key for pending in self.outbox if pending.key not in held)
 
-    def jitter(self, salt: int) -> float:
+    def jitter(self, salt: str) -> float:
         """A number in [0, 1) that differs between cars and calls, and is the same when the night is replayed."""
         return zlib.crc32(f"{self.name}:{self.asked}:{salt}".encode()) / 2**32
 
@@ -193,5 +205,6 @@ def resume(
 
     Hand-ins without a verdict, open leases, the owner's word, and what was spent of the budgets (None: never told of).
     """
+    outbox = tuple(pending.left_behind() for pending in outbox)
     state = msgspec.structs.replace(state, outbox=outbox, left_over=left_over, owner=owner)
     return state if kept is None else with_kept(state, kept)

@@ -11,10 +11,12 @@ from agent.core.contradictions import Contradiction
 from agent.core.energy import Battery
 from agent.core.events import ComputeSeen, OwnerMode, SignalValue
 from agent.core.findings import Finding, GateState
+from agent.core.model import Pace
 from agent.core.policy import Policy
 from agent.core.signals import Reading, Vehicle
 from agent.core.tariff import Prices, Stay
 from agent.core.thermal import Heat
+from agent.core.traffic import Traffic
 from agent.core.walltime import UTC, WallClock, Zone
 
 FAR_MS = 2**62
@@ -46,6 +48,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     demand_detail: str = ""
     owner: Owner = Owner()
     metered: bool | None = None
+    traffic: Traffic = Traffic()
+    pace: Pace = Pace()
     update_pending: bool = False
     offline_since_ms: int | None = None
     leased: bool = False

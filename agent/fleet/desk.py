@@ -2,7 +2,8 @@
 
 Whatever arrives is counted against by default: it must be small, for this unit, a DSSE envelope signed by the pinned
 dispatcher key, of a known version, and well formed; then it becomes an event. What is refused is counted by reason and
-logged the first time, so that a hostile broker can neither command nor fill the log.
+logged the first time, so that a hostile broker can neither command nor fill the log. Nor can it keep the processor
+busy: reading and verifying envelopes is limited to a few hundredths of a core, and what comes beyond that is dropped.
 """
 
 from __future__ import annotations
@@ -26,19 +27,30 @@ from agent.core.events import (
     PricesSeen,
     VerdictSeen,
 )
-from agent.core.model import Grant, JobKey, Pace
+from agent.core.model import Grant, JobKey
 from agent.errors import TrustError
 from agent.fleet import messages
+from agent.fleet.flood import FloodGate
 from agent.fleet.link import LinkConfig
+from agent.fleet.messages import MessageError
 from agent.fleet.orders import Orders
+from agent.fleet.refusals import Refusal
 from agent.log import logger
 from agent.ports import Carrier, Clock, Emit
+from agent.printable import printable
 from agent.trust import dsse
 
 REQUEST_EXPIRY_S = 60
 HAVE_MAX = 64
 RENEWAL_EXPIRY_S = 60
-VERBS = {"grant", "verdict", "cancel", "config", "pace"}
+VERBS = ("grant", "verdict", "cancel", "config")
+MESSAGES_PER_S, MESSAGE_BURST = 200.0, 256
+"""What the link lets through. An honest car hears one or two a second, and after an outage one for each hand-in."""
+CHECKS_PER_S, CHECK_BURST = 200.0, 400.0
+CHECK_UNIT_BYTES = 4096
+"""Reading and verifying an envelope costs about 0.1 ms, and up to 0.3 ms more for each of so many bytes of it: one
+unit, and another for each of these. 200 units a second are a twentieth of a core at most."""
+TOLD_CHARACTERS = 300
 
 Understood = GrantSeen | VerdictSeen | CancelSeen | PaceSeen | PricesSeen | DemandSeen
 
@@ -64,6 +76,8 @@ class Desk:
         self._unit, self._cell, self._up, self._boot = unit, cell, f"dw/v1/u/{cell}/{unit}", boot
         self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
+        self._topics = {f"dw/v1/d/{unit}/{verb}": verb for verb in VERBS} | {f"dw/v1/b/{cell}/pace": "pace"}
+        self._gate, self._flooded = FloodGate(CHECKS_PER_S, CHECK_BURST), False
         self.refused: Counter[str] = Counter()
         self._carrier: Carrier | None = None
 
@@ -71,7 +85,14 @@ class Desk:
         """The connection as this unit needs it: its client id, its two filters, and its will."""
         filters = (f"dw/v1/d/{self._unit}/+", f"dw/v1/b/{self._cell}/pace")
         will = (f"{self._up}/status", self._status("lost"))
-        return msgspec.structs.replace(config, client_id=self._unit, filters=filters, will=will)
+        return msgspec.structs.replace(
+            config,
+            client_id=self._unit,
+            filters=filters,
+            will=will,
+            messages_per_s=MESSAGES_PER_S,
+            message_burst=MESSAGE_BURST,
+        )
 
     def attach(self, carrier: Carrier) -> None:
         """From now on messages go this way."""
@@ -113,22 +134,27 @@ class Desk:
         """One message from the broker, trusted in nothing."""
         try:
             event = self._understand(topic, body)
-        except (messages.MessageError, TrustError) as error:
-            verb = topic.rpartition("/")[2]
-            kind = f"{verb if verb in VERBS else 'other'}: {type(error).__name__}"
-            self.refused[kind] += 1
-            if self.refused[kind] == 1:
-                logger().warning("message_refused", topic=topic, bytes=len(body), error=str(error))
+        except (MessageError, TrustError) as error:
+            self._refuse(self._topics.get(topic, "other"), error)
             return
         if event is not None:
             self._emit(event)
 
+    def _refuse(self, verb: str, error: MessageError | TrustError) -> None:
+        why = error.refusal if isinstance(error, MessageError) else Refusal.FORGED
+        kind = f"{verb}: {why.value}"
+        self.refused[kind] += 1
+        if self.refused[kind] == 1:
+            logger().warning("message_refused", kind=kind, error=printable(str(error))[:TOLD_CHARACTERS])
+
     def _understand(self, topic: str, body: bytes) -> Understood | None:
-        verb = topic.removeprefix(f"dw/v1/d/{self._unit}/")
-        if topic == f"dw/v1/b/{self._cell}/pace":
-            verb = "pace"
+        verb = self._topics.get(topic)
+        if verb is None:
+            raise MessageError(f"nothing is expected on {topic[:TOLD_CHARACTERS]}", Refusal.UNEXPECTED)
         if len(body) > messages.MAX_MESSAGE_BYTES:
-            raise messages.MessageError(f"{len(body)} bytes, more than the {messages.MAX_MESSAGE_BYTES} of dw/v1")
+            what = f"{len(body)} bytes, more than the {messages.MAX_MESSAGE_BYTES} of dw/v1"
+            raise MessageError(what, Refusal.TOO_LARGE)
+        self._check_flood(len(body))
         match verb:
             case "grant":
                 return self._grant(dsse.verify(body, messages.GRANT_TYPE, self._keys))
@@ -136,12 +162,22 @@ class Desk:
                 return self._verdict(dsse.verify(body, messages.VERDICT_TYPE, self._keys), body)
             case "cancel":
                 return self._cancel(dsse.verify(body, messages.CANCEL_TYPE, self._keys))
-            case "config":
-                return self._order(body)
             case "pace":
                 return self._pace(dsse.verify(body, messages.PACE_TYPE, self._keys))
             case _:
-                raise messages.MessageError(f"nothing is expected on {topic}")
+                return self._order(body)
+
+    def _check_flood(self, body_bytes: int) -> None:
+        """Raises MessageError while more comes than may be looked at; tells once when that is over."""
+        now_s = self._clock.boot_ms() / 1000
+        if not self._gate.admits(now_s, 1 + body_bytes / CHECK_UNIT_BYTES):
+            self._flooded = True
+            raise MessageError(
+                "more messages than are looked at; whoever waits for an answer sends it again", Refusal.FLOOD
+            )
+        if self._flooded and not self._gate.flooded(now_s):
+            self._flooded = False
+            logger().info("message_flood_over", dropped=self._gate.dropped)
 
     def _grant(self, payload: bytes) -> GrantSeen:
         message = messages.decode(payload, messages.GrantMessage)
@@ -162,8 +198,16 @@ class Desk:
             statement_sha256=message.statement_sha256,
             retry_ms=message.retry_s * 1000,
             envelope=envelope,
-            next_grant=None if message.next_grant is None else to_grant(message.next_grant, payload),
+            next_grant=self._next_grant(message.next_grant, payload),
         )
+
+    def _next_grant(self, job: messages.JobGrant | None, payload: bytes) -> Grant | None:
+        """The grant that rides on a verdict. One that makes no sense does not take the verdict with it."""
+        try:
+            return None if job is None else to_grant(job, payload)
+        except MessageError as error:
+            self._refuse("grant", error)
+            return None
 
     def _cancel(self, payload: bytes) -> CancelSeen:
         message = messages.decode(payload, messages.CancelMessage)
@@ -171,14 +215,11 @@ class Desk:
         key = JobKey(message.job, message.epoch)
         return CancelSeen(at_ms=self._clock.boot_ms(), key=key, grace_ms=message.grace_s * 1000, why=message.why)
 
-    def _pace(self, payload: bytes) -> PaceSeen:
+    def _pace(self, payload: bytes) -> PaceSeen | None:
         message = messages.decode(payload, messages.PaceMessage)
         if message.cell != self._cell:
-            raise messages.MessageError(f"it names the cell {message.cell!r}, this is {self._cell!r}")
-        pace = Pace(message.state, message.spread_s * 1000, message.interval_permille)
-        if self._carrier is not None:
-            self._carrier.spread(pace.spread_ms)
-        return PaceSeen(at_ms=self._clock.boot_ms(), pace=pace, detail=message.detail)
+            raise MessageError(f"it names the cell {message.cell!r}, this is {self._cell!r}", Refusal.FOREIGN)
+        return self._orders.take_pace(message)
 
     def _order(self, body: bytes) -> PricesSeen | DemandSeen | None:
         """The payload's type says which order it is; the signature covers the type."""
@@ -193,11 +234,11 @@ class Desk:
                 self._check_unit(demand.unit)
                 return self._orders.demand(demand)
             case _:
-                raise messages.MessageError(f"no order is of type {kind[:64]!r}")
+                raise MessageError(f"no order is of type {kind[:64]!r}", Refusal.FORGED)
 
     def _check_unit(self, unit: str) -> None:
         if unit != self._unit:
-            raise messages.MessageError(f"it names the unit {unit!r}, this is {self._unit!r}")
+            raise MessageError(f"it names the unit {unit!r}, this is {self._unit!r}", Refusal.FOREIGN)
 
     def _status(self, state: str) -> bytes:
         return messages.encode(
@@ -209,16 +250,20 @@ class Desk:
         if connected:
             self._connections += 1
             self._publish("status", self._status("up"))
+        elif self._carrier is not None:
+            self._carrier.spread(self._orders.pace.spread_ms)
         self._emit(LinkChanged(at_ms=self._clock.boot_ms(), connected=connected, broker=broker, detail=detail))
 
 
 def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
     """A job of a signed payload as the core sees it; the payload's digest is the ticket the statement names.
 
-    Raises MessageError for slices that are not of the job, or twice in it.
+    Raises MessageError for slices that are not of the job, or twice in it, and for a renewal that would come too late.
     """
     if len(set(job.slices)) != len(job.slices) or max(job.slices) * job.slice_items >= job.items:
-        raise messages.MessageError(f"the grant of {job.job} names slices twice, or that the job does not have")
+        raise MessageError(f"the grant of {job.job} names slices twice, or that the job does not have")
+    if job.renew_s >= job.ttl_s:
+        raise MessageError(f"the grant of {job.job} ends before its first renewal")
     return Grant(
         job=job.job,
         epoch=job.epoch,

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import FleetError
 from agent.fleet import messages
-from agent.fleet.objects import Web, request
+from agent.fleet.channel import Web
+from agent.fleet.https import request
 from agent.ports import Signer
 from agent.trust import dsse
 

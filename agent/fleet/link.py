@@ -1,90 +1,80 @@
-"""One MQTT 5 connection, kept alive: paho-mqtt behind four methods, with its traps closed.
+"""One MQTT 5 link, kept alive for good: paho-mqtt behind a few methods, with its traps closed.
 
 The broker is a lossy, duplicating, reordering pipe, so nothing is kept here: a message that cannot be handed over
-now is refused (`publish` returns False) and the durable outbox offers it again. What follows from paho's measured
-behaviour:
+now is refused (`publish` returns False) and the durable outbox offers it again. What stands between paho and us:
 
-* A client lives for one connection. Its queue dies with it, so a reconnect never floods the broker, and packet
-  identifiers never outlive their session.
-* paho never reconnects by itself (its back-off has no jitter: a fleet would come back in step). We do, with full
-  jitter, through the brokers in order.
-* At most `MAX_IN_FLIGHT` publishes are inside the library, since it ignores the broker's Receive Maximum.
-* Callbacks only hand values to the event loop; an exception there would kill the network thread for good. The
-  thread's end, for whatever reason, is what 'the link is down' means.
-* What arrives waits in a short inbox and is handed over one message a turn of the loop, so that a flood of messages
-  delays no frame of the vehicle's bus.
+* A connection lives once (`connection.py`), its paho client on one thread of its own (`conversation.py`): its queue
+  and its packet identifiers die with it, so a reconnect never floods the broker.
+* paho never reconnects by itself, since its waits have no jitter. We do, through the brokers in order, and from the
+  first again after a link that stood (`backoff.py`).
 * The link is up when the SUBACK granted every filter, not when the CONNACK came.
+* What the broker refuses, or hangs up over again and again, is told by its token (`quarantine.py`).
+* A watch looks every ten seconds at three things that a network thread cannot tell of itself: that it is stuck, that
+  it has died, and that the computer has slept, after which no connection is what it seems.
+* Offline, it speaks once, and then once an hour; back again, it says how long that was. Nothing else fills a log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
-import socket
-import ssl
-import threading
-from collections import deque
+import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
-MAX_IN_FLIGHT = 4
-RECEIVE_MAXIMUM = 8
-MAX_PACKET_BYTES = 64 * 1024
-CONNECT_TIMEOUT_S = 5.0
-BACKOFF_MIN_S = 0.5
-BACKOFF_MAX_S = 60.0
-UP_DEADLINE_S = 15.0
+from agent.fleet.backoff import TAKEN_OVER, Backoff, settled
+from agent.fleet.connection import Connection
+from agent.fleet.conversation import REDIRECT_CODES, Ending
+from agent.fleet.flood import FloodGate
+from agent.fleet.link_config import LinkConfig
+from agent.fleet.quarantine import LOSSES, Quarantine
+from agent.fleet.tls import TlsClient, TlsFiles
+from agent.log import logger
+
+__all__ = ["Link", "LinkConfig", "LinkStatus", "TlsFiles"]
+
+UP_DEADLINE_S = 30.0
 """A broker that has not granted the subscriptions by then is left."""
-SETTLED_S = 60.0
-"""A link that was up for this long was good: the next attempt begins without back-off."""
-INBOX_MESSAGES = 32
-"""More than these wait for nobody: acknowledgements mean nothing, so what is dropped is sent again by its sender."""
+WATCH_S = 10.0
+TELL_AGAIN_S = 3_600.0
+"""How often a link that stays down is told of."""
+SLEPT_S = 5.0
+"""After a sleep of so long the connection is presumed dead."""
+WAKE_JITTER_S = 2.0
+SAID_MOST = 64
+LEFT_BEHIND = 4
+"""With so many threads that do not end, no more are begun until one does."""
 
 
-class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Mutual TLS: the private CA that signed the broker, and this unit's certificate and key (PEM files)."""
+class LinkStatus(msgspec.Struct, frozen=True):
+    """How the link is now, and what it counted since the start. `attempts` are those since it was up last.
 
-    ca: str
-    certificate: str
-    key: str
+    `dropped` counts messages by reason: from outside that were too many, and of ours that a broker did not take.
+    """
 
-    def context(self) -> ssl.SSLContext:
-        """A TLS 1.3 context; raises OSError or ssl.SSLError when a file is missing or wrong."""
-        context = ssl.create_default_context(cafile=self.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(self.certificate, self.key)
-        return context
-
-
-class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to connect, as whom, and what to hear. `will` is (topic, payload), sent by the broker when we vanish."""
-
-    brokers: tuple[tuple[str, int], ...]
-    client_id: str
-    filters: tuple[str, ...]
-    keepalive_s: int = 300
-    will: tuple[str, bytes] | None = None
-    tls: TlsFiles | None = None
-    max_in_flight: int = MAX_IN_FLIGHT
-    """Publishes inside the library at once, never more than the broker's Receive Maximum."""
-    receive_maximum: int = RECEIVE_MAXIMUM
-    inbox_messages: int = INBOX_MESSAGES
+    connected: bool
+    broker: str
+    detail: str
+    attempts: int
+    connections: int
+    dropped: dict[str, int]
+    sent_bytes: int
+    received_bytes: int
 
 
 class Link:
-    """Use from one asyncio loop: both callbacks run on its thread.
+    """Use from one asyncio loop: the callbacks run on its thread.
 
     `on_message(topic, payload)` hands over what arrived; `on_state(connected, broker, detail)` says when the link
-    came up or went down, and why.
+    came up or went down, and why; `on_undelivered(token, detail, poison)` says that a broker refused the message of
+    this token, or (`poison`) hung up each time that it was on its way. `connection` is what a connection is made of: a
+    thread each by default, a shared loop where thousands of links run in one process.
     """
 
     def __init__(
@@ -94,22 +84,39 @@ class Link:
         on_message: Callable[[str, bytes], None],
         on_state: Callable[[bool, str, str], None],
         on_undelivered: Callable[[str, str, bool], None] | None = None,
+        connection: Callable[..., Connection] = Connection,
     ) -> None:
-        self._config = config
-        self._on_message = on_message
-        self._on_state, self._on_undelivered = on_state, on_undelivered
-        self._spread_ms = 0
-        self._connection: _Connection | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._config, self._new_connection = config, connection
+        self._on_message, self._on_state, self._on_undelivered = on_message, on_state, on_undelivered
+        self._tls = None if config.tls is None else TlsClient(config.tls)
+        self._backoff, self._quarantine = Backoff(config.reconnect_max_s), Quarantine()
+        self._gate = FloodGate(config.messages_per_s, config.message_burst)
+        self._connection: Connection | None = None
+        self._alone: Callable[[], bool] | None = None
+        """A suspect that goes once everything before it is acknowledged; until then nothing else is taken."""
+        self._left_behind: list[Connection] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
+        self._turn = self._attempts = self._connections = 0
+        self._down_since_s, self._told_up, self._told_at_s = _boot_s(), False, -math.inf
+        self._broker, self._detail = "", ""
+        self._dropped: Counter[str] = Counter()
+        self._moved = (0, 0)
+        self._said: set[tuple[str, str]] = set()
+        self._flooded = False
         self.connected = False
 
     def start(self) -> None:
         """Begin connecting; needs the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._keep_connected(), name="mqtt-link")
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._keep_connected(), name="mqtt-link"),
+            loop.create_task(self._watch(), name="mqtt-watch"),
+        ]
 
     def spread(self, spread_ms: int) -> None:
         """From now on the first attempt after an outage comes within so long, at random."""
-        self._spread_ms = spread_ms
+        self._backoff.spread_s = spread_ms / 1000
 
     def publish(
         self,
@@ -118,212 +125,219 @@ class Link:
         *,
         qos: int = 1,
         expiry_s: int | None = None,
-        token: str = "",  # noqa: ARG002
+        token: str = "",
+        retain: bool = False,
     ) -> bool:
-        """Hand one message to the broker; False when it cannot be taken now. True proves nothing (see above)."""
+        """Hand one message to the broker; False when it cannot be taken now. True proves nothing (see above).
+
+        What this broker must never be sent is not taken either, and told of by its token.
+        """
         connection = self._connection
-        return connection is not None and self.connected and connection.publish(topic, payload, qos, expiry_s)
+        if connection is None or not self.connected:
+            return False
+        if self._alone is not None:
+            return False  # what has to travel alone would never travel if others went before it
+        if not self._quarantine.admits(token, [message.token for message in connection.in_flight]):
+            if not self._quarantine.suspects(token):
+                return False
+            self._alone = partial(
+                self.publish, topic, payload, qos=qos, expiry_s=expiry_s, token=token, retain=retain
+            )
+            return True
+        taken, refusal = connection.publish(topic, payload, qos, expiry_s, token, retain=retain)
+        if refusal:
+            refuse = partial(self._refused, token, refusal)
+            asyncio.get_running_loop().call_soon(connection.guarded, refuse)
+        return taken
+
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received since the start, with about what the network adds to them."""
+        now = (0, 0) if self._connection is None else self._connection.traffic
+        return self._moved[0] + now[0], self._moved[1] + now[1]
+
+    def status(self) -> LinkStatus:
+        """How it is now."""
+        sent, received = self.traffic()
+        dropped = self._dropped + (Counter() if self._connection is None else self._connection.dropped)
+        if self._gate.dropped:
+            dropped["flood"] = self._gate.dropped
+        return LinkStatus(
+            connected=self.connected,
+            broker=self._broker,
+            detail=self._detail,
+            attempts=self._attempts,
+            connections=self._connections,
+            dropped=dict(dropped),
+            sent_bytes=sent,
+            received_bytes=received,
+        )
 
     async def close(self) -> None:
-        """Say goodbye (the will is not sent) and end the thread."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        """Say goodbye (the will is not sent) and end the threads."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- one connection after the other -------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        attempt = 0
         while True:
-            host, port = self._config.brokers[attempt % len(self._config.brokers)]
-            broker = f"{host}:{port}"
-            up = asyncio.Event()
-            began_s = asyncio.get_running_loop().time()
+            address = self._config.brokers[self._turn % len(self._config.brokers)]
+            self._broker = f"{address[0]}:{address[1]}"
+            self._attempts += 1
             try:
-                self._connection = _Connection(self._config, host, port, self._on_message, up.set)
-            except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-                detail = f"the TLS files cannot be used: {error}"
-            else:
-                try:
-                    detail = await self._one_connection(self._connection, broker, up)
-                finally:
-                    self.connected = False
-                    await self._connection.end()
-                    self._connection = None
-            settled = up.is_set() and asyncio.get_running_loop().time() - began_s > SETTLED_S
-            attempt = 1 if settled else attempt + 1
-            self._on_state(False, broker, detail)
-            ceiling_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(attempt, 16))
-            await asyncio.sleep(random.uniform(0, ceiling_s))  # noqa: S311 - jitter, not a secret
+                ending, up_since_s = await self._one_connection(address)
+            except Exception as error:  # noqa: BLE001 - the link outlives whatever it was
+                ending, up_since_s = Ending(f"the link failed: {error!r}", bug=True), None
+            up_for_s = None if up_since_s is None else _boot_s() - up_since_s
+            self._went_down(ending, was_up=up_for_s is not None)
+            ceiling_s = self._backoff.ceiling_s(up_for_s=up_for_s, code=ending.code)
+            self._turn = 0 if settled(up_for_s) else self._turn + 1
+            await self._pause(random.uniform(0, ceiling_s))  # noqa: S311 - jitter, not a secret
 
-    async def _one_connection(self, connection: _Connection, broker: str, up: asyncio.Event) -> str:
-        """Wait for the link to come up, then for its end; what ended it, in words."""
-        over = connection.start()
-        waiting = asyncio.create_task(up.wait())
+    async def _one_connection(self, address: tuple[str, int]) -> tuple[Ending, float | None]:
+        """From the attempt to the end of what came of it, and since when it was up (boot time; None: it never was)."""
+        self._left_behind = [one for one in self._left_behind if one.alive]
+        if len(self._left_behind) >= LEFT_BEHIND:
+            return Ending(f"{LEFT_BEHIND} network threads are stuck (in the resolver?) and no more are begun"), None
+        connection = self._new_connection(
+            self._config,
+            address,
+            tls=self._tls,
+            gate=self._gate,
+            on_message=self._on_message,
+            on_acknowledged=self._acknowledged,
+        )
+        self._connection, up_since_s = connection, None
         try:
-            pending: set[asyncio.Future[Any]] = {over, waiting}
-            await asyncio.wait(pending, timeout=UP_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
-            if not up.is_set() and not over.done():
-                return f"the broker at {broker} did not grant the subscriptions in {UP_DEADLINE_S:.0f} s"
-            if up.is_set() and not over.done():
-                self.connected = True
-                self._on_state(True, broker, "")
-            return await asyncio.shield(over)
+            over = connection.start()
+            if await self._came_up(connection):
+                up_since_s = _boot_s()
+                self._is_up()
+            ending = await asyncio.shield(over)
+        finally:
+            self.connected = False
+            await connection.end()
+            self._put_away(connection)
+        if ending.blames:
+            for token in self._quarantine.lost(connection.blamed):
+                self._tell_undelivered(
+                    token, f"{LOSSES} connections ended while it was sent: {ending.detail}", poison=True
+                )
+        return ending, up_since_s
+
+    async def _came_up(self, connection: Connection) -> bool:
+        """Wait for that, or for the connection's end, or for its deadline."""
+        waiting = asyncio.create_task(connection.up.wait())
+        try:
+            first: set[asyncio.Future[Any]] = {connection.over, waiting}
+            await asyncio.wait(first, timeout=UP_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             waiting.cancel()
+        if not connection.up.is_set():
+            detail = f"the broker at {self._broker} did not grant the subscriptions in {UP_DEADLINE_S:.0f} s"
+            connection.break_off(Ending(detail))
+        return not connection.over.done()
+
+    def _put_away(self, connection: Connection) -> None:
+        """Count what it moved, and remember it if its thread does not end."""
+        self._connection = self._alone = None
+        sent, received = connection.traffic
+        self._moved = self._moved[0] + sent, self._moved[1] + received
+        self._dropped += connection.dropped
+        if connection.alive:
+            self._left_behind.append(connection)
+
+    def _is_up(self) -> None:
+        down_s = _boot_s() - self._down_since_s
+        again = self._connections > 0 or self._attempts > 1
+        self._detail = f"after {down_s:.0f} s, at attempt {self._attempts}" if again else ""
+        self.connected = True
+        self._connections += 1
+        self._attempts = 0
+        self._told_up = True
+        self._on_state(True, self._broker, self._detail)
+
+    def _went_down(self, ending: Ending, *, was_up: bool) -> None:
+        """Tell of it, though of a link that stays down but once an hour."""
+        now_s, self._detail = _boot_s(), ending.detail
+        if was_up:
+            self._down_since_s = now_s
+        news = dict.fromkeys(REDIRECT_CODES, "redirect_ignored") | {TAKEN_OVER: "client_id_taken_over"}
+        if ending.bug:
+            self._say_once("link_failed", ending.detail)
+        elif ending.code in news:
+            self._say_once(news[ending.code], ending.detail)
+        if self._told_up or now_s - self._told_at_s >= TELL_AGAIN_S:
+            self._told_up, self._told_at_s = False, now_s
+            try:
+                self._on_state(False, self._broker, ending.detail)
+            except Exception as error:  # noqa: BLE001 - the link outlives whatever it was
+                self._say_once("link_failed", repr(error))
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the computer wakes from sleep: then what was in the way may be gone."""
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+            await asyncio.sleep(random.uniform(0, WAKE_JITTER_S))  # noqa: S311 - jitter, not a secret
+
+    # --- what is told of messages -------------------------------------------------------------------------------
+
+    def _acknowledged(self, token: str, refusal: str) -> None:
+        self._quarantine.acknowledged(token)
+        if self._alone is not None and self._connection is not None and not self._connection.in_flight:
+            alone, self._alone = self._alone, None
+            alone()
+        if refusal:
+            self._refused(token, f"the broker refused it: {refusal}")
+
+    def _refused(self, token: str, detail: str) -> None:
+        self._dropped["refused"] += 1
+        self._say_once("message_not_taken", detail)
+        self._tell_undelivered(token, detail, poison=False)
+
+    def _tell_undelivered(self, token: str, detail: str, *, poison: bool) -> None:
+        if poison:
+            self._dropped["poison"] += 1
+        if token and self._on_undelivered is not None:
+            self._on_undelivered(token, detail, poison)
+
+    def _say_once(self, name: str, detail: str) -> None:
+        """Log what was not said before, up to a number: a broker's words are without end."""
+        if (name, detail) not in self._said and len(self._said) < SAID_MOST:
+            self._said.add((name, detail))
+            logger().warning(name, broker=self._broker, detail=detail)
+
+    # --- the watch ----------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        slept_s = _slept_s()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            before_s, slept_s = slept_s, _slept_s()
+            connection = self._connection
+            if slept_s - before_s > SLEPT_S:
+                self._hurry.set()
+                if connection is not None:
+                    connection.break_off(Ending(f"this computer slept for {slept_s - before_s:.0f} s"))
+            elif connection is not None and self.connected and (stuck := connection.stuck()):
+                connection.break_off(Ending(stuck))
+            self._tell_of_floods()
+
+    def _tell_of_floods(self) -> None:
+        flooded = self._gate.flooded(time.monotonic())
+        if flooded != self._flooded:
+            self._flooded = flooded
+            name = "flood_of_messages" if flooded else "flood_over"
+            logger().warning(name, broker=self._broker, dropped=self._gate.dropped)
 
 
-class _Connection:
-    """One paho client on one thread, from CONNECT to the end of its loop."""
+def _boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def __init__(
-        self,
-        config: LinkConfig,
-        host: str,
-        port: int,
-        on_message: Callable[[str, bytes], None],
-        on_up: Callable[[], object],
-    ) -> None:
-        self._config = config
-        self._host, self._port = host, port
-        self._deliver, self._on_up = on_message, on_up
-        self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[str] = self._loop.create_future()
-        self._in_flight: set[int] = set()
-        self._inbox: deque[tuple[str, bytes]] = deque(maxlen=config.inbox_messages)
-        self._delivering = False
-        self._ended = False
-        self._socket: socket.socket | None = None
-        self._detail = ""
-        self._client = self._build()
-        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
-    def start(self) -> asyncio.Future[str]:
-        """Connect on a thread of its own; the future ends, with the reason, when the connection is over."""
-        self._thread.start()
-        return self._over
-
-    def publish(self, topic: str, payload: bytes, qos: int, expiry_s: int | None) -> bool:
-        if len(self._in_flight) >= self._config.max_in_flight:
-            return False
-        properties = Properties(PacketTypes.PUBLISH)
-        properties.ContentType = "application/json"
-        if expiry_s is not None:
-            properties.MessageExpiryInterval = max(1, expiry_s)
-        info = self._client.publish(topic, payload, qos, properties=properties)
-        if info.rc != mqtt.MQTT_ERR_SUCCESS:
-            return False
-        if qos:
-            self._in_flight.add(info.mid)
-        return True
-
-    async def end(self) -> None:
-        """Disconnect if that is still to be done, and wait for the thread."""
-        self._ended = True
-        if self._thread.is_alive():
-            self._client.disconnect()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._over), CONNECT_TIMEOUT_S + 1)
-        if self._over.done():
-            self._thread.join()  # it has said its last word
-
-    def _build(self) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._config.client_id,
-            protocol=mqtt.MQTTv5,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = CONNECT_TIMEOUT_S
-        client.on_connect = self._connected
-        client.on_subscribe = self._subscribed
-        client.on_disconnect = self._disconnected
-        client.on_message = self._received
-        client.on_publish = self._acknowledged
-        client.on_socket_open = self._opened
-        if self._config.will is not None:
-            client.will_set(self._config.will[0], self._config.will[1], qos=1)
-        if self._config.tls is not None:
-            client.tls_set_context(self._config.tls.context())
-        return client
-
-    def _run(self) -> None:
-        """The thread: connect, loop, and report the end whatever it was."""
-        properties = Properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = 0
-        properties.ReceiveMaximum = self._config.receive_maximum
-        properties.MaximumPacketSize = MAX_PACKET_BYTES
-        try:
-            self._client.connect(
-                self._host, self._port, self._config.keepalive_s, clean_start=True, properties=properties
-            )
-            if self._ended:  # paho forgets a disconnect() that comes before its socket is there
-                self._client.disconnect()
-            code = self._client.loop_forever(retry_first_connection=False)
-            detail = self._detail or mqtt.error_string(code)
-        except (OSError, ValueError) as error:
-            detail = f"cannot reach the broker at {self._host}:{self._port}: {error}"
-        except Exception as error:  # noqa: BLE001 - whatever paho raises ends this connection, not the daemon
-            detail = f"the MQTT client failed: {error!r}"
-        if self._socket is not None:
-            self._socket.close()  # paho leaves it open when its loop raises
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(self._finish, detail)
-
-    def _finish(self, detail: str) -> None:
-        if not self._over.done():
-            self._over.set_result(detail)
-
-    def _tell(self, call: Callable[..., object], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *args)
-
-    # paho's callbacks, on its thread: they hand over and return.
-
-    def _opened(self, _c: mqtt.Client, _u: Any, sock: Any) -> None:
-        """Keep the socket to close it, and without Nagle's delay, which would add 40 to 90 ms to every round trip."""
-        self._socket = sock
-        with contextlib.suppress(OSError, AttributeError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def _connected(self, client: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, _p: Properties | None) -> None:
-        if code.is_failure:
-            self._detail = f"the broker refused the connection: {code}"
-            return
-        client.subscribe([(one, SubscribeOptions(qos=1)) for one in self._config.filters])
-
-    def _subscribed(
-        self, client: mqtt.Client, _u: Any, _mid: int, codes: list[ReasonCode], _p: Properties | None
-    ) -> None:
-        granted = [one for one, code in zip(self._config.filters, codes, strict=False) if not code.is_failure]
-        refused = [one for one in self._config.filters if one not in granted]
-        if refused:
-            self._detail = f"the broker refused the subscription to {', '.join(refused)}"
-            client.disconnect()
-        else:
-            self._tell(self._on_up)
-
-    def _disconnected(self, _c: mqtt.Client, _u: Any, _f: Any, code: ReasonCode, _p: Properties | None) -> None:
-        self._detail = self._detail or f"disconnected: {code}"
-
-    def _received(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
-        # Only the newest wait; and of what is larger than any message of ours no more is kept than shows that it is.
-        self._inbox.append((message.topic, bytes(message.payload[:MAX_PACKET_BYTES])))
-        if len(self._inbox) == 1:
-            self._tell(self._wake)
-
-    def _wake(self) -> None:
-        if not self._delivering:
-            self._delivering = True
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """One message, then a turn of the loop for everybody else."""
-        if not self._inbox:
-            self._delivering = False
-            return
-        self._loop.call_soon(self._hand_over)
-        self._deliver(*self._inbox.popleft())
-
-    def _acknowledged(self, _c: mqtt.Client, _u: Any, mid: int, _code: ReasonCode, _p: Properties | None) -> None:
-        self._tell(self._in_flight.discard, mid)
+def _slept_s() -> float:
+    """How long this computer has slept since it booted."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

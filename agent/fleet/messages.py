@@ -15,6 +15,7 @@ import msgspec
 
 from agent.core.model import JobKey, Outlook, PaceState, Verdict, YieldReason
 from agent.core.policy import MAX_CLASSES, MicroPerKwh, WorkloadClass
+from agent.fleet.refusals import Refusal
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 16 * 1024
@@ -38,6 +39,10 @@ Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"
 Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")]
 Sha256OrNone = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9a-f]{64})?$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+PriceMicro = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+"""Of one item: up to 1,000 units of the currency."""
+PaidMicro = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""For one hand-in: up to a million units, so that no sum of them outgrows a database's integers."""
 WallMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
 """Milliseconds since 1970, until the end of the year 9999."""
 Text = Annotated[str, msgspec.Meta(max_length=512)]
@@ -46,6 +51,10 @@ Base64 = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]
 
 class MessageError(ValueError):
     """A message that may not be acted on: too large, not JSON, a wrong field, an unknown version."""
+
+    def __init__(self, what: str, refusal: Refusal = Refusal.MALFORMED) -> None:
+        super().__init__(what)
+        self.refusal = refusal
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +208,7 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
     slice_items: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     slices: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=1024)]
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
-    price_micro_per_item: Count
+    price_micro_per_item: PriceMicro
     currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$")]
     workload_class: WorkloadClass | None = None
     expected_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
@@ -231,7 +240,7 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Count
     verdict: Verdict
     reason: Text = ""
-    paid_micro: Count = 0
+    paid_micro: PaidMicro = 0
     statement_sha256: Sha256OrNone = ""
     retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     next_grant: JobGrant | None = None
@@ -372,7 +381,8 @@ def decode(body: bytes, kind: type[Message]) -> Message:
     answer instead of a list of odd fields.
     """
     if len(body) > MAX_MESSAGE_BYTES:
-        raise MessageError(f"{len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that dw/v1 allows")
+        what = f"{len(body)} bytes, more than the {MAX_MESSAGE_BYTES} that dw/v1 allows"
+        raise MessageError(what, Refusal.TOO_LARGE)
     try:
         version = msgspec.json.decode(body, type=_Versioned).v
         if version != VERSION:

@@ -1,106 +1,136 @@
 """Fetching bulk data by URL and digest: nothing is used that is not, to the byte, what the signed grant named.
 
-The length is known from the grant and read no further; the digest
-is checked before the bytes are handed on. Runs on a thread: the standard library's client blocks.
+    partial file, if there is one --Range: bytes=n-  -->  206: goes on there
+                                                     -->  200: the server knows no ranges; what is here is skipped
+                                                     -->  416, another range: from the beginning
+    5xx, 429, connection lost --back-off-->  again from where it broke off
+    whole --> digest: right: handed on / wrong: dropped; told, or fetched anew if a part was from an earlier time
+
+The length is known from the grant and read no further; the digest is checked before the bytes are handed on. The name
+of an object is its digest, so there is nothing to be compared (ETag) before a part is resumed. What has arrived stays
+(`agent.fleet.partials`) when the transfer is cut off (`Cut`), fails, or the computer goes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import http.client
-import socket
-import ssl
-import threading
-import urllib.parse
-from collections.abc import Iterator
+import http
+import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from agent.errors import FleetError
+from agent.fleet.channel import Channel, Cut, PausedError, TransientError
+from agent.fleet.https import CHUNK_BYTES, Answer, Connection
+from agent.fleet.partials import Partial, Partials
+from agent.fleet.retry import Patience, Retry
 
-TIMEOUT_S = 10.0
-DEADLINE_S = 60.0
-"""The whole transfer, however slowly it drips."""
-CHUNK_BYTES = 256 * 1024
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
+LINGER_S = 1.0
+"""A thread that waits for a name to be resolved cannot be cut; it is left to itself after so long."""
+
+Result = TypeVar("Result")
 
 
-class Web(msgspec.Struct, frozen=True):
-    """What may be fetched: HTTPS, by this TLS context; plain HTTP to this machine if the configuration says so."""
+class ObjectWanted(msgspec.Struct, frozen=True):
+    """What a grant named: where it is, what it must hash to, and how long it is."""
 
-    context: ssl.SSLContext | None = None
-    allow_loopback_http: bool = False
+    url: str
+    sha256: str
+    length: int
 
 
-async def fetch(web: Web, url: str, sha256: str, length: int) -> bytes:
+async def fetch(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> bytes:
     """The object's bytes; raises FleetError that names the URL and what was wrong (never what the server said)."""
-    if length > MAX_OBJECT_BYTES:
-        raise FleetError(f"the object {url} is {length} bytes, more than the {MAX_OBJECT_BYTES} that are fetched")
-    status, body = await asyncio.to_thread(request, web, "GET", url, None, length)
-    if status != http.HTTPStatus.OK:
-        raise FleetError(f"GET {url} was answered {status}")
-    if len(body) != length:
-        raise FleetError(f"the object {url} is not the {length} bytes long that were promised")
-    found = hashlib.sha256(body).hexdigest()
-    if found != sha256:
-        raise FleetError(f"the object {url} has SHA-256 {found[:16]}…, {sha256[:16]}… was promised")
-    return body
+    if wanted.length > MAX_OBJECT_BYTES:
+        raise FleetError(
+            f"the object {wanted.url} is {wanted.length} bytes, more than the {MAX_OBJECT_BYTES} that are fetched"
+        )
+    return await on_thread(channel.cut, lambda: _download(channel, partials, wanted, patience))
 
 
-def request(web: Web, method: str, url: str, body: bytes | None, limit: int) -> tuple[int, bytes]:
-    """One request: its status and at most `limit` + 1 bytes of its answer. Blocks; raises FleetError."""
-    hint = "is the dispatcher up?"
+async def on_thread(cut: Cut, work: Callable[[], Result]) -> Result:
+    """Run what blocks on a thread; it is cut when the caller is cancelled, and not waited for long once it is cut."""
+    job = asyncio.ensure_future(asyncio.to_thread(work))
+    job.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, also when nobody waits
     try:
-        parts = urllib.parse.urlsplit(url)
-        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        with contextlib.closing(_connection(web, url, parts)) as connection:
-            connection.connect()
-            with _within(connection.sock, DEADLINE_S):
-                connection.request(method, target, body)
-                with connection.getresponse() as answer:
-                    return answer.status, _read(answer, limit)
-    except http.client.HTTPException as error:  # its text would be the server's
-        raise FleetError(f"{method} {url} failed: {type(error).__name__}", hint=hint) from error
-    except (OSError, ValueError) as error:
-        raise FleetError(f"{method} {url} failed: {error}", hint=hint) from error
+        while not job.done():
+            was_cut = cut.done
+            await asyncio.wait({job}, timeout=LINGER_S)
+            if was_cut and not job.done():
+                raise PausedError("the transfer was paused")
+        return job.result()
+    except asyncio.CancelledError:
+        cut.now()
+        raise
 
 
-def _connection(web: Web, url: str, parts: urllib.parse.SplitResult) -> http.client.HTTPConnection:
-    host = parts.hostname or ""
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(host, parts.port, timeout=TIMEOUT_S, context=web.context)
-    if parts.scheme == "http" and host in LOOPBACK and web.allow_loopback_http:
-        return http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
-    raise FleetError(f"will not fetch {url}", hint="objects come over https; http is for a rig on this machine")
+def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> bytes:
+    retry = Retry(patience, channel.cut)
+    with partials.open(wanted.sha256, wanted.length, channel.cut) as partial:
+        retry.reached(len(partial.body))
+        while True:
+            try:
+                if not partial.body or len(partial.body) < wanted.length:
+                    _attempt(channel, wanted, partial)
+            except TransientError as error:
+                retry.reached(len(partial.body))
+                retry.wait(error)
+                continue
+            found = hashlib.sha256(partial.body).hexdigest()
+            if found == wanted.sha256:
+                partial.drop()
+                return bytes(partial.body)
+            if not partial.resumed:
+                partial.drop()
+                raise FleetError(
+                    f"the object {wanted.url} has SHA-256 {found[:16]}…, {wanted.sha256[:16]}… was promised"
+                )
+            partial.restart()  # a power cut may have spoiled what was here before
 
 
-@contextlib.contextmanager
-def _within(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Cut the connection off after `seconds`, however slowly it drips; raises TimeoutError then."""
-    late = threading.Event()
+def _attempt(channel: Channel, wanted: ObjectWanted, partial: Partial) -> None:
+    """Fetch what is missing; raises TransientError where the next attempt may bring more."""
+    with Connection(channel, wanted.url) as connection:
+        here = len(partial.body)
+        answer = connection.exchange("GET", {"Range": f"bytes={here}-"} if here else {})
+        first = _first(answer, wanted, partial)
+        if answer.length is not None and answer.length != wanted.length - first:
+            raise _another_length(wanted)
+        skip = len(partial.body) - first
+        most = wanted.length - first
+        while chunk := answer.read(min(CHUNK_BYTES, most + 1)):
+            most -= len(chunk)
+            if most < 0:
+                raise _another_length(wanted)
+            partial.add(chunk[skip:])
+            skip = max(0, skip - len(chunk))
+    if len(partial.body) < wanted.length:
+        raise TransientError(str(_another_length(wanted)))
 
-    def cut() -> None:
-        late.set()
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
 
-    timer = threading.Timer(seconds, cut)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if late.is_set():
-            raise TimeoutError(f"it took longer than {seconds:g} s")
+def _first(answer: Answer, wanted: ObjectWanted, partial: Partial) -> int:
+    """Which byte of the object the answer's body begins with; raises FleetError when that is of no use."""
+    here = len(partial.body)
+    if answer.status == http.HTTPStatus.OK:
+        return 0
+    if here and answer.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        partial.restart()
+        raise TransientError(str(answer.refused()))
+    if not here or answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+        raise answer.refused()
+    given = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
+    if given is None or int(given[1]) != here or int(given[2]) != wanted.length - 1:
+        partial.restart()
+        raise TransientError(f"GET {wanted.url} was answered with another range than was asked for")
+    if given[3] not in {"*", str(wanted.length)}:
+        raise _another_length(wanted)
+    return here
 
 
-def _read(answer: http.client.HTTPResponse, limit: int) -> bytes:
-    """At most `limit` + 1 bytes."""
-    body = bytearray()
-    while len(body) <= limit and (chunk := answer.read1(min(CHUNK_BYTES, limit + 1 - len(body)))):
-        body += chunk
-    return bytes(body)
+def _another_length(wanted: ObjectWanted) -> FleetError:
+    return FleetError(f"the object {wanted.url} is not the {wanted.length} bytes long that were promised")

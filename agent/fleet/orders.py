@@ -1,17 +1,22 @@
-"""The fleet's standing orders to this car: the price curve, and the grid's demand for relief.
+"""The fleet's standing orders: this car's price curve, the grid's demand for relief, and the pace of its cell.
 
-Both come signed on `…/config`. What counts is the newest: `issued_wall_ms`, the dispatcher's own clock, must rise with
-every order of a kind, over restarts too, so an order that a broker recorded or kept back is not obeyed a second time.
-The same order again (a broker's duplicate, or one that it retains) is no offence. It makes no stop longer; where the
-dispatcher says that less is left of one than this car believes, that counts.
+They come signed, the first two on `…/config`, the pace retained for the whole cell. What counts is the newest:
+`issued_wall_ms`, the dispatcher's own clock, must rise with every order of a kind, over restarts too, so an order that
+a broker recorded or kept back is not obeyed a second time. The same order again (a broker's duplicate, or one that it
+retains) is no offence. It makes no stop longer; where the dispatcher says that less is left of one than this car
+believes, that counts.
 
 The newest of each is kept in the store, with when a stop ends: a daemon that starts again goes on where it was, without
 waiting for the dispatcher. After a reboot boot time begins anew; then what is left of a stop is told by the wall clock,
 which may be wrong, so it is never longer than the stop itself was; could the clock not be trusted when the stop was
 heard, the stop begins anew. Either is a guess until the dispatcher sends the order again and so says what is left.
 
-If the disk refuses, the order counts all the same. A curve in the store that cannot be understood is forgotten, and a
-stop that cannot be is taken for the longest there is: no row of the fleet's may keep the daemon from starting.
+The last known pace counts from the start, a stop above all: the broker may be out of reach for long, and what is at
+work goes on until somebody stops it. A pace of another cell, to which this car belonged once, is none.
+
+If the disk refuses, the order counts all the same. A curve or a pace in the store that cannot be understood is
+forgotten (the broker retains the pace), and a stop of the grid's that cannot be is taken for the longest there is: no
+row of the fleet's may keep the daemon from starting.
 """
 
 from __future__ import annotations
@@ -19,21 +24,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
-from agent.core.events import DemandSeen, PriceSlot, PricesSeen
+from agent.core.events import DemandSeen, PaceSeen, PriceSlot, PricesSeen
+from agent.core.model import Pace
 from agent.core.tariff import AHEAD_MS
 from agent.errors import NotUnderstoodError, StoreError
-from agent.fleet.messages import LONGEST_STOP_S, DemandMessage, MessageError, PricesMessage
+from agent.fleet.messages import LONGEST_STOP_S, DemandMessage, MessageError, PaceMessage, PricesMessage
+from agent.fleet.refusals import Refusal
 from agent.log import logger
 from agent.ports import Clock
 from agent.store import Store, StoreThread
 from agent.tasks import finished
 
 CLOSE_S = 2.0
-PRICES_ROW, DEMAND_ROW = "prices", "demand"
+PRICES_ROW, DEMAND_ROW, PACE_ROW = "prices", "demand", "pace"
 NOT_UNDERSTOOD = "an order that this version does not understand"
+
+Order = TypeVar("Order", PricesMessage, PaceMessage)
 
 
 class StandingDemand(msgspec.Struct, frozen=True):
@@ -62,21 +72,28 @@ class StandingDemand(msgspec.Struct, frozen=True):
 class Orders:
     """Takes orders whose signature holds, in the order of their issue. Use from the event loop's thread.
 
-    `trusted` says whether the wall clock can be believed now.
+    `trusted` says whether the wall clock can be believed now. `pace` is the newest of the cell's.
     """
 
-    def __init__(self, store: StoreThread, clock: Clock, boot: str, trusted: Callable[[], bool]) -> None:
-        self._store, self._clock, self._boot, self._trusted = store, clock, boot, trusted
+    def __init__(
+        self, store: StoreThread, clock: Clock, boot: str, trusted: Callable[[], bool], cell: str = "00"
+    ) -> None:
+        self._store, self._clock, self._boot, self._trusted, self._cell = store, clock, boot, trusted, cell
+        self.pace = Pace()
         self._issued_ms: dict[str, int] = {}
         self._curve_ends_ms = 0
         self._stop_ends_ms: int | None = None
         """When the stop ends at the latest, in boot time; None while only the wall clock tells."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def restore(self) -> list[PricesSeen | DemandSeen]:
+    async def restore(self) -> list[PricesSeen | DemandSeen | PaceSeen]:
         """The orders of an earlier run that still stand; raises StoreError when the disk does not give them."""
-        standing: list[PricesSeen | DemandSeen] = []
-        prices = await self._recall_prices()
+        standing: list[PricesSeen | DemandSeen | PaceSeen] = []
+        pace = await self._recall_or_forget(PACE_ROW, PaceMessage)
+        if pace is not None and pace.cell == self._cell:
+            self._issued_ms[PACE_ROW] = pace.issued_wall_ms
+            standing.append(self._pace_seen(pace))
+        prices = await self._recall_or_forget(PRICES_ROW, PricesMessage)
         if prices is not None:
             self._issued_ms[PRICES_ROW], self._curve_ends_ms = prices.issued_wall_ms, prices.expires_wall_ms
             standing.append(_prices_seen(prices, self._clock.boot_ms()))
@@ -93,13 +110,13 @@ class Orders:
             standing.append(DemandSeen(at_ms=now_ms, stop_for_ms=left_ms, detail=demand.order.detail))
         return standing
 
-    async def _recall_prices(self) -> PricesMessage | None:
+    async def _recall_or_forget(self, row: str, kind: type[Order]) -> Order | None:
         try:
-            return await self._store.call(Store.recall, PRICES_ROW, PricesMessage)
+            return await self._store.call(Store.recall, row, kind)
         except NotUnderstoodError as error:
-            logger().warning("order_not_understood", order=PRICES_ROW, error=error.what)
+            logger().warning("order_not_understood", order=row, error=error.what)
         with contextlib.suppress(StoreError):
-            await self._store.call(Store.forget, PRICES_ROW)
+            await self._store.call(Store.forget, row)
         return None
 
     async def _recall_demand(self) -> StandingDemand | None:
@@ -135,6 +152,17 @@ class Orders:
         self._keep(DEMAND_ROW, self._standing(message, ends_ms))
         return DemandSeen(at_ms=now_ms, stop_for_ms=stop_for_ms, detail=message.detail)
 
+    def take_pace(self, message: PaceMessage) -> PaceSeen | None:
+        """Take the cell's pace; None for the one that is known. Raises MessageError for an older one."""
+        if not self._newer(PACE_ROW, message.issued_wall_ms):
+            return None
+        self._keep(PACE_ROW, message)
+        return self._pace_seen(message)
+
+    def _pace_seen(self, message: PaceMessage) -> PaceSeen:
+        self.pace = Pace(message.state, message.spread_s * 1000, message.interval_permille)
+        return PaceSeen(at_ms=self._clock.boot_ms(), pace=self.pace, detail=message.detail)
+
     def _standing(self, order: DemandMessage, ends_ms: int) -> StandingDemand:
         wall_ms = ends_ms + self._clock.wall_ms() - self._clock.boot_ms() if self._trusted() else None
         return StandingDemand(order, self._boot, ends_ms, wall_ms)
@@ -146,11 +174,13 @@ class Orders:
     def _newer(self, kind: str, issued_wall_ms: int) -> bool:
         known_ms, latest_ms = self._issued_ms.get(kind, -1), self._clock.wall_ms() + AHEAD_MS
         if self._trusted() and issued_wall_ms > latest_ms:
-            raise MessageError(f"a {kind} order from the future (issued {issued_wall_ms}): somebody's clock is wrong")
+            what = f"a {kind} order from the future (issued {issued_wall_ms}): somebody's clock is wrong"
+            raise MessageError(what, Refusal.REPLAY)
         if self._trusted() and known_ms > latest_ms:
             known_ms = -1  # taken while this computer's clock told nothing; it must not lock out all later ones
         if issued_wall_ms < known_ms:
-            raise MessageError(f"an old {kind} order (issued {issued_wall_ms}, the newest is {known_ms}): a replay")
+            what = f"an old {kind} order (issued {issued_wall_ms}, the newest is {known_ms}): a replay"
+            raise MessageError(what, Refusal.REPLAY)
         self._issued_ms[kind] = issued_wall_ms
         return issued_wall_ms > known_ms
 

@@ -15,22 +15,54 @@ from agent.errors import DrivewayError, PackageError
 from agent.package import PAYLOAD_TYPE, SIGNATURE, Package, open_package
 from agent.trust import dsse
 
+Found = dict[str, Package | str]
+"""By the name of its folder: a package that may be offered, or why it may not."""
+
 
 class Shelf:
-    """All packages in one directory, looked at once."""
+    """All packages in one directory. What is put there later is found when somebody looks again (`changed`)."""
 
     def __init__(self, directory: Path, publisher_keys: Mapping[str, EllipticCurvePublicKey]) -> None:
         self.packages: dict[str, Package] = {}
         self.refused: dict[str, str] = {}
-        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            if not path.is_dir():
+        self._directory, self._publisher_keys = directory, publisher_keys
+        self._known: set[str] = set()
+        self._listed_ns = 0
+        self.changed()
+        self.take_in(self.newcomers())
+
+    def changed(self) -> bool:
+        """Whether something came or went since this was last asked: the directory's time, so it costs next to nothing.
+
+        A package is to be moved there whole: one that is looked at half written is refused until the next start.
+        """
+        before_ns = self._listed_ns
+        try:
+            self._listed_ns = self._directory.stat().st_mtime_ns
+        except OSError:
+            self._listed_ns = 0
+        return self._listed_ns != before_ns
+
+    def newcomers(self) -> Found:
+        """Packages not seen before, looked at; reads all of them, so leave it to a thread while anything waits."""
+        found: Found = {}
+        for path in sorted(self._directory.iterdir()) if self._directory.is_dir() else ():
+            if path.name in self._known or not path.is_dir():
                 continue
             try:
-                package = open_signed(path, publisher_keys)
+                found[path.name] = open_signed(path, self._publisher_keys)
             except DrivewayError as error:
-                self.refused[path.name] = str(error)
-            else:
+                found[path.name] = str(error)
+        return found
+
+    def take_in(self, found: Found) -> None:
+        """Offer what was found, or keep why not."""
+        self._known.update(found)
+        for name, package in found.items():
+            if isinstance(package, Package):
                 self.packages[package.package_sha256] = package
+            else:
+                self.refused[name] = package
 
     def take_off(self, package: Package, detail: str) -> None:
         """Offer a package no more, since the worker refused it; the next start looks at it again."""

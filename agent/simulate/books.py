@@ -1,10 +1,12 @@
 """The lease side of the promises: one worker, nothing settled twice, nothing durable forgotten, no work after expiry.
 
-A second set of books, kept from events and effects: what is on disk, what is owed, and when each lease ends if its time
-runs from when it was asked for.
+A second set of books, kept from events and effects: what is on disk, what is owed and what is still missing of it, and
+when each lease ends if its time runs from when it, or the last of its renewals to be answered, was asked for.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from agent.core.effects import (
     EffectType,
@@ -12,6 +14,7 @@ from agent.core.effects import (
     OpenLease,
     RunSlice,
     SendHandIn,
+    SendRenewal,
     SendRequest,
     SettleHandIn,
     StartWorker,
@@ -25,7 +28,9 @@ from agent.core.events import (
     LeaseOpened,
     LeaseRefused,
     SliceStored,
+    SliceUploaded,
     StoreFailed,
+    TransferFailed,
     Unwritten,
     VerdictSeen,
     WorkerGone,
@@ -37,6 +42,8 @@ from agent.simulate.work import Work
 
 STOP_MS = 100
 """A slice whose lease has just ended may still be draining for this long."""
+NOT_TAKEN = 3
+"""After so many failed uploads in a row a hand-in may be sent as it is, to learn whether it is still wanted."""
 
 
 class Books:
@@ -45,6 +52,13 @@ class Books:
     def __init__(self, state: State) -> None:
         self._asked: dict[str, int] = {}
         self._expires: dict[JobKey, int] = {}
+        self._renewals: dict[str, tuple[JobKey, int]] = {}
+        self._renewed: dict[JobKey, int] = {}
+        """When the last renewal to be answered was sent."""
+        self._missing: dict[JobKey, set[int]] = {one.key: set(one.missing) for one in state.outbox}
+        self._uploaded: set[tuple[JobKey, int]] = set()
+        self._not_taken: Counter[JobKey] = Counter()
+        """Uploads that failed in a row."""
         self._open: dict[JobKey, set[int]] = {lease.key: set(lease.done) for lease in state.left_over}
         self._outbox: set[JobKey] = {one.key for one in state.outbox}
         self._settling: set[JobKey] = set()
@@ -52,11 +66,13 @@ class Books:
         self._workers = 0
         self._late: JobKey | None = None
 
-    def saw(  # noqa: C901 - one arm an answer of the world, two lines each
+    def saw(  # noqa: C901, PLR0912 - one arm an answer of the world, two lines each
         self, event: EventType, after: State, effects: tuple[EffectType, ...], work: Work, broken: list[Broken]
     ) -> None:
         """Take note of one step, the worker's news already noted in `work`; what is broken is added to `broken`."""
         match event:
+            case GrantSeen(rid=rid, grant=grant) if grant is not None and rid in self._renewals:
+                self._more_time(rid, grant)
             case GrantSeen(rid=rid, grant=grant) if grant is not None:
                 self._granted(rid, grant)
             case VerdictSeen(key=key, next_grant=grant) if grant is not None:
@@ -67,9 +83,16 @@ class Books:
                 self._open.pop(key, None)
             case SliceStored(key=key, outcome=outcome) if key in self._open:
                 self._open[key].add(outcome.index)
-            case HandInStored(key=key):
+            case SliceUploaded(key=key, index=index):
+                self._uploaded.add((key, index))
+                self._not_taken[key] = 0
+                self._missing.get(key, set()).discard(index)
+            case TransferFailed(key=key, paused=False):
+                self._not_taken[key] += 1
+            case HandInStored(key=key, missing=missing):
                 self._open.pop(key, None)
                 self._outbox.add(key)
+                self._missing[key] = {index for index in missing if (key, index) not in self._uploaded}
             case HandInSettled(key=key):
                 self._outbox.discard(key)
                 self._settled.add(key)
@@ -93,14 +116,29 @@ class Books:
         if rid in self._asked and grant.key not in self._expires:
             self._expires[grant.key] = self._asked[rid] + grant.ttl_ms
 
-    def _ordered(  # noqa: C901 - one arm an order
+    def _more_time(self, rid: str, grant: Grant) -> None:
+        """A renewal is answered: the time runs from when it was sent, if no later one has been answered before."""
+        key, sent_ms = self._renewals[rid]
+        if grant.key == key and sent_ms > self._renewed.get(key, -1):
+            self._renewed[key] = sent_ms
+            self._expires[key] = sent_ms + grant.ttl_ms
+
+    def _ordered(  # noqa: C901, PLR0912 - one arm an order
         self, effect: EffectType, now_ms: int, work: Work, broken: list[Broken]
     ) -> None:
         match effect:
             case SendRequest(rid=rid):
                 self._asked[rid] = now_ms
-            case SendHandIn(key=key, credit=credit) if credit:
-                self._asked[str(key)] = now_ms
+            case SendRenewal(rid=rid, key=key):
+                self._renewals[rid] = (key, now_ms)
+                if now_ms >= self._expires.get(key, now_ms + 1):
+                    broken.append(Broken(Promise.EXPIRY, now_ms, f"{key} is renewed after its end"))
+            case SendHandIn(key=key, credit=credit):
+                if credit:
+                    self._asked[str(key)] = now_ms
+                if self._missing.get(key) and self._not_taken[key] < NOT_TAKEN:
+                    lacks = f"{key} is handed in without the answers of slices {sorted(self._missing[key])}"
+                    broken.append(Broken(Promise.REMEMBERED, now_ms, lacks))
             case StartWorker():
                 self._workers += 1
                 if self._workers > 1:

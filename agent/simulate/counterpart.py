@@ -2,7 +2,8 @@
 
 It answers the core's effects with the events that the real shells would send, each after a stated time. What is
 supposed of it is in `Supposed`, and printed with every report: a rehearsal judges a policy and not a fleet, so there is
-always work, every verdict is 'settled', and nothing here fails.
+always work, every verdict is 'settled', and nothing here fails. As a good dispatcher does, it grants what fits into the
+time that the car expects to have, and three times the time that it takes, so no lease needs renewal or an upload.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from agent.core.events import (
     WorkerIdle,
     WorkerReady,
 )
-from agent.core.model import Grant, JobKey, SliceOutcome, Verdict
+from agent.core.model import Grant, JobKey, Outlook, SliceOutcome, Verdict
 from agent.core.policy import Policy
 from agent.core.world import FAR_MS
 from agent.simulate.computer import Computer
@@ -52,6 +53,10 @@ SLICES_PER_LEASE = 16
 """As many as fit into one hand-in of 16 KiB."""
 SLICE_BYTES = 100
 LEASE_TTL_MS = 900_000
+TTL_SHARE = 3
+"""A lease lasts so many times as long as its work, and `LEASE_TTL_MS` at least."""
+UNKNOWN_S = 900
+"""So much work is granted where the car does not know how long it has."""
 DIGEST = "0" * 64
 
 
@@ -115,11 +120,12 @@ class Counterpart:
     def take(self, effect: EffectType, now_ms: int) -> None:
         """Begin what the core asks for."""
         match effect:
-            case SendRequest(rid=rid) if self._connected:
+            case SendRequest(rid=rid, outlook=outlook) if self._connected:
                 at_ms = now_ms + ROUND_TRIP_MS
-                self._tell(GrantSeen(at_ms=at_ms, rid=rid, grant=self._grant(), retry_ms=0))
-            case SendHandIn(key=key, credit=credit) if self._connected:
-                self._tell(self._verdict(key, now_ms + ROUND_TRIP_MS, following=bool(credit)))
+                self._tell(GrantSeen(at_ms=at_ms, rid=rid, grant=self._grant(outlook), retry_ms=0))
+            case SendHandIn(key=key, credit=credit, outlook=outlook) if self._connected:
+                following = self._grant(outlook) if credit else None
+                self._tell(self._verdict(key, now_ms + ROUND_TRIP_MS, following))
             case OpenLease(grant=grant):
                 self._slices[grant.key] = 0
                 self._tell(LeaseOpened(at_ms=now_ms, key=grant.key))
@@ -147,9 +153,12 @@ class Counterpart:
         self._told += 1
         heapq.heappush(self._answers, (event.at_ms, self._told, event))
 
-    def _grant(self) -> Grant:
+    def _grant(self, outlook: Outlook) -> Grant:
         self._granted += 1
         classes = self._policy.workload_classes
+        slice_s = self._supposed.slice_s
+        slices = max(1, min(SLICES_PER_LEASE, int((outlook.open_for_s or UNKNOWN_S) / slice_s)))
+        expected_ms = round(slices * slice_s * 1000)
         return Grant(
             job=f"job{self._granted}",
             epoch=1,
@@ -160,16 +169,17 @@ class Counterpart:
             input_url="",
             input_sha256=DIGEST,
             input_bytes=0,
-            items=SLICES_PER_LEASE,
+            items=slices,
             slice_items=1,
-            slices=tuple(range(SLICES_PER_LEASE)),
-            ttl_ms=LEASE_TTL_MS,
+            slices=tuple(range(slices)),
+            ttl_ms=max(LEASE_TTL_MS, TTL_SHARE * expected_ms),
             price_micro_per_item=self._supposed.slice_price_micro,
             currency=self._policy.currency,
             workload_class=classes[0] if classes else "",
+            expected_ms=expected_ms,
         )
 
-    def _verdict(self, key: JobKey, at_ms: int, *, following: bool) -> VerdictSeen:
+    def _verdict(self, key: JobKey, at_ms: int, following: Grant | None) -> VerdictSeen:
         done = self._slices.get(key, 0)
         return VerdictSeen(
             at_ms=at_ms,
@@ -180,7 +190,7 @@ class Counterpart:
             statement_sha256=DIGEST if done else "",
             retry_ms=0,
             envelope=b"",
-            next_grant=self._grant() if following else None,
+            next_grant=following,
         )
 
     # --- the worker ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ The JSON name of a field is its Python name in camelCase.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -202,12 +203,18 @@ def _from_json(kind: type[Value], value: JsonValue, where: str) -> Value:
     """`value` as the dataclass `kind`, with exactly its fields."""
     if not isinstance(value, dict):
         raise TrustError(f"{where}: not an object")
-    readers = {name: _reader(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
+    readers = _readers(kind)  # type: ignore[arg-type]  # every class is hashable
     names = {_camel(name) for name in readers}
     for problem, odd in (("missing", names - value.keys()), ("unknown", value.keys() - names)):
         if odd:
             raise TrustError(f"{where}: field {min(odd)!a} is {problem}")
     return kind(**{name: read(value[_camel(name)], f"{where}.{_camel(name)}") for name, read in readers.items()})
+
+
+@functools.cache
+def _readers(kind: type[Any]) -> dict[str, Callable[[JsonValue, str], Any]]:
+    """What reads each field of a dataclass; type hints are slow to resolve, and always the same."""
+    return {name: _reader(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
 
 
 def _reader(hint: Any) -> Callable[[JsonValue, str], Any]:
@@ -241,6 +248,7 @@ def _entries(value: JsonValue, where: str, kind: type[Any]) -> tuple[Any, ...]:
     return tuple(_from_json(kind, entry, f"{where}[{position}]") for position, entry in enumerate(value))
 
 
+@functools.cache
 def _camel(name: str) -> str:
     """`ticket_sha256` -> `ticketSha256`; a trailing underscore, which avoids a Python keyword, goes."""
     head, *tail = name.rstrip("_").split("_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ class ExecutorError(Exception):
 
 
 class Executor(Protocol):
-    """An engine with one input and one output."""
+    """An engine with one input and one output, both float32."""
 
     @property
     def name(self) -> str:
@@ -27,4 +28,14 @@ class Executor(Protocol):
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """N x C x H x W in, N x … out; raises ExecutorError."""
+        ...
+
+
+class TensorExecutor(Protocol):
+    """An engine with any inputs and outputs, by the names that the model gives them."""
+
+    def run_tensors(
+        self, inputs: Mapping[str, NDArray[np.generic]], outputs: Sequence[str]
+    ) -> list[NDArray[np.generic]]:
+        """The named outputs for these inputs; raises ExecutorError."""
         ...

@@ -7,6 +7,7 @@ operator at a time, and the memory arena grows by what is asked for, up to the w
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,20 +40,39 @@ class OnnxRuntimeCpu:
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base, and a bad model is not our bug
             raise ExecutorError(f"ONNX Runtime does not take the model: {error}") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise ExecutorError(f"the model has {len(inputs)} inputs and {len(outputs)} outputs, not one of each")
-        self._input = inputs[0].name
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._outputs = [one.name for one in self._session.get_outputs()]
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """One run of the engine; raises ExecutorError, also when the output is not float32 with a row an item."""
+        if len(self._inputs) != 1 or len(self._outputs) != 1:
+            raise ExecutorError(
+                f"the model has {len(self._inputs)} inputs and {len(self._outputs)} outputs, not one of each"
+            )
         try:
-            output = self._session.run(None, {self._input: batch})[0]
+            output = self._session.run(None, {self._inputs[0]: batch})[0]
         except Exception as error:  # as above
             raise ExecutorError(f"ONNX Runtime failed: {error}") from error
         if not isinstance(output, np.ndarray) or output.dtype != np.float32 or output.shape[:1] != batch.shape[:1]:
             raise ExecutorError("the model's output is not float32 with one row an item")
         return output
+
+    def run_tensors(
+        self, inputs: Mapping[str, NDArray[np.generic]], outputs: Sequence[str]
+    ) -> list[NDArray[np.generic]]:
+        """The named outputs for these inputs; raises ExecutorError, also for outputs that are no tensors."""
+        if sorted(inputs) != sorted(self._inputs) or not set(outputs) <= set(self._outputs):
+            raise ExecutorError(
+                f"the model has the inputs {self._inputs} and outputs {self._outputs}, "
+                f"not {sorted(inputs)} and {list(outputs)}"
+            )
+        try:
+            given = self._session.run(list(outputs), dict(inputs))
+        except Exception as error:  # as above
+            raise ExecutorError(f"ONNX Runtime failed: {error}") from error
+        if not all(isinstance(one, np.ndarray) and one.dtype.kind in "biuf" for one in given):
+            raise ExecutorError("an output of the model is not a tensor of numbers")
+        return list(given)
 
 
 def _limit_arena(memory_mb: int) -> None:

@@ -1,4 +1,4 @@
-"""From an item's bytes to its answer: decode, pre-process, choose a bucket, run the engine, post-process, digest.
+"""From an image's bytes to its answer: decode, pre-process, choose a bucket, run the engine, post-process, digest.
 
 The engine is only ever run with the static shapes that the package lists (buckets): a short batch is filled up with
 zeros, whose answers are dropped. An item goes to the smallest width that holds its line, and `calibrate` picks how
@@ -10,7 +10,6 @@ An item that cannot be decoded is an answer too (`{"error": …}`); only a faili
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 import time
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from agent.errors import PackageError
 from agent.package import OpCall, Package
+from agent.worker.answers import Answer, answer, no_answer
 from agent.worker.executor import Executor, ExecutorError
 from agent.worker.images import ImageError, decode_image
 from kernels import OperationError, operation
@@ -33,21 +33,6 @@ MICRO_BATCH_BUDGET_MS = 20.0
 _TIMED_RUNS = 3
 
 _Op = TypeVar("_Op", ResizeNormalizePad, CtcGreedyDecode)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of one item: the JSON object, and the digest, dtype and shape of the engine's output (None: none)."""
-
-    body: dict[str, str | int]
-    raw_sha256: bytes
-    raw_dtype: str | None = None
-    raw_shape: tuple[int, ...] = ()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the item has no result."""
-        return "error" in self.body
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ class Pipeline:
         self._executor = executor
         self._limits = manifest.limits
         self._buckets = manifest.buckets
-        self._widths = sorted({bucket.width for bucket in manifest.buckets})
+        self._widths = self._listed_widths()
         self._batch_items = {width: min(self._sizes(width)) for width in self._widths}
         self._resize = self._only(manifest.pipeline.pre, ResizeNormalizePad, "pre")
         decode = self._only(manifest.pipeline.post, CtcGreedyDecode, "post")
@@ -101,7 +86,7 @@ class Pipeline:
                 raise ImageError(f"the item has {len(item)} bytes, more than {self._limits.max_item_bytes}")  # noqa: TRY301
             image = decode_image(item)
         except ImageError as error:
-            return Answer({"error": str(error)}, _raw_digest(None))
+            return no_answer(str(error))
         wanted = resized_width(image.shape[0], image.shape[1], self._resize.height)
         return Line(place, image, next((width for width in self._widths if width >= wanted), self._widths[-1]))
 
@@ -149,7 +134,7 @@ class Pipeline:
             "text": "".join(self._characters[index - 1] for index in decoded.classes),
             "confidence_permille": min(max(math.floor(decoded.confidence * 1000 + 0.5), 0), 1000),
         }
-        return Answer(body, _raw_digest(raw), raw.dtype.name, raw.shape)
+        return answer(body, [raw])
 
     def _time(self, items: int, width: int) -> float:
         """The latency of one bucket's engine run, in ms."""
@@ -164,6 +149,13 @@ class Pipeline:
         except ExecutorError as error:
             raise PackageError(f"{self._where}: bucket {items} x {width}: {error}") from error
         return statistics.median(timings_ms)
+
+    def _listed_widths(self) -> list[int]:
+        """The widths of the package's buckets, narrowest first; each bucket of an image package has one."""
+        widths = {bucket.width for bucket in self._buckets}
+        if None in widths:
+            raise PackageError(f"{self._where}: a bucket without a width, which images need")
+        return sorted(width for width in widths if width is not None)
 
     def _sizes(self, width: int) -> list[int]:
         """The batch sizes that the package lists for a width, smallest first."""
@@ -181,13 +173,3 @@ class Pipeline:
             case _:
                 names = " -> ".join(call.op for call in calls)
                 raise PackageError(f"{self._where}: pipeline.{stage} {names} does not lead from images to text")
-
-
-def _raw_digest(raw: NDArray[np.float32] | None) -> bytes:
-    """The digest of one item's engine output, as `agent.wire.SliceDone` defines it."""
-    if raw is None:
-        return hashlib.sha256(b"none[]\n").digest()
-    shape = ",".join(str(size) for size in raw.shape)
-    digest = hashlib.sha256(f"{raw.dtype.name}[{shape}]\n".encode("ascii"))
-    digest.update(np.ascontiguousarray(raw, dtype="<f4").data)
-    return digest.digest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from agent.errors import PackageError
 from agent.package import Package
 from agent.wire import SliceDone, WireError, decode_input
-from agent.worker.pipeline import Answer
+from agent.worker.answers import Answer
 
 CONFIDENCE = "confidence_permille"
 
@@ -52,7 +53,7 @@ def check_golden(package: Package, answers: Sequence[Answer]) -> None:
     golden = package.manifest.golden
     where = f"package {package.path}: golden vector"
     try:
-        expected = msgspec.json.decode(package.read(golden.expected), type=list[dict[str, str | int]])
+        expected = msgspec.json.decode(package.read(golden.expected), type=list[dict[str, Any]])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PackageError(f"package {package.path}: {golden.expected} is not a list of answers: {error}") from error
     if not expected or len(expected) != len(answers):
@@ -62,13 +63,40 @@ def check_golden(package: Package, answers: Sequence[Answer]) -> None:
             raise PackageError(f"{where}: item {place} gave {answer.body}, expected {wanted}")
 
 
-def _agree(answer: dict[str, str | int], wanted: dict[str, str | int], tolerance_permille: int) -> bool:
-    """Equal, but for a confidence that may differ by the tolerance."""
-    mine, theirs = dict(answer), dict(wanted)
-    confidence, expected = mine.pop(CONFIDENCE, 0), theirs.pop(CONFIDENCE, 0)
-    if not isinstance(confidence, int) or not isinstance(expected, int):
-        return False
-    return mine == theirs and abs(confidence - expected) <= tolerance_permille
+def _agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """Equal, but for a confidence, and the floats of a tensor, which may differ by the tolerance."""
+    if isinstance(answer, dict) and isinstance(wanted, dict):
+        if answer.keys() != wanted.keys():
+            return False
+        return all(
+            _close(answer[key], wanted[key], tolerance_permille)
+            if key == CONFIDENCE
+            else _agree(answer[key], wanted[key], tolerance_permille)
+            for key in wanted
+        )
+    if isinstance(answer, float) or isinstance(wanted, (float, list)):
+        mine, theirs = _leaves(answer), _leaves(wanted)
+        numbers = [abs(value) for value in theirs if isinstance(value, float)]
+        scale = max(numbers, default=0.0)
+        return _shape(answer) == _shape(wanted) and all(
+            abs(one - other) * 1000 <= tolerance_permille * scale
+            if isinstance(one, float) and isinstance(other, float)
+            else type(one) is type(other) and one == other
+            for one, other in zip(mine, theirs)  # noqa: B905 - as many, since the shapes are the same
+        )
+    return type(answer) is type(wanted) and answer == wanted
+
+
+def _close(answer: object, wanted: object, tolerance: int) -> bool:
+    return isinstance(answer, int) and isinstance(wanted, int) and abs(answer - wanted) <= tolerance
+
+
+def _leaves(value: object) -> list[object]:
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, list) else [value]
+
+
+def _shape(value: object) -> object:
+    return [_shape(part) for part in value] if isinstance(value, list) else None
 
 
 def _common_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

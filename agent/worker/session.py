@@ -34,12 +34,14 @@ from agent.wire import (
     Stop,
     WireError,
 )
+from agent.worker.answers import Answer
 from agent.worker.channel import Channel
 from agent.worker.executor import ExecutorError
 from agent.worker.guard import limit_memory
 from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
-from agent.worker.pipeline import Answer, Pipeline
+from agent.worker.pipeline import Pipeline
 from agent.worker.results import check_golden, golden_items, slice_done
+from agent.worker.tensor_pipeline import TensorPipeline
 from kernels import kernels_sha256
 
 _PROGRESS_EVERY_S = 0.25
@@ -65,7 +67,7 @@ class Session:
         self._channel = channel
         self._orders: deque[_Order] = deque()
         self._duty_permille = 1000
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline | TensorPipeline | None = None
         self._max_items = 0
         self._items: Sequence[bytes] = ()
         self._input_fault = "no input was sent"
@@ -126,7 +128,8 @@ class Session:
         self._attend(0)
         model = package.read(package.manifest.model)
         executor = OnnxRuntimeCpu(model, threads=order.threads, memory_mb=limits.memory_mb)
-        pipeline = Pipeline(package, executor)
+        tensors = package.manifest.input == "tensor"
+        pipeline = TensorPipeline(package, executor) if tensors else Pipeline(package, executor)
         micro_batch_ms = 0.0
         for latency_ms in pipeline.calibrate():
             micro_batch_ms = max(micro_batch_ms, latency_ms)
@@ -175,7 +178,7 @@ class Session:
             self._channel.send(SliceError(index=order.index, detail=(detail or str(error))[:_MAX_DETAIL]))
 
     def _compute(
-        self, pipeline: Pipeline, items: Sequence[bytes], *, slice_index: int | None
+        self, pipeline: Pipeline | TensorPipeline, items: Sequence[bytes], *, slice_index: int | None
     ) -> tuple[list[Answer], float]:
         """The answers in order, and the seconds of work; rests, reports progress and looks out for Stop on the way."""
         answers: dict[int, Answer] = {}

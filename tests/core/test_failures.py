@@ -199,15 +199,18 @@ def test_a_refused_package_gives_the_lease_back_with_the_reason() -> None:
     assert (hand_in.why, hand_in.detail) == (YieldReason.REFUSED, "the golden vector came out wrong")
 
 
-def test_a_lease_that_cannot_be_opened_is_given_back() -> None:
+@pytest.mark.parametrize(("transient", "why"), [(False, YieldReason.REFUSED), (True, YieldReason.FAULT)])
+def test_a_lease_that_cannot_be_opened_is_given_back(*, transient: bool, why: YieldReason) -> None:
+    """Only what is wrong with the package or its input is held against it."""
     shell = ready()
     opening = until(shell, OpenLease)
     assert isinstance(opening, OpenLease)
     shell.waiting.clear()
-    shell.tell(LeaseRefused(at_ms=shell.now_ms, key=opening.grant.key, detail="the object has another digest"))
+    key, detail = opening.grant.key, "the object is not what was promised"
+    shell.tell(LeaseRefused(at_ms=shell.now_ms, key=key, detail=detail, transient=transient))
     hand_in = until(shell, HandIn)
     assert isinstance(hand_in, HandIn)
-    assert hand_in.why is YieldReason.REFUSED
+    assert hand_in.why is why
 
 
 def test_a_full_disk_loses_nothing() -> None:
@@ -296,18 +299,18 @@ def test_a_temperature_that_no_sensor_can_mean_is_no_reading(degrees: float) -> 
     assert shell.state.heat.die_c == 50.0
 
 
-def test_all_hand_ins_that_are_due_leave_at_once_although_nothing_else_happens() -> None:
+def test_what_an_earlier_run_owes_leaves_a_second_apart_although_nothing_else_happens() -> None:
     """The daemon ticks when the core says that something is due; nobody else speaks."""
     keys = [JobKey(job=f"job{number}", epoch=1) for number in range(4)]
     outbox = tuple(Pending(key, HandInKind.RESULT, SHA256, 0) for key in keys)
     state = resume(initial("unit-1", POLICY, 0), outbox, (), Owner())
     state, effects = step(state, LinkChanged(at_ms=10, connected=True, broker="b:1"))
     sent = [(state.now_ms, one.key) for one in effects if isinstance(one, SendHandIn)]
-    while state.due_ms < 1_000:
+    while len(sent) < len(keys) and state.due_ms < 10_000:
         state, effects = step(state, Tick(at_ms=max(state.due_ms, state.now_ms)))
         sent += [(state.now_ms, one.key) for one in effects if isinstance(one, SendHandIn)]
-    assert sorted(key.job for _, key in sent) == [key.job for key in keys]
-    assert sent[-1][0] < 20
+    assert [key for _, key in sent] == keys
+    assert [at_ms for at_ms, _ in sent] == [10, 1_010, 2_010, 3_010]
 
 
 def test_a_vacate_is_timed_from_the_closing_and_not_from_a_hold_of_the_same_cause() -> None:

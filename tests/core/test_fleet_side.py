@@ -7,7 +7,7 @@ import itertools
 import msgspec
 import pytest
 
-from agent.core import plan
+from agent.core import asking
 from agent.core.effects import HandIn, OpenLease, SendHandIn, SendRequest, SettleHandIn
 from agent.core.events import GrantSeen, HandInSettled, LinkChanged, VerdictSeen
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
@@ -94,7 +94,8 @@ def test_a_hand_in_sent_again_asks_for_nothing() -> None:
     shell.tell(LinkChanged(at_ms=shell.now_ms, connected=False, broker="b:1"))
     effects = shell.tell(LinkChanged(at_ms=shell.now_ms, connected=True, broker="b:1"))
     assert [effect.credit for effect in effects if isinstance(effect, SendHandIn)] == [0]
-    assert sum(isinstance(effect, SendRequest) for effect in effects) == 1
+    shell.advance(1_100)
+    assert sum(isinstance(effect, SendRequest) for effect in shell.waiting) == 1
 
 
 @pytest.mark.parametrize("verdict", [Verdict.SETTLED, Verdict.DUPLICATE, Verdict.STALE, Verdict.BAD])
@@ -158,7 +159,13 @@ def test_later_keeps_the_hand_in() -> None:
             envelope=b"",
         )
     )
-    assert shell.state.outbox[0].next_ms == shell.now_ms + 5_000
+    assert 5_000 <= shell.state.outbox[0].next_ms - shell.now_ms <= 6_250
+    shell.tell(LinkChanged(at_ms=shell.now_ms, connected=False, broker="b:1"))
+    shell.connect()
+    shell.advance(4_900)
+    assert not any(isinstance(effect, SendHandIn) for effect in shell.waiting), "not sooner for a reconnect"
+    shell.advance(1_500)
+    assert any(isinstance(effect, SendHandIn) for effect in shell.waiting)
 
 
 def test_nothing_more_is_taken_on_while_the_fleet_gives_no_verdicts() -> None:
@@ -167,8 +174,8 @@ def test_nothing_more_is_taken_on_while_the_fleet_gives_no_verdicts() -> None:
         if not shell.carry_out(lambda effect: not isinstance(effect, SendHandIn)):
             shell.waiting.clear()
             shell.advance(1_000)
-    assert len(shell.state.outbox) == plan.OUTBOX_MAX
-    assert len(shell.state.have) <= plan.OUTBOX_MAX + 1
+    assert len(shell.state.outbox) == asking.OUTBOX_MAX
+    assert len(shell.state.have) <= asking.OUTBOX_MAX + 1
 
 
 def test_a_reconnect_asks_again_and_offers_everything_owed() -> None:

@@ -113,7 +113,7 @@ def test_a_lease_ends_its_ttl_after_it_was_asked_for_not_after_it_came() -> None
     shell.advance(5_000)
     shell.tell(GrantSeen(at_ms=shell.now_ms, rid=request.rid, grant=grant(1, ttl_ms=20_000), retry_ms=0))
     assert shell.state.lease is not None
-    assert shell.state.lease.expires_ms == asked_ms + 20_000
+    assert shell.state.lease.expires_ms == asked_ms + 20_000 - 10, "less what the two clocks may differ by"
     until(shell, RunSlice)
     shell.waiting.clear()
     shell.advance(asked_ms + 20_000 - shell.now_ms)

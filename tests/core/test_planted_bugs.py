@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from agent.core import outcomes, plan, signals
+from agent.core import owed, plan, signals
 from agent.core.effects import StartWorker
 from agent.core.events import HandInStored, SignalsSeen
 from agent.core.findings import GateState
@@ -52,7 +52,7 @@ def forget_the_hand_in(patch: pytest.MonkeyPatch) -> None:
     def forgetful(state: State, event: HandInStored) -> State:
         return msgspec.structs.replace(state, lease=None) if state.lease and state.lease.key == event.key else state
 
-    patch.setattr(outcomes, "hand_in_stored", forgetful)
+    patch.setattr(owed, "hand_in_stored", forgetful)
 
 
 def count_slices_before_they_are_stored(patch: pytest.MonkeyPatch) -> None:

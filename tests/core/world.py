@@ -14,12 +14,15 @@ from agent.core.effects import (
     EffectType,
     HandIn,
     OpenLease,
+    PauseTransfers,
     RunSlice,
     SendHandIn,
+    SendRenewal,
     SendRequest,
     SettleHandIn,
     StartWorker,
     StopWorker,
+    UploadSlice,
 )
 from agent.core.events import (
     ComputeSeen,
@@ -33,7 +36,9 @@ from agent.core.events import (
     SignalsSeen,
     SignalValue,
     SliceStored,
+    SliceUploaded,
     Tick,
+    TransferFailed,
     VerdictSeen,
     WorkerGone,
     WorkerReady,
@@ -110,6 +115,10 @@ class Shell:
     outbox: dict[JobKey, tuple[HandInKind, frozenset[int]]] = field(default_factory=dict)
     settled: dict[JobKey, frozenset[int]] = field(default_factory=dict)
     granted: int = 0
+    uploaded: set[tuple[JobKey, int]] = field(default_factory=set)
+    slice_bytes: int = 100
+    inline_bytes: int = 9_000
+    """So much of a hand-in's answers fits into its message."""
 
     def tell(self, event: EventType) -> list[EffectType]:
         """One event into the core; what it asked for is kept, and waits to be carried out."""
@@ -149,7 +158,7 @@ class Shell:
             if not self.carry_out():
                 return
 
-    def _do(self, effect: EffectType) -> None:
+    def _do(self, effect: EffectType) -> None:  # noqa: C901, PLR0912 - one arm an effect
         now_ms = self.now_ms
         match effect:
             case SendRequest(rid=rid):
@@ -177,12 +186,21 @@ class Shell:
             case RunSlice(key=key, index=index):
                 self.disk[key].add(index)
                 outcome = SliceOutcome(index, 4, 0, "c" * 64, "d" * 64, 100)
-                self.tell(SliceStored(at_ms=now_ms, key=key, outcome=outcome, output_bytes=100))
-            case HandIn(grant=one, kind=kind):
-                key = one.key
-                slices = frozenset(self.disk.pop(key, set()))
-                self.outbox[key] = (kind, slices)
-                self.tell(HandInStored(at_ms=now_ms, key=key, kind=kind, statement_sha256=SHA256 if slices else ""))
+                self.tell(SliceStored(at_ms=now_ms, key=key, outcome=outcome, output_bytes=self.slice_bytes))
+            case SendRenewal(rid=rid, key=key):
+                lease = self.state.lease
+                if lease is not None and lease.key == key:
+                    self.tell(GrantSeen(at_ms=now_ms, rid=rid, grant=lease.grant, retry_ms=0))
+            case UploadSlice(key=key, index=index):
+                self.uploaded.add((key, index))
+                self.tell(SliceUploaded(at_ms=now_ms, key=key, index=index))
+            case PauseTransfers():
+                for stopped in [each for each in self.waiting if isinstance(each, UploadSlice)]:
+                    self.waiting.remove(stopped)
+                    key, index = stopped.key, stopped.index
+                    self.tell(TransferFailed(at_ms=now_ms, key=key, index=index, detail="paused", paused=True))
+            case HandIn(grant=grant_, kind=kind, uploaded=uploaded):
+                self._hand_in(grant_, kind, uploaded)
             case SendHandIn(key=key, credit=credit):
                 self._verdict(key, credit)
             case SettleHandIn(key=key):
@@ -190,6 +208,14 @@ class Shell:
                 self.tell(HandInSettled(at_ms=now_ms, key=key))
             case _:
                 pass
+
+    def _hand_in(self, one: Grant, kind: HandInKind, uploaded: tuple[int, ...]) -> None:
+        slices = frozenset(self.disk.pop(one.key, set()))
+        self.outbox[one.key] = (kind, slices)
+        inline = sorted(slices - set(uploaded))
+        missing = tuple(inline[self.inline_bytes // self.slice_bytes :])
+        sha256 = SHA256 if slices else ""
+        self.tell(HandInStored(at_ms=self.now_ms, key=one.key, kind=kind, statement_sha256=sha256, missing=missing))
 
     def _verdict(self, key: JobKey, credit: int) -> None:
         following = None

@@ -8,15 +8,17 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Any, Self
 
 from agent.fleet.link import Link, LinkConfig, TlsFiles
 
 WAIT_S = 20.0
 """How long a test waits for what must come; only a broken link ever lets it pass."""
 
-CONNECT, PUBLISH, PUBACK, SUBSCRIBE, DISCONNECT = 0x10, 0x32, 0x40, 0x82, 0xE0
+CONNECT, PUBLISH_QOS0, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 0x10, 0x30, 0x32, 0x40, 0x82, 0xC0, 0xE0
 SUCCESS, NOT_AUTHORIZED, BUSY, GRANTED = 0x00, 0x87, 0x89, 0x01
+TAKEN_OVER, RECEIVE_MAXIMUM_EXCEEDED, QUOTA = 0x8E, 0x93, 0x97
+PINGRESP = b"\xd0\0"
 NOWHERE = TlsFiles(ca="/nowhere/ca.pem", certificate="/nowhere/unit.pem", key="/nowhere/unit.key")
 
 
@@ -30,8 +32,35 @@ def packet(kind: int, body: bytes) -> bytes:
     return bytes([kind, *length]) + body
 
 
-def connack(code: int = SUCCESS) -> bytes:
-    return packet(0x20, bytes([0, code, 0]))
+def connack(code: int = SUCCESS, properties: bytes = b"") -> bytes:
+    return packet(0x20, bytes([0, code, len(properties)]) + properties)
+
+
+def receive_maximum(count: int) -> bytes:
+    return b"\x21" + count.to_bytes(2, "big")
+
+
+def maximum_packet_size(count: int) -> bytes:
+    return b"\x27" + count.to_bytes(4, "big")
+
+
+def server_keep_alive(seconds: int) -> bytes:
+    return b"\x13" + seconds.to_bytes(2, "big")
+
+
+MAXIMUM_QOS_0, NO_RETAIN = b"\x24\0", b"\x25\0"
+
+
+def reason_string(text: bytes) -> bytes:
+    return b"\x1f" + len(text).to_bytes(2, "big") + text
+
+
+def puback(identifier: int, code: int = SUCCESS) -> bytes:
+    return packet(PUBACK, identifier.to_bytes(2, "big") + (bytes([code, 0]) if code else b""))
+
+
+def disconnect(code: int) -> bytes:
+    return packet(DISCONNECT, bytes([code, 0]))
 
 
 def suback(subscribe: bytes, *codes: int) -> bytes:
@@ -72,15 +101,21 @@ class Peer:
             if found == kind:
                 return body
 
-    def greet(self) -> bytes:
+    def message(self) -> tuple[int, bytes]:
+        """The packet identifier and the topic of the next message with QoS 1."""
+        body = self.expect(PUBLISH)
+        end = 2 + int.from_bytes(body[:2], "big")
+        return int.from_bytes(body[end : end + 2], "big"), body[2:end]
+
+    def greet(self, properties: bytes = b"") -> bytes:
         """Take the CONNECT, allow it, and take the SUBSCRIBE."""
         self.expect(CONNECT)
-        self.send(connack())
+        self.send(connack(properties=properties))
         return self.expect(SUBSCRIBE)
 
-    def grant(self) -> None:
+    def grant(self, properties: bytes = b"") -> None:
         """All there is to a good connection's beginning."""
-        self.send(suback(self.greet(), GRANTED))
+        self.send(suback(self.greet(properties), GRANTED))
 
     def until_it_leaves(self) -> None:
         """Read and say nothing more."""
@@ -147,24 +182,22 @@ class ScriptedBroker:
 class Heard:
     """A link, and what it told."""
 
-    def __init__(self, brokers: tuple[tuple[str, int], ...], tls: TlsFiles | None, filters: tuple[str, ...]) -> None:
+    def __init__(self, config: LinkConfig) -> None:
         self.messages: list[tuple[str, bytes]] = []
         self.states: list[tuple[bool, str, str]] = []
+        self.undelivered: list[tuple[str, str, bool]] = []
         self.on_message: Callable[[str, bytes], None] = lambda topic, body: self.messages.append((topic, body))
         self.on_up: Callable[[], object] = lambda: None
         self._news = asyncio.Event()
-        self.link = Link(
-            LinkConfig(brokers=brokers, client_id="car", filters=filters, tls=tls),
-            on_message=self._message,
-            on_state=self._state,
-        )
+        self.link = Link(config, on_message=self._message, on_state=self._state, on_undelivered=self._undelivered)
 
     async def until(self, wanted: Callable[[], bool]) -> None:
-        """Wait until what was told is enough."""
+        """Wait until what was told, or what the broker's thread has seen, is enough."""
         async with asyncio.timeout(WAIT_S):
             while not wanted():
                 self._news.clear()
-                await self._news.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), 0.02)
 
     async def up(self) -> str:
         """Wait for the link to come up; the broker it is up on."""
@@ -173,6 +206,10 @@ class Heard:
 
     def _message(self, topic: str, body: bytes) -> None:
         self.on_message(topic, body)
+        self._news.set()
+
+    def _undelivered(self, token: str, detail: str, poison: bool) -> None:
+        self.undelivered.append((token, detail, poison))
         self._news.set()
 
     def _state(self, up: bool, broker: str, detail: str) -> None:
@@ -188,9 +225,9 @@ def threads() -> list[threading.Thread]:
 
 @asynccontextmanager
 async def linked(
-    *brokers: tuple[str, int], tls: TlsFiles | None = None, filters: tuple[str, ...] = ("t/+",)
+    *brokers: tuple[str, int], filters: tuple[str, ...] = ("t/+",), **options: Any
 ) -> AsyncIterator[Heard]:
-    heard = Heard(brokers, tls, filters)
+    heard = Heard(LinkConfig(brokers=brokers, client_id="car", filters=filters, **options))
     heard.link.start()
     try:
         yield heard

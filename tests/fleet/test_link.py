@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.fleet.link import MAX_IN_FLIGHT, Link, LinkConfig
+from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link_config import MAX_IN_FLIGHT
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
 
 WAIT_S = 20.0

@@ -11,12 +11,14 @@ import socket
 import threading
 from pathlib import Path
 
-import paho.mqtt.client as mqtt
 import pytest
-from paho.mqtt.enums import MQTTErrorCode
 
+from agent.fleet import backoff, conversation
 from agent.fleet import link as links
-from agent.fleet.link import BACKOFF_MAX_S, INBOX_MESSAGES, MAX_PACKET_BYTES, TlsFiles
+from agent.fleet.backoff import CAP_S
+from agent.fleet.link import TlsFiles
+from agent.fleet.link_config import INBOX_MESSAGES, MAX_PACKET_BYTES
+from agent.fleet.metered_socket import MeteredSocket
 from tests.fleet.scripted_broker import (
     BUSY,
     CONNECT,
@@ -40,7 +42,7 @@ from tests.fleet.scripted_broker import (
 
 @pytest.fixture(autouse=True)
 def ceilings_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No test waits between two attempts; these are the longest waits there could have been."""
+    """No test waits between two attempts, and each is told of; these are the longest waits there could have been."""
     seen: list[float] = []
 
     def no_wait(_lowest: float, highest: float) -> float:
@@ -48,6 +50,7 @@ def ceilings_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return 0.0
 
     monkeypatch.setattr(random, "uniform", no_wait)
+    monkeypatch.setattr(links, "TELL_AGAIN_S", 0.0)
     return seen
 
 
@@ -162,25 +165,18 @@ def test_a_topic_that_is_no_text_costs_the_connection_and_not_the_link() -> None
 
 
 def test_a_connection_that_failed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[links._Connection] = []
+    made: list[MeteredSocket] = []
 
-    class Noted(links._Connection):
-        def start(self) -> asyncio.Future[str]:
-            made.append(self)
-            return super().start()
-
-        async def end(self) -> None:
-            if self is made[0]:
-                self._thread.join(WAIT_S)  # it has raised; the race for its last steps is not the point here
-            await super().end()
+    def noted(raw: socket.socket, limit: int) -> MeteredSocket:
+        made.append(MeteredSocket(raw, limit))
+        return made[-1]
 
     async def story() -> None:
         async with linked(bad.address, other.address) as heard:
             await heard.until(lambda: any(broker == other.name for _, broker, _ in heard.states))
-            assert made[0]._socket is not None
-            assert made[0]._socket.fileno() == -1
+            assert made[0].fileno() == -1
 
-    monkeypatch.setattr(links, "_Connection", Noted)
+    monkeypatch.setattr(conversation, "MeteredSocket", noted)
     with ScriptedBroker(topic_that_is_no_text) as bad, ScriptedBroker(refuse) as other:
         asyncio.run(story())
 
@@ -192,14 +188,14 @@ def close_when_up(peer: Peer) -> None:
 def test_a_broker_that_closes_what_it_granted_is_asked_later_and_later(ceilings_s: list[float]) -> None:
     async def story() -> None:
         async with linked(broker.address) as heard:
-            await heard.until(lambda: len(ceilings_s) >= 9)
+            await heard.until(lambda: len(ceilings_s) >= 13)
             downs = [detail for up, _, detail in heard.states if not up]
             assert all("disconnected" in detail for detail in downs)
             assert len(downs) == len(ceilings_s)
 
     with ScriptedBroker(close_when_up) as broker:
         asyncio.run(story())
-        assert ceilings_s[:9] == [1, 2, 4, 8, 16, 32, BACKOFF_MAX_S, BACKOFF_MAX_S, BACKOFF_MAX_S]
+        assert ceilings_s[:13] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, CAP_S, CAP_S, CAP_S]
         assert len(ceilings_s) <= broker.connections <= len(ceilings_s) + 1
 
 
@@ -216,10 +212,38 @@ def test_a_link_that_was_up_for_long_is_tried_again_soon(
             heard.on_up = lambda: heard.link.publish("t/1", b"x")
             await heard.until(lambda: len(ceilings_s) >= 5)
 
-    monkeypatch.setattr(links, "SETTLED_S", 0.0)
+    monkeypatch.setattr(backoff, "SETTLED_S", -1.0)
     with ScriptedBroker(close_when_spoken_to) as broker:
         asyncio.run(story())
     assert set(ceilings_s) == {1.0}
+
+
+def test_no_bytes_of_a_broker_end_the_link_or_leave_anything_behind() -> None:
+    """At first, and after a good beginning: at random, and as packets of each kind with something at random in them."""
+    chance = random.Random(4)
+    attacks = 120
+
+    def script(peer: Peer) -> None:
+        number = broker.connections
+        if number > attacks:
+            good(peer)
+            return
+        if number % 3:
+            peer.grant()
+        else:
+            peer.expect(CONNECT)
+        for _ in range(chance.randint(1, 4)):
+            noise = chance.randbytes(chance.randint(0, 300))
+            peer.send(noise if number % 2 else packet(chance.choice([0x20, 0x30, 0x32, 0x40, 0x90, 0xD0, 0xE0]), noise))
+
+    async def story() -> None:
+        async with linked(broker.address) as heard:
+            heard.on_up = lambda: [heard.link.publish("t/1", b"x", token=f"{n}") for n in range(4)]
+            await heard.until(lambda: broker.connections > attacks and heard.link.connected)
+            assert sum(len(body) for _, body in heard.messages) < attacks * 4 * 300
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(story())
 
 
 FLOOD = 5_000
@@ -282,18 +306,37 @@ def test_a_flood_is_handed_over_one_message_a_turn_of_the_loop(held_up: bool) ->
         asyncio.run(story())
 
 
-def test_of_a_message_larger_than_any_of_ours_no_more_is_kept_than_shows_that() -> None:
+def test_a_packet_larger_than_the_broker_was_told_ends_the_connection_before_it_is_read() -> None:
+    """It announces 256 MB; nobody waits for them, and nobody makes room."""
+
     async def story() -> None:
-        async with linked(broker.address) as heard:
-            await heard.until(lambda: len(heard.messages) == 2)
-            assert [len(body) for _, body in heard.messages] == [MAX_PACKET_BYTES, 1]
+        async with linked(broker.address, other.address) as heard:
+            await heard.until(lambda: any(name == other.name for _, name, _ in heard.states))
+            (detail,) = (detail for up, name, detail in heard.states if name == broker.name and not up)
+            assert f"a packet of 268435455 bytes, more than the {MAX_PACKET_BYTES} that it was told" in detail
+            assert heard.messages == []
 
     def script(peer: Peer) -> None:
         peer.grant()
-        peer.send(publish(b"t/1", b"x" * (1024 * 1024)), publish(b"t/1", b"y"))
+        peer.send(b"\x30\xff\xff\xff\x7f\0\3t/1\0" + b"x" * 1000)
         peer.until_it_leaves()
 
-    with ScriptedBroker(script) as broker:
+    with ScriptedBroker(script) as broker, ScriptedBroker(refuse) as other:
+        asyncio.run(story())
+
+
+def test_a_message_with_qos_2_would_be_kept_and_so_ends_the_connection() -> None:
+    async def story() -> None:
+        async with linked(broker.address, other.address) as heard:
+            await heard.until(lambda: any(name == other.name for _, name, _ in heard.states))
+            assert "QoS 2" in next(detail for up, _, detail in heard.states if not up)
+
+    def script(peer: Peer) -> None:
+        peer.grant()
+        peer.send(packet(0x34, b"\0\3t/1\0\7\0x"))
+        peer.until_it_leaves()
+
+    with ScriptedBroker(script) as broker, ScriptedBroker(refuse) as other:
         asyncio.run(story())
 
 
@@ -320,38 +363,34 @@ def test_tls_files_that_cannot_be_used_are_a_state_and_are_tried_again(tmp_path:
 def test_a_night_without_a_broker_does_not_end_the_link(ceilings_s: list[float]) -> None:
     async def story() -> None:
         async with linked(("127.0.0.1", 1), tls=NOWHERE) as heard:
-            task = heard.link._task
-            assert task is not None
+            task = heard.link._tasks[0]
             enough = asyncio.create_task(heard.until(lambda: len(ceilings_s) >= 1_100))
             await asyncio.wait({task, enough}, return_when=asyncio.FIRST_COMPLETED)
             enough.cancel()
             assert len(heard.states) >= 1_100
 
     asyncio.run(story())
-    assert max(ceilings_s) == BACKOFF_MAX_S
+    assert max(ceilings_s) == CAP_S
 
 
 def test_a_link_that_is_closed_while_it_connects_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    connecting, disconnected = threading.Event(), threading.Event()
-    create, disconnect = mqtt.Client._create_socket_connection, mqtt.Client.disconnect
+    connecting, leaving = threading.Event(), threading.Event()
+    create, leave = socket.create_connection, conversation.Conversation.leave
 
-    def slowly(client: mqtt.Client) -> socket.socket:
+    def slowly(address: tuple[str, int], timeout: float) -> socket.socket:
         connecting.set()
-        disconnected.wait(WAIT_S)
-        return create(client)
+        leaving.wait(WAIT_S)
+        return create(address, timeout)
 
-    def noted(client: mqtt.Client) -> MQTTErrorCode:
-        try:
-            return disconnect(client)
-        finally:
-            disconnected.set()
+    def noted(talk: conversation.Conversation) -> None:
+        leave(talk)
+        leaving.set()
 
     async def story() -> None:
         async with linked(broker.address):
             await asyncio.to_thread(connecting.wait, WAIT_S)
 
-    monkeypatch.setattr(mqtt.Client, "_create_socket_connection", slowly)
-    monkeypatch.setattr(mqtt.Client, "disconnect", noted)
-    monkeypatch.setattr(links, "CONNECT_TIMEOUT_S", 0.1)
     with ScriptedBroker(good) as broker:
+        monkeypatch.setattr(socket, "create_connection", slowly)
+        monkeypatch.setattr(conversation.Conversation, "leave", noted)
         asyncio.run(story())

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.core.model import Verdict, YieldReason
 from agent.fleet import messages
 
 REQUEST = messages.Request(
@@ -26,6 +27,15 @@ def test_a_message_survives_the_wire() -> None:
 def test_fields_of_a_newer_peer_are_ignored() -> None:
     body = messages.encode(REQUEST).replace(b'{"v":1', b'{"mood":"sunny","v":1')
     assert messages.decode(body, messages.Request) == REQUEST
+
+
+def test_a_reason_of_a_newer_car_is_taken_for_a_fault_and_a_verdict_of_a_newer_dispatcher_for_none() -> None:
+    given_back = messages.Yield(rid="r1", job="job1", epoch=1, why=YieldReason.OWNER)
+    body = messages.encode(given_back).replace(b'"owner"', b'"moved house"')
+    assert messages.decode(body, messages.Yield).why is YieldReason.FAULT
+    verdict = messages.VerdictMessage(rid="r1", unit="car-1", job="job1", epoch=1, verdict=Verdict.LATER)
+    with pytest.raises(messages.MessageError, match="verdict"):
+        messages.decode(messages.encode(verdict).replace(b'"later"', b'"perhaps"'), messages.VerdictMessage)
 
 
 @pytest.mark.parametrize(

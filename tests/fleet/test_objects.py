@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import tempfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -17,71 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import FleetError
-from agent.fleet import objects
+from agent.fleet.channel import Channel, Limits, Web
+from agent.fleet.https import CHUNK_BYTES, request
 from agent.fleet.link import TlsFiles
-from agent.fleet.objects import CHUNK_BYTES, MAX_OBJECT_BYTES, Web, fetch, request
+from agent.fleet.objects import MAX_OBJECT_BYTES, ObjectWanted, fetch
+from agent.fleet.partials import Partials
+from agent.fleet.retry import Patience
 from tests.certificates import write_tls_files
+from tests.fleet.site import Site
 
 OBJECT = bytes(range(256)) * 3000
 RIG = Web(allow_loopback_http=True)
+AT_ONCE = Patience(for_s=0)
 DRIP_S = 0.01
 DRIPS = 2000
 """Longer than any test waits, so that only the deadline ends it; not for ever, so that a broken deadline fails."""
-
-
-class Site:
-    """A server on this machine; `pages` says how each path is answered, `asked` is every request it got."""
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
-        self.asked: list[str] = []
-        self.closing = threading.Event()
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.asked.append(f"{self.command} {self.path}")
-                self.close_connection = True  # without saying so
-                with contextlib.suppress(OSError):  # the client may leave when it has read enough
-                    site.pages[self.path.partition("?")[0]](self)
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                site.asked.append(f"{self.command} {self.path} {body!r}")
-                self.close_connection = True
-                site.pages[self.path](self)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's name
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False  # closing waits for the handlers
-        if context is not None:
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        scheme = "http" if context is None else "https"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def put(self, path: str, body: bytes, *, status: int = 200, claimed: int | None = None, **headers: str) -> str:
-        """Answer `path` with these bytes, under a Content-Length that may be a lie; its URL."""
-
-        def page(handler: BaseHTTPRequestHandler) -> None:
-            handler.send_response(status)
-            handler.send_header("Content-Length", str(len(body) if claimed is None else claimed))
-            for name, value in headers.items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.write(body)
-
-        self.pages[path] = page
-        return self.url + path
 
 
 @pytest.fixture
@@ -92,8 +41,10 @@ def site() -> Iterator[Site]:
 
 
 def get(url: str, promised: bytes = OBJECT, web: Web = RIG) -> bytes:
-    """Fetch what a grant promised under this URL."""
-    return asyncio.run(fetch(web, url, hashlib.sha256(promised).hexdigest(), len(promised)))
+    """Fetch what a grant promised under this URL, in one attempt."""
+    wanted = ObjectWanted(url, hashlib.sha256(promised).hexdigest(), len(promised))
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(fetch(Channel(web), Partials(Path(folder)), wanted, AT_ONCE))
 
 
 def refusal(url: str, promised: bytes = OBJECT, web: Web = RIG) -> str:
@@ -150,13 +101,15 @@ def test_no_more_than_one_byte_too_many_is_read(site: Site) -> None:
     assert request(RIG, "GET", url, None, len(OBJECT) - 1) == (200, OBJECT)
 
 
-def test_what_is_too_large_is_not_even_asked_for(site: Site) -> None:
+def test_what_is_too_large_is_not_even_asked_for(site: Site, tmp_path: Path) -> None:
     url = site.put("/1", b"")
-    with pytest.raises(FleetError, match=r"is 67108865 bytes, more than the 67108864 that are fetched"):
-        asyncio.run(fetch(RIG, url, "00" * 32, MAX_OBJECT_BYTES + 1))
-    assert site.asked == []
-    with pytest.raises(FleetError, match=r"not the 67108864 bytes long"):
-        asyncio.run(fetch(RIG, url, "00" * 32, MAX_OBJECT_BYTES))
+    for length, said in (
+        (MAX_OBJECT_BYTES + 1, r"is 67108865 bytes, more than the 67108864 that are fetched"),
+        (MAX_OBJECT_BYTES, r"not the 67108864 bytes long"),
+    ):
+        assert site.asked == []
+        with pytest.raises(FleetError, match=said):
+            asyncio.run(fetch(Channel(RIG), Partials(tmp_path), ObjectWanted(url, "00" * 32, length), AT_ONCE))
 
 
 @pytest.mark.parametrize("status", [404, 403, 500, 203, 206, 302])
@@ -183,7 +136,7 @@ def test_a_post_carries_its_body_and_brings_the_answer_whatever_the_status(site:
 
 
 @pytest.mark.parametrize("part", ["body", "headers"])
-def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_a_dripping_server_is_left(site: Site, part: str) -> None:
     def drip(handler: BaseHTTPRequestHandler) -> None:
         if part == "body":
             handler.send_response(200)
@@ -194,9 +147,9 @@ def test_a_dripping_server_meets_the_deadline(site: Site, monkeypatch: pytest.Mo
             if site.closing.wait(DRIP_S):
                 return
 
-    monkeypatch.setattr(objects, "DEADLINE_S", 5 * DRIP_S)
     site.pages["/1"] = drip
-    assert "it took longer than" in refusal(site.url + "/1")
+    for limits in (Limits(progress_s=5 * DRIP_S), Limits(progress_s=5 * DRIP_S, connection_s=5 * DRIP_S)):
+        assert "it took longer than" in refusal(site.url + "/1", web=Web(allow_loopback_http=True, limits=limits))
 
 
 def test_what_a_server_says_outside_http_is_not_repeated(site: Site) -> None:
@@ -207,10 +160,10 @@ def test_what_a_server_says_outside_http_is_not_repeated(site: Site) -> None:
     assert "secret" not in refusal(site.url + "/1")
 
 
-def test_a_silent_server_is_left(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "TIMEOUT_S", 0.1)
+def test_a_silent_server_is_left(site: Site) -> None:
     site.pages["/1"] = lambda _handler: assert_waited(site)
-    assert "timed out" in refusal(site.url + "/1")
+    web = Web(allow_loopback_http=True, limits=Limits(wait_s=0.1))
+    assert "timed out" in refusal(site.url + "/1", web=web)
 
 
 def assert_waited(site: Site) -> None:

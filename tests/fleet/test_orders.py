@@ -119,12 +119,12 @@ def test_an_older_order_is_a_replay_also_after_a_restart(tmp_path: Path, dispatc
         one.hear(prices(NOW_MS + 5))
         one.hear(demand(NOW_MS, 900))
         one.hear(prices(NOW_MS + 4))
-        assert one.desk.refused == {"config: MessageError": 2}
+        assert one.desk.refused == {"config: replay": 2}
 
     async def second(one: Listening) -> None:
         one.hear(demand(NOW_MS, 900))
         one.hear(prices(NOW_MS + 4))
-        assert one.desk.refused == {"config: MessageError": 2}
+        assert one.desk.refused == {"config: replay": 2}
         one.hear(demand(NOW_MS + 2, 60))
 
     events = heard(tmp_path, dispatcher_signer, first)
@@ -280,7 +280,7 @@ def test_a_curve_that_cannot_be_is_refused(
 ) -> None:
     async def story(one: Listening) -> None:
         one.hear(msgspec.to_builtins(prices()) | changes)
-        assert one.desk.refused == {"config: MessageError": 1}
+        assert sum(one.desk.refused.values()) == 1
         one.hear(prices())
 
     assert len(heard(tmp_path, dispatcher_signer, story)) == 1, "and the next good one counts"
@@ -377,7 +377,7 @@ def test_an_order_from_the_future_is_refused_and_locks_nothing_out(
     async def later(one: Listening) -> None:
         one.hear(prices(far_ms + 1, slots=slots(1, start_ms=far_ms)))
         one.hear(demand(far_ms + 1))
-        assert one.desk.refused == {"config: MessageError": 2}
+        assert one.desk.refused == {"config: replay": 2}
         one.hear(prices(NOW_MS))
         one.hear(demand(NOW_MS, 900))
 
@@ -393,7 +393,7 @@ def test_a_curve_that_has_expired_gives_way_to_one_that_holds(tmp_path: Path, di
     async def story(one: Listening) -> None:
         one.hear(prices(NOW_MS + 1, expires_wall_ms=NOW_MS + 2 * HOUR_MS, slots=slots(1)))
         one.hear(prices(NOW_MS))
-        assert one.desk.refused == {"config: MessageError": 1}
+        assert one.desk.refused == {"config: replay": 1}
         one.clock.now_ms = 2 * HOUR_MS
         one.hear(prices(NOW_MS))
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from agent.errors import PackageError
 from agent.package import Bucket, Manifest, OpCall, Package, open_package
+from agent.worker.answers import Answer
 from agent.worker.executor import Executor, ExecutorError
 from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
-from agent.worker.pipeline import Answer, Pipeline
+from agent.worker.pipeline import Pipeline
 from agent.worker.results import canonical, check_golden, golden_items, slice_done
 from hil.images import accuracy, drawn_lines
 from tests.inference.desk import rewrite_manifest

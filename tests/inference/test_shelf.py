@@ -176,3 +176,31 @@ def test_what_was_taken_off_is_offered_again_by_the_next_start_only(packages: Pa
     with pytest.raises(PackageError, match="holds no package"):
         shelf.find(bad.package_sha256)
     assert Shelf(packages, TRUSTED).find(bad.package_sha256) == bad
+
+
+def test_what_is_put_there_later_is_found_when_somebody_looks_again(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    first = put(packages, "first")
+    shelf = Shelf(packages, TRUSTED)
+    assert not shelf.changed()
+    put(tmp_path / "made", "second").rename(packages / "second")
+    put(tmp_path / "made", "third").rename(packages / "third")
+    (packages / "third" / "model.onnx").write_bytes(b"other")
+    assert shelf.changed()
+    assert not shelf.changed()
+    shelf.take_in(shelf.newcomers())
+    assert {package.path.name for package in shelf.packages.values()} == {first.name, "second"}
+    assert "model.onnx does not have the listed SHA-256" in shelf.refused["third"]
+    assert shelf.newcomers() == {}
+
+
+def test_a_package_that_the_worker_refused_is_not_offered_again_by_looking(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    put(packages, "first")
+    shelf = Shelf(packages, TRUSTED)
+    shelf.take_off(next(iter(shelf.packages.values())), "the golden vector differs")
+    put(tmp_path / "made", "second").rename(packages / "second")
+    assert shelf.changed()
+    shelf.take_in(shelf.newcomers())
+    assert [package.path.name for package in shelf.packages.values()] == ["second"]
+    assert shelf.refused == {"first": "the golden vector differs"}

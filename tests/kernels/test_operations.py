@@ -4,7 +4,9 @@ import pytest
 
 from kernels import OperationError, kernels_sha256, operation
 from kernels.ctc_greedy_decode import CtcGreedyDecode
+from kernels.npy_tensor import NpyTensor
 from kernels.resize_normalize_pad import ResizeNormalizePad
+from kernels.tensor_answers import TensorDigest, TensorValues
 
 
 def test_operations_by_name() -> None:
@@ -31,3 +33,16 @@ def test_what_is_not_known_is_refused(name: str, params: dict[str, object], mess
 def test_the_digest_is_stable_within_a_release() -> None:
     assert kernels_sha256() == kernels_sha256()
     assert len(kernels_sha256()) == 64
+
+
+def test_tensor_operations_by_name() -> None:
+    said = {"input": "x", "dtype": "float32", "shape": "3,4", "stacked": True}
+    assert operation("npy_tensor", said) == NpyTensor(input="x", dtype="float32", shape="3,4", stacked=True)
+    assert operation("tensor_values", {"output": "y"}) == TensorValues(output="y")
+    assert operation("tensor_digest", {"output": "y"}) == TensorDigest(output="y")
+
+
+@pytest.mark.parametrize("shape", ["0", "3,", ",3", "-1", "3 4", "1" * 10, ",".join("1" * 9)])
+def test_a_shape_has_one_to_eight_sizes_or_none(shape: str) -> None:
+    with pytest.raises(OperationError, match=r"`\$.shape`"):
+        operation("npy_tensor", {"input": "x", "dtype": "float32", "shape": shape, "stacked": False})

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from agent.core import signals
 from agent.core.findings import Finding, GateState
+from agent.core.model import PaceState
+from agent.core.traffic import BYTES_PER_MB, spent
 from agent.core.world import Sight
 
 DIE, POWER = "compute.die", "compute.power"
@@ -109,18 +111,37 @@ def update(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
 
 
 def network(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
-    """There is a broker, over a network that may be used. What is leased already goes on without."""
+    """There is a broker, over a network that may be used, and a fleet that has work. What is leased goes on without."""
     world, policy = sight.world, sight.policy
     if world.leased:
         return
     if world.metered and not policy.metered_allowed:
         yield Finding("network_metered", "network.metered", True, False, "", GateState.HOLD)
+    yield from _cap(sight)
+    if world.pace.state is not PaceState.OPEN:
+        said, stopped = world.pace.state, world.pace.state is PaceState.STOP
+        yield Finding(
+            "fleet_stopped" if stopped else "fleet_closed", "fleet.pace", said.value, "open", "", GateState.HOLD
+        )
     if world.offline_since_ms is not None:
         silent_ms, limit_ms = sight.now_ms - world.offline_since_ms, round(policy.offline_after_s * 1000)
         if silent_ms < limit_ms:
             sight.again(world.offline_since_ms + limit_ms)
         else:
             yield Finding("network_offline", "network.broker", False, True, "", GateState.HOLD)
+
+
+def _cap(sight: Sight) -> Iterator[Finding]:
+    """What may go over a metered network in a day is not used up."""
+    world, policy, now_ms = sight.world, sight.policy, sight.now_ms
+    if not spent(world.traffic, policy, now_ms, metered=world.metered):
+        return
+    used_mb, ends_ms = world.traffic.used_at(now_ms) / BYTES_PER_MB, None
+    if policy.metered_daily_mb:
+        ends_ms = world.traffic.day_ends_ms(now_ms)
+        sight.again(ends_ms)
+    limit_mb = policy.metered_daily_mb
+    yield Finding("network_cap", "network.metered_bytes", round(used_mb, 1), limit_mb, "MB", GateState.HOLD, ends_ms)
 
 
 def agent(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001

@@ -1,0 +1,160 @@
+"""Objects that have arrived in part, kept on disk so that the rest can be fetched later, also after a restart.
+
+A file is `{sha256}.part`, holds the object from its first byte on, and is believed in nothing: the digest of the whole
+decides, so a tail that a power cut spoiled costs another fetch and no more. What arrives is in memory in any case (a
+worker gets it from there); the disk is only for what a pause would lose. So a disk without room costs resumability
+alone: below the reserve, which is the store's, nothing is written, and that is counted. Files are few and their bytes
+bounded: the oldest is dropped for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.fleet.channel import Cut, PausedError
+from agent.log import logger
+
+MOST_FILES = 4
+MOST_BYTES = 128 * 1024 * 1024
+RESERVE_BYTES = 256 * 1024 * 1024
+"""So much of the disk stays free for what was earned."""
+WORTH_BYTES = 1024 * 1024
+"""An object shorter than this is fetched again rather than written down."""
+SUFFIX = ".part"
+NAME = re.compile(r"[0-9a-f]{64}")
+TURN_S = 0.1
+
+
+class Partials:
+    """A folder of partial objects. One is open at a time; from any thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        most_bytes: int = MOST_BYTES,
+        reserve_bytes: int = RESERVE_BYTES,
+        worth_bytes: int = WORTH_BYTES,
+    ) -> None:
+        self._folder, self._most_bytes, self._reserve_bytes = folder, most_bytes, reserve_bytes
+        self.worth_bytes = worth_bytes
+        self._turn = threading.Lock()
+        self._complained = False
+        self.unwritten = 0
+        """How many objects the disk had no room for, or refused."""
+
+    @contextlib.contextmanager
+    def open(self, sha256: str, length: int, cut: Cut) -> Iterator[Partial]:
+        """The object as far as it is here. It is kept for the next time unless it is dropped.
+
+        Raises PausedError when cut while another transfer, which is on its way out, still has its file.
+        """
+        if not NAME.fullmatch(sha256):
+            raise ValueError(f"{sha256!r} names no object")
+        while not self._turn.acquire(timeout=TURN_S):
+            if cut.done:
+                raise PausedError("the transfer was paused")
+        partial = Partial(self, self._folder / f"{sha256}{SUFFIX}", length)
+        try:
+            yield partial
+        finally:
+            partial.close()
+            self._turn.release()
+
+    def note(self, problem: str) -> None:
+        """An object was kept ("") or was not: the first that was not is told of, and the first that is again."""
+        self.unwritten += bool(problem)
+        if problem and not self._complained:
+            logger().warning("transfer_not_kept", folder=str(self._folder), error=problem)
+        elif self._complained and not problem:
+            logger().info("transfers_kept_again", folder=str(self._folder))
+        self._complained = bool(problem)
+
+    def has_room(self, more: int) -> bool:
+        """Whether the disk takes so many bytes without touching the reserve."""
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize - more >= self._reserve_bytes
+
+    def make_room(self, path: Path, length: int) -> None:
+        """Make the folder, and drop the oldest other files until this one fits; raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        others = sorted((one for one in self._folder.iterdir() if one != path), key=lambda one: one.stat().st_mtime_ns)
+        kept = sum(one.stat().st_size for one in others)
+        while others and (len(others) >= MOST_FILES or kept + length > self._most_bytes):
+            oldest = others.pop(0)
+            kept -= oldest.stat().st_size
+            oldest.unlink()
+
+
+class Partial:
+    """One object on its way: `body` is what has arrived, `resumed` how much of it an earlier transfer left."""
+
+    def __init__(self, folder: Partials, path: Path, length: int) -> None:
+        self._folder, self._path, self._length = folder, path, length
+        self._file: BinaryIO | None = None
+        self.body = bytearray()
+        if length >= folder.worth_bytes:
+            try:
+                folder.make_room(path, length)
+                self._file = path.open("a+b", buffering=0)
+                self._file.seek(0)
+                self.body += self._file.read(length + 1)
+            except OSError as error:
+                self._give_up(str(error))
+        self.resumed = len(self.body)
+        if self.resumed > length:  # not of this object: its digest is another's
+            self.restart()
+
+    def add(self, data: bytes) -> None:
+        """So much more has arrived."""
+        self.body += data
+        if self._file is None:
+            return
+        try:
+            if not self._folder.has_room(len(data)) or self._file.write(data) != len(data):
+                self._give_up("the disk is nearly full")
+        except OSError as error:
+            self._give_up(str(error))
+
+    def restart(self) -> None:
+        """Forget what has arrived."""
+        self.body.clear()
+        self.resumed = 0
+        if self._file is not None:
+            try:
+                self._file.truncate(0)
+            except OSError as error:
+                self._give_up(str(error))
+
+    def drop(self) -> None:
+        """It is not needed any more."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Keep on disk what is there."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            os.fsync(file.fileno())
+            self._folder.note("")
+        except OSError as error:
+            self._folder.note(str(error))
+        file.close()
+        if not self.body:
+            self.drop()
+
+    def _give_up(self, problem: str) -> None:
+        """The disk refuses, or has no room: give it back what is there, and go on in memory."""
+        self._folder.note(problem)
+        self.drop()

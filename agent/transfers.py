@@ -1,0 +1,68 @@
+"""Bulk data in both directions, as the leases need it: a lease's input comes, answers that fit no message go.
+
+One upload at a time; a pause ends everything at once, and what is asked for later goes on from where it was. The time
+for an input is what the lease can spare: its own, less what the work takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agent.core.model import Grant
+from agent.fleet.channel import Channel, Cut, Moved, Web
+from agent.fleet.messages import UploadRef
+from agent.fleet.objects import ObjectWanted, fetch
+from agent.fleet.partials import Partials
+from agent.fleet.retry import Patience
+from agent.fleet.uploads import put
+
+UPLOAD_PATIENCE = Patience(for_s=300.0)
+
+
+def input_patience(grant: Grant) -> Patience:
+    """Half of the lease where nobody said how long the work takes; else what the work leaves."""
+    work_ms = grant.expected_ms or grant.ttl_ms // 2
+    return Patience(for_s=max(0, grant.ttl_ms - work_ms) / 1000)
+
+
+@dataclass
+class Transfers:
+    """Use from the event loop's thread. `on_end` is called after each transfer, whatever came of it."""
+
+    web: Web
+    partials: Partials
+    moved: Moved = field(default_factory=Moved)
+    on_end: Callable[[], None] = lambda: None
+    input_patience: Callable[[Grant], Patience] = input_patience
+    upload_patience: Patience = UPLOAD_PATIENCE
+
+    def __post_init__(self) -> None:
+        self._cut = Cut()
+        self._uploading = asyncio.Lock()
+
+    def pause(self) -> None:
+        """End what is under way: it raises PausedError."""
+        under_way, self._cut = self._cut, Cut()
+        under_way.now()
+
+    async def input_of(self, grant: Grant) -> bytes:
+        """The input of a lease; raises FleetError."""
+        wanted = ObjectWanted(grant.input_url, grant.input_sha256, grant.input_bytes)
+        try:
+            return await fetch(self._channel(), self.partials, wanted, self.input_patience(grant))
+        finally:
+            self.on_end()
+
+    async def bring(self, url: str, token: str, answers: bytes) -> None:
+        """Have a slice's answers where the grant said; raises FleetError."""
+        channel = self._channel()
+        async with self._uploading:
+            try:
+                await put(channel, UploadRef(url=url, token=token), answers, self.upload_patience)
+            finally:
+                self.on_end()
+
+    def _channel(self) -> Channel:
+        return Channel(self.web, self._cut, self.moved)
