@@ -88,7 +88,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     moved = Moved()
     meter = TrafficMeter(clock, moved, link.traffic)
     partials = Partials(config.path(config.state_dir) / "transfers")
-    transfers = Transfers(identity.web, partials, moved, on_end=meter.tell)
+    transfers = Transfers(identity.web, partials, moved, on_end=meter.tell, inline=desk.inputs.get)
     hands = Hands(
         emit=emit,
         clock=clock,

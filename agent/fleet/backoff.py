@@ -5,13 +5,15 @@ Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Three t
 
 * The first attempt after a link was lost comes within the spread that the fleet's operator told (`Link.spread`).
 * A broker that says that it has too much to do is believed: the ceiling is the cap at once.
-* A link that stood for a while was good: its loss begins the count anew.
+* A link that stood forgives: one doubling for each five seconds, and after a minute all of them.
 """
 
 from __future__ import annotations
 
 FIRST_S = 0.5
 CAP_S = 900.0
+FORGIVES_S = 5.0
+"""One failure is forgotten for each of these that a link was up. A client that only fights for its name is never up."""
 SETTLED_S = 60.0
 """A link that was up for this long was good."""
 
@@ -35,7 +37,8 @@ class Backoff:
 
     def ceiling_s(self, *, up_for_s: float | None, code: int | None) -> float:
         """After a connection that was up for so long (None: never), and ended with this MQTT reason code (or none)."""
-        self._failures = 1 if settled(up_for_s) else self._failures + 1
+        forgiven = 0 if up_for_s is None else int(up_for_s / FORGIVES_S)
+        self._failures = 1 if settled(up_for_s) else max(1, self._failures + 1 - forgiven)
         if code in OVERLOAD_CODES or code == TAKEN_OVER:
             return self._cap_s
         ceiling_s = min(self._cap_s, FIRST_S * float(2 ** min(self._failures, 16)))

@@ -31,6 +31,7 @@ from agent.core.model import Grant, JobKey
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.fleet.flood import FloodGate
+from agent.fleet.inline import InlineInputs
 from agent.fleet.link import LinkConfig
 from agent.fleet.messages import MessageError
 from agent.fleet.orders import Orders
@@ -80,6 +81,7 @@ class Desk:
         self._gate, self._flooded = FloodGate(CHECKS_PER_S, CHECK_BURST), False
         self.refused: Counter[str] = Counter()
         self._carrier: Carrier | None = None
+        self.inputs = InlineInputs()
 
     def link_config(self, config: LinkConfig) -> LinkConfig:
         """The connection as this unit needs it: its client id, its two filters, and its will."""
@@ -182,7 +184,7 @@ class Desk:
     def _grant(self, payload: bytes) -> GrantSeen:
         message = messages.decode(payload, messages.GrantMessage)
         self._check_unit(message.unit)
-        grant = None if message.job is None else to_grant(message.job, payload)
+        grant = None if message.job is None else self._to_grant(message.job, payload)
         return GrantSeen(at_ms=self._clock.boot_ms(), rid=message.rid, grant=grant, retry_ms=message.retry_s * 1000)
 
     def _verdict(self, payload: bytes, envelope: bytes) -> VerdictSeen:
@@ -204,7 +206,7 @@ class Desk:
     def _next_grant(self, job: messages.JobGrant | None, payload: bytes) -> Grant | None:
         """The grant that rides on a verdict. One that makes no sense does not take the verdict with it."""
         try:
-            return None if job is None else to_grant(job, payload)
+            return None if job is None else self._to_grant(job, payload)
         except MessageError as error:
             self._refuse("grant", error)
             return None
@@ -235,6 +237,12 @@ class Desk:
                 return self._orders.demand(demand)
             case _:
                 raise MessageError(f"no order is of type {kind[:64]!r}", Refusal.FORGED)
+
+    def _to_grant(self, job: messages.JobGrant, payload: bytes) -> Grant:
+        """The core's view of a job; an input that came with it is kept aside."""
+        grant = to_grant(job, payload)
+        self.inputs.keep(job.input)
+        return grant
 
     def _check_unit(self, unit: str) -> None:
         if unit != self._unit:

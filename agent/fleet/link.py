@@ -140,9 +140,7 @@ class Link:
         if not self._quarantine.admits(token, [message.token for message in connection.in_flight]):
             if not self._quarantine.suspects(token):
                 return False
-            self._alone = partial(
-                self.publish, topic, payload, qos=qos, expiry_s=expiry_s, token=token, retain=retain
-            )
+            self._alone = partial(self.publish, topic, payload, qos=qos, expiry_s=expiry_s, token=token, retain=retain)
             return True
         taken, refusal = connection.publish(topic, payload, qos, expiry_s, token, retain=retain)
         if refusal:

@@ -21,9 +21,18 @@ def test_waits_grow_to_the_cap_and_begin_anew_after_a_link_that_stood() -> None:
     ceilings = [backoff.ceiling_s(up_for_s=None, code=None) for _ in range(40)]
     assert ceilings[:4] == [1, 2, 4, 8]
     assert ceilings[12:] == [CAP_S] * 28
-    assert backoff.ceiling_s(up_for_s=5.0, code=None) == CAP_S, "up, and not for long"
+    assert backoff.ceiling_s(up_for_s=4.0, code=None) == CAP_S, "up, and not for long"
     assert backoff.ceiling_s(up_for_s=3_600.0, code=None) == 2 * FIRST_S
     assert backoff.ceiling_s(up_for_s=None, code=None) == 4 * FIRST_S
+
+
+def test_each_few_seconds_of_being_up_forgive_a_failure() -> None:
+    """A broker that dies again half a minute after it came back is no reason to wait for half an hour."""
+    backoff = Backoff()
+    for _ in range(8):
+        backoff.ceiling_s(up_for_s=None, code=None)
+    assert backoff.ceiling_s(up_for_s=29.0, code=None) == FIRST_S * 2**4
+    assert backoff.ceiling_s(up_for_s=0.2, code=None) == FIRST_S * 2**5, "it fights for its name"
 
 
 @pytest.mark.parametrize("code", sorted({*OVERLOAD_CODES, TAKEN_OVER}))
