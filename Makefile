@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ARGS ?=
 
-.PHONY: demo test model check format venv packages lock clean
+.PHONY: demo test model check format venv packages peers lock clean
 
 demo: venv  ## a parked car earns, and the driver comes back in the middle
 	$(BIN)/driveway-hil demo $(ARGS)
@@ -40,9 +40,12 @@ $(STAMP): .ci/requirements.txt pyproject.toml
 packages:  ## Debian packages that some tests use; says what is missing and which tests that skips
 	@sh .ci/packages
 
+peers:  ## what benchmarks are held against: Celery in .venv-peers, and a Redis server
+	@PYTHON="$(PYTHON)" sh .ci/peers
+
 lock:  ## pin every dependency with its hashes (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--no-emit-index-url --no-emit-package driveway-agent --extra dev pyproject.toml -o .ci/requirements.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist .mypy_cache .ruff_cache .hypothesis

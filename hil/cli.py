@@ -15,6 +15,8 @@ from agent import __version__
 from agent.cli import when
 from agent.errors import ConfigError, DrivewayError
 from hil.bench import BENCHMARKS
+from hil.faults import arguments as faults_arguments
+from hil.fleet import arguments as fleet_arguments
 from hil.submit import arguments
 
 DEFAULT_FOLDER = Path("build/demo")
@@ -52,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     _bench_verb(verbs)
     _sim_verb(verbs)
     _acl_probe_verb(verbs)
+    faults_arguments.add_verb(verbs).set_defaults(verb=_faults)
+    fleet_arguments.add_verb(verbs).set_defaults(verb=_fleet)
     return top
 
 
@@ -64,9 +68,9 @@ def _bench_verb(verbs: Any) -> None:
 
 
 def _sim_verb(verbs: Any) -> None:
-    about = "simulate nights of many cars in virtual time and check every promise after every event"
+    about = "simulate nights of many cars, and their leases, in virtual time; check every promise after every event"
     verb = verbs.add_parser("sim", help=about, description=about)
-    verb.add_argument("--cars", type=int, default=100, metavar="N", help="default: 100")
+    verb.add_argument("--cars", type=int, metavar="N", help="default: 100, and up to 20 of them for the leases")
     verb.add_argument("--nights", type=int, default=1, metavar="M", help="of each car (default: 1)")
     verb.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same nights (default: 1)")
     verb.add_argument("--workers", type=int, default=1, metavar="K", help="processes (default: 1)")
@@ -74,6 +78,11 @@ def _sim_verb(verbs: Any) -> None:
     verb.add_argument(
         "--trace-dir", type=Path, default=Path("build/sim"), metavar="DIR", help="for what broke (default: build/sim)"
     )
+    verb.add_argument("--protocol", action="store_true", help="the lease protocol alone, without nights")
+    verb.add_argument("--dispatchers", type=int, default=3, metavar="M", help="replicas over one database (default: 3)")
+    verb.add_argument("--jobs", type=int, default=200, metavar="J", help="in a run of the protocol (default: 200)")
+    verb.add_argument("--runs", type=int, default=1, metavar="R", help="of the protocol, from --seed on (default: 1)")
+    verb.add_argument("--replay", type=Path, metavar="FILE", help="play a run of the protocol from --trace-dir again")
     verb.set_defaults(verb=_sim)
 
 
@@ -157,15 +166,22 @@ def _demand(options: argparse.Namespace) -> int:
 
 def _sim(options: argparse.Namespace) -> int:
     from hil.sim import command  # noqa: PLC0415 - imports the whole world
+    from hil.sim.protocol.command import CARS, Wish, replay  # noqa: PLC0415 - as above
 
-    return command.simulate(
-        options.cars,
-        options.nights,
-        options.seed,
-        workers=options.workers,
-        json_file=options.json,
-        trace_dir=options.trace_dir,
+    if options.replay is not None:
+        return replay(options.replay)
+    cars = options.cars
+    wish = Wish(
+        cars=CARS if cars is None else cars if options.protocol else min(cars, CARS),
+        dispatchers=options.dispatchers,
+        jobs=options.jobs,
+        seed=options.seed,
+        runs=options.runs,
     )
+    where = {"workers": options.workers, "json_file": options.json, "trace_dir": options.trace_dir}
+    if options.protocol:
+        return command.simulate_protocol(wish, **where)
+    return command.simulate(100 if cars is None else cars, options.nights, options.seed, protocol=wish, **where)
 
 
 def _acl_probe(options: argparse.Namespace) -> int:
@@ -190,6 +206,19 @@ def _bench(options: argparse.Namespace) -> int:
     from hil.bench import command  # noqa: PLC0415 - draws with rich
 
     return command.bench(options.names, options.json)
+
+
+def _faults(options: argparse.Namespace) -> int:
+    from hil.faults import command  # noqa: PLC0415 - imports the whole rig
+
+    return command.faults(options)
+
+
+def _fleet(options: argparse.Namespace) -> int:
+    from hil.fleet import command  # noqa: PLC0415 - draws, and imports the dispatcher
+
+    plan = fleet_arguments.plan_of(options)
+    return command.fleet(plan, json_file=options.json, figure_file=options.figure, folder=options.dir)
 
 
 def _demo(options: argparse.Namespace) -> int:

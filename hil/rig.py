@@ -32,7 +32,7 @@ from agent.fleet.messages import PackageRef
 from agent.package import MANIFEST, PAYLOAD_TYPE, SIGNATURE, Package, open_package
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
-from hil.broker import EmbeddedBroker, free_port
+from hil.broker import BrokerProcess, EmbeddedBroker, free_port
 from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submit import add_job
@@ -91,15 +91,22 @@ BUS_NAMES = ("party", "vehicle", "energy")
 class Rig:
     """Everything a car and a fleet need, on this machine. Use as a context manager.
 
-    `parked_for_s`: how long every sign must say 'parked and empty' before the daemon works.
+    `parked_for_s`: how long every sign must say 'parked and empty' before the daemon works. `broker` makes the broker
+    that car and dispatcher talk over, given its folder and port.
     """
 
-    def __init__(self, folder: Path, *, parked_for_s: float = 3.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        parked_for_s: float = 3.0,
+        broker: Callable[[Path, int], BrokerProcess] = EmbeddedBroker,
+    ) -> None:
         self.folder = folder
         self._parked_for_s = parked_for_s
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
-        self.broker = EmbeddedBroker(folder / "broker", self._broker_port)
+        self.broker = broker(folder / "broker", self._broker_port)
         # A group of its own, so that two rigs on one machine never hear each other's car.
         self._group = f"239.74.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
         self._bus_ports = [free_port() for _ in BUS_NAMES]
@@ -138,14 +145,18 @@ class Rig:
 
     def build_package(self) -> Package:
         """Build the OCR package and sign it with the publisher's key."""
+        return self.publish("ocr", build_ocr_package)
+
+    def publish(self, name: str, build: Callable[[Path], Package]) -> Package:
+        """Have a package built into a folder of this name, and sign it with the publisher's key."""
         publisher = FileSigner.open_or_create(self.folder / "publisher.key")
         (self.folder / "publisher.pub").write_text(publisher.public_key_pem(), "ascii")
-        package = build_ocr_package(self.folder / "packages" / "ocr")
+        package = build(self.folder / "packages" / name)
         sign_package(package.path, publisher)
         return open_package(package.path)
 
     def submit(self, package: Package, items: Sequence[bytes], *, slice_items: int, price_micro_per_item: int) -> str:
-        """Put one job up; before the dispatcher runs, since its book has one writer."""
+        """Put one job up, whether the dispatcher runs or not."""
         folder = self.folder / "dispatcher"
         folder.mkdir(exist_ok=True)
         book = Book.open(folder, SystemClock().wall_ms)
@@ -231,6 +242,11 @@ class Rig:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def pid(self, name: str) -> int | None:
+        """The process of this name, None while it does not run."""
+        process = self._processes.get(name)
+        return None if process is None else process.pid
 
     def alive(self) -> None:
         """Raise DrivewayError, with its last words, when a process of the rig has ended."""

@@ -2,6 +2,14 @@
 
 DIR holds its key, its book, the objects, `dispatcher.pub` (what cars trust), `operator.token` (who may read it may give
 orders) and, once cars can talk to it, `ready`. It runs until SIGTERM or SIGINT.
+
+Several replicas may share the work: on one machine over one DIR, on several over a PostgreSQL (`--database`), the same
+key and a shared folder of objects. Each gets a name (`--replica`), and keeps `ready` and `operator.token` in
+DIR/replicas/NAME. They are one group of the broker's shared subscriptions, so each message reaches one of them; the
+group's name is a secret in the book, since whoever may guess it on a broker without access lists can take messages
+away. Any of them may be killed at any moment: what it had not answered, cars say again.
+
+The link and the web server run on threads of their own; the book belongs to one more, `book`.
 """
 
 from __future__ import annotations
@@ -12,24 +20,45 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from agent.clock import SystemClock
 from agent.errors import DrivewayError
-from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link import Link
+from agent.fleet.link_config import LinkConfig
 from agent.fleet.messages import encode
+from agent.fleet.tls import TlsFiles
 from agent.trust.keys import FileSigner
 from hil.dispatcher.book import Book
+from hil.dispatcher.database import Database, SqliteDatabase
+from hil.dispatcher.jobs_api import JobsApi
+from hil.dispatcher.leases import MAX_FAILURES, Places
 from hil.dispatcher.objects import Objects
+from hil.dispatcher.operator_api import OperatorApi
 from hil.dispatcher.orders import TOKEN_FILE, read_order
-from hil.dispatcher.service import UP_FILTER, Dispatcher
+from hil.dispatcher.pump import Intake, Outbox, pump
+from hil.dispatcher.ramp import Ramp
+from hil.dispatcher.replication import AdaptiveReplication, NoReplication
+from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.web import WebServer
 
-ENROL_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
+MAX_IN_FLIGHT = 64
+RECEIVE_MAXIMUM = 512
+INBOX_MESSAGES = 4096
+RAMP_PER_S = 50.0
+KEEPALIVE_S = 30
+"""A replica whose connection is dead and does not know it is still given its share of the messages."""
+RECONNECT_MAX_S = 15.0
+"""Replicas are few: coming back together, they trouble no broker, and all cars wait for them."""
 
+T = TypeVar("T")
 log = structlog.get_logger("dispatcher")
 
 
@@ -46,20 +75,44 @@ def main() -> None:
     """Run until told to end; exit status 1 with one sentence when it cannot start."""
     arguments = _parse()
     try:
-        arguments.dir.mkdir(parents=True, exist_ok=True)
-        asyncio.run(_serve(arguments))
+        folder: Path = arguments.dir / "replicas" / arguments.replica if arguments.replica else arguments.dir
+        folder.mkdir(parents=True, exist_ok=True)
+        asyncio.run(_serve(arguments, folder))
     except (DrivewayError, OSError) as error:
         sys.exit(f"dispatcher: {error}")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hil.dispatcher", description=__doc__)
-    parser.add_argument("--dir", type=Path, required=True, help="where everything it knows is kept")
-    parser.add_argument("--broker", type=_address, required=True, metavar="HOST:PORT")
-    parser.add_argument("--http-port", type=int, default=0, help="0 takes any free port (see DIR/ready)")
-    parser.add_argument("--retry-s", type=int, default=30, help="when to ask again when there is no work")
-    parser.add_argument("--enrol-code", action="append", default=[], help="admit one unit with this code")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--dir", type=Path, required=True, help="where everything it knows is kept")
+    add("--broker", type=_address, required=True, metavar="HOST:PORT")
+    add("--http-port", type=int, default=0, help="0 takes any free port (see `ready`)")
+    add("--retry-s", type=int, default=30, help="when to ask again when there is no work")
+    add("--enrol-code", action="append", default=[], help="admit one unit with this code")
+    add("--database", default="", metavar="URL", help="postgresql://… (default: SQLite in DIR)")
+    add("--replica", default="", metavar="NAME", help="one of several: keeps `ready` in DIR/replicas/NAME")
+    add("--share-group", default="", metavar="NAME", help="of the broker's shared subscription (default: a secret)")
+    add("--key", type=Path, help="the signing key that all replicas share (default: DIR/dispatcher.key)")
+    add("--objects", type=Path, help="the folder of objects that all replicas share (default: DIR/objects)")
+    add("--ramp-per-s", type=float, default=RAMP_PER_S, help="idle cars of a cell that may start a second; 0: any")
+    add("--max-failures", type=int, default=MAX_FAILURES, help="failed leases in a row until a job is dead")
+    add("--replicate", action="store_true", help="have some jobs done twice, by two units, and compare")
+    add("--keepalive-s", type=int, default=KEEPALIVE_S, help="to the broker")
+    add("--reconnect-max-s", type=float, default=RECONNECT_MAX_S, help="the longest wait between two attempts")
+    for name in ("ca", "certificate", "key"):
+        add(f"--tls-{name}", default="", metavar="FILE", help="mutual TLS to the broker (PEM)")
+    arguments = parser.parse_args()
+    tls = (arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
+    if any(tls) and not all(tls):
+        parser.error("--tls-ca, --tls-certificate and --tls-key go together")
+    if not _is_name(arguments.replica) or not _is_name(arguments.share_group):
+        parser.error("a name has letters, digits, '-' and '_' only")
+    return arguments
+
+
+def _is_name(text: str) -> bool:
+    return (len(text) <= 64 and text.replace("-", "").replace("_", "").isalnum()) or not text
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -69,57 +122,102 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-async def _serve(arguments: argparse.Namespace) -> None:
-    folder: Path = arguments.dir
+def _open(arguments: argparse.Namespace) -> Book:
+    """The book, in the database that was asked for; raises StoreError."""
+    database: Database
+    if arguments.database:
+        from hil.dispatcher.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is loaded only where it is used
+
+        database = PostgresDatabase(arguments.database)
+    else:
+        database = SqliteDatabase(arguments.dir, SystemClock().wall_ms)
+    replication = AdaptiveReplication() if arguments.replicate else NoReplication()
+    return Book(database, replication=replication, max_failures=arguments.max_failures)
+
+
+async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
     ready_file = folder / "ready"
     ready_file.unlink(missing_ok=True)
-    key = FileSigner.open_or_create(folder / "dispatcher.key")
-    (folder / "dispatcher.pub").write_text(key.public_key_pem(), "ascii")
+    key = FileSigner.open_or_create(arguments.key or arguments.dir / "dispatcher.key")
+    (arguments.dir / "dispatcher.pub").write_text(key.public_key_pem(), "ascii")
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    owner = ThreadPoolExecutor(1, thread_name_prefix="book")
 
-    def enrol(envelope: bytes) -> bytes:
-        async def on_loop() -> bytes:
-            return dispatcher.enrol(envelope)
+    def on_book(question: Callable[[Book], T]) -> T:
+        return owner.submit(question, book).result(ANSWER_TIMEOUT_S)
 
-        return asyncio.run_coroutine_threadsafe(on_loop(), loop).result(ENROL_TIMEOUT_S)
-
-    def order(unit: str, kind: str, body: bytes) -> bytes:
-        async def on_loop() -> bytes:
-            return encode(dispatcher.order(unit, read_order(kind, body)))
-
-        return asyncio.run_coroutine_threadsafe(on_loop(), loop).result(ENROL_TIMEOUT_S)
+    def on_dispatcher(question: Callable[[Dispatcher], T]) -> T:
+        return owner.submit(question, dispatcher).result(ANSWER_TIMEOUT_S)
 
     def on_state(connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - the link's signature
         log.info("link", connected=connected, broker=broker, detail=detail)
         if connected:
+            owner.submit(dispatcher.republish)
             _write_ready(ready_file, broker, web)
 
-    def publish(topic: str, payload: bytes, expiry_s: int) -> bool:
-        return link.publish(topic, payload, expiry_s=expiry_s)
-
-    book = Book.open(folder, SystemClock().wall_ms)
+    book = _open(arguments)
     for code in arguments.enrol_code:
         book.units.add_code(code)
-    web = WebServer(arguments.http_port, Objects(folder / "objects"), enrol, order, _operator_token(folder))
-    dispatcher = Dispatcher(book, key, publish=publish, object_url=web.object_url, retry_s=arguments.retry_s)
-    link = Link(
-        LinkConfig(brokers=(arguments.broker,), client_id=f"dispatcher-{secrets.token_hex(4)}", filters=(UP_FILTER,)),
-        on_message=dispatcher.on_message,
-        on_state=on_state,
+    objects, token = Objects(arguments.objects or arguments.dir / "objects"), _operator_token(folder)
+    jobs, operator = JobsApi(objects, on_book, token), OperatorApi(on_dispatcher, token)
+    web = WebServer(
+        arguments.http_port,
+        objects,
+        lambda envelope: on_dispatcher(lambda it: it.enrol(envelope)),
+        lambda unit, kind, body: on_dispatcher(lambda it: encode(it.order(unit, read_order(kind, body)))),
+        token,
+        more=lambda request: jobs(request) or operator(request),
+        may_upload=lambda bearer: on_book(lambda it: it.upload_allowed(bearer)),
     )
+    outbox, intake = Outbox(loop), Intake(loop.time)
+    dispatcher = Dispatcher(
+        book,
+        key,
+        publish=outbox.put,
+        places=Places(object_url=web.object_url, upload_url=web.upload_url, small=objects.small),
+        retry_s=arguments.retry_s,
+        uploaded=objects.path,
+        ramp=Ramp(arguments.ramp_per_s),
+    )
+    link = Link(_link_config(arguments, book), on_message=intake.offer, on_state=on_state)
+    outbox.link = link
     web.start()
     link.start()
+    pumping = loop.create_task(pump(dispatcher, intake, outbox, owner))
     try:
-        await ended.wait()
+        await asyncio.wait({pumping, loop.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if pumping.done():
+            pumping.result()  # it never ends by itself: let it be seen
     finally:
-        ready_file.unlink(missing_ok=True)
+        pumping.cancel()
+        _forget_ready(ready_file)
         await link.close()
         await asyncio.to_thread(web.close)
+        await asyncio.to_thread(owner.shutdown)
         book.close()
-        log.info("ended", **dispatcher.counts)
+        log.info("ended", **dispatcher.counts, dropped=dict(intake.dropped + outbox.dropped))
+
+
+def _link_config(arguments: argparse.Namespace, book: Book) -> LinkConfig:
+    """A dispatcher's link: one filter, and room for many cars at once."""
+    group = arguments.share_group or book.secret("share_group")
+    tls = None
+    if arguments.tls_ca:
+        tls = TlsFiles(ca=arguments.tls_ca, certificate=arguments.tls_certificate, key=arguments.tls_key)
+    return LinkConfig(
+        brokers=(arguments.broker,),
+        client_id=f"dispatcher-{arguments.replica[:32] or 'x'}-{secrets.token_hex(4)}",
+        filters=(f"$share/{group}/dw/v1/u/+/+/+",),
+        tls=tls,
+        keepalive_s=arguments.keepalive_s,
+        reconnect_max_s=arguments.reconnect_max_s,
+        max_in_flight=MAX_IN_FLIGHT,
+        receive_maximum=RECEIVE_MAXIMUM,
+        inbox_messages=INBOX_MESSAGES,
+    )
 
 
 def _operator_token(folder: Path) -> str:
@@ -134,9 +232,19 @@ def _operator_token(folder: Path) -> str:
 
 def _write_ready(path: Path, broker: str, web: WebServer) -> None:
     ready = Ready(pid=os.getpid(), broker=broker, http_url=web.url, http_port=int(web.url.rpartition(":")[2]))
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")
     temporary.write_bytes(msgspec.json.encode(ready))
     temporary.replace(path)
+
+
+def _forget_ready(path: Path) -> None:
+    """Nobody is to find this process any more; another replica's word, in the same folder, stays."""
+    try:
+        mine = msgspec.json.decode(path.read_bytes(), type=Ready).pid == os.getpid()
+    except (OSError, msgspec.DecodeError):
+        return
+    if mine:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

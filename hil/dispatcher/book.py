@@ -1,41 +1,48 @@
 """The book of jobs: who holds which lease, what was delivered, and what was paid. Rows decide; nothing is in memory.
 
-A job is FREE, LEASED or DONE, and (job, epoch) fences it: each grant takes the next epoch, and a hand-in counts only
-while its epoch is the job's and its unit the holder, in one compare-and-set. An expired lease that nobody else was
+(job, epoch) fences a job: each grant takes the next epoch, and a hand-in counts only while its epoch is the job's, its
+unit the holder, and no hand-in of that epoch was judged, in one compare-and-set. An expired lease that nobody else was
 given still settles: its epoch is still the job's. So is one that was freed: freeing keeps epoch and holder.
 
 A finished slice is paid once, for the items it answered (not those it failed); what a lease left over becomes FREE.
-Asking with a list of what one holds repairs what was lost: a lease the unit should have and does not name is sent
-again, with its epoch and nonce, or freed when too little of it is left to be worth starting.
+How leases are given out, and end without a hand-in, is in `hil.dispatcher.leases`.
 """
 
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from agent.core.model import JobKey, Verdict
-from agent.fleet.messages import JobGrant, ObjectRef, PackageRef
-from hil.dispatcher.database import open_for_writing, transaction
+from agent.core.model import JobKey, Outlook, Verdict, YieldReason
+from agent.errors import FleetError
+from agent.fleet.messages import JobGrant
+from hil.dispatcher.database import Database, Row, SqliteDatabase
 from hil.dispatcher.judge import Accepted, Lease
+from hil.dispatcher.leases import EXPIRED_AT_ONCE, MAX_FAILURES, Holding, Leases, Places, job_grant
 from hil.dispatcher.orders import Orders
-from hil.dispatcher.units import Units
+from hil.dispatcher.paces import Paces
+from hil.dispatcher.rates import Rates
+from hil.dispatcher.replication import Comparator, Copies, NoReplication, Replication, SameDigest
+from hil.dispatcher.submissions import Submissions
+from hil.dispatcher.units import Unit, Units
 
-MAX_LEASES_PER_UNIT = 4
-RESEND_WORTH = 0.5
-"""A lost grant is sent again while this share of its time is left."""
-TAKEN = (
-    "(SELECT classes = '[]' OR jobs.workload_class IN (SELECT value FROM json_each(classes))"
-    " FROM units WHERE unit = :unit)"
-)
-"""Whether the owner of :unit takes work of the job's class: any, where none is named."""
-REFUSAL_MS = 3_600_000
-"""How long a unit that refused a package is not offered it again."""
+UPLOAD_MAX_BYTES = 64 * 1024 * 1024
+"""Of one slice's answers; a job that needs more is cut into smaller slices."""
+MOST_MICRO = 10**12
+"""What a verdict can say that was paid: a million units of the currency."""
+EXPIRE_EVERY_MS = 1_000
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may run a job, and when: an executor or device class of "" is any; more priority comes first."""
+
+    executor: str = ""
+    device_class: str = ""
+    priority: int = 0
 
 
 class HandedIn(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,225 +55,295 @@ class HandedIn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Book:
-    """Use from one thread. `now_ms` is the dispatcher's clock; times in messages are durations from it."""
+    """Use from one thread at a time. The clock is the database's; times in messages are durations from it.
 
-    def __init__(self, database: sqlite3.Connection, now_ms: Callable[[], int]) -> None:
-        self._database = database
-        self._now_ms = now_ms
-        self.units = Units(database, now_ms)
-        self.orders = Orders(database, now_ms)
+    Every method raises DatabaseLostError when the database does not answer, and ConflictError where another replica
+    was first; then nothing was done.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        replication: Replication | None = None,
+        comparator: Comparator | None = None,
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
+        self.database = database
+        self.units = Units(database)
+        self.orders = Orders(database)
+        self.paces = Paces(database)
+        self.submissions = Submissions(database)
+        self.leases = Leases(database, self.units, max_failures=max_failures)
+        self.submissions = Submissions(database)
+        self._rates = Rates(database)
+        self._copies = Copies(database, replication or NoReplication(), comparator or SameDigest())
+        self._expired_ms = 0
 
     @classmethod
     def open(cls, folder: Path, now_ms: Callable[[], int]) -> Self:
-        """The book in `folder`; raises StoreError."""
-        return cls(open_for_writing(folder), now_ms)
+        """The book in `folder`, in SQLite; `now_ms` is its clock. Raises StoreError."""
+        return cls(SqliteDatabase(folder, now_ms))
 
     def close(self) -> None:
-        """Close the file; what was answered is in it already."""
-        self._database.close()
+        """Let go of the database; what was answered is in it already."""
+        self.database.close()
+
+    def now_ms(self) -> int:
+        """The time by which leases are counted."""
+        return self.database.now_ms()
+
+    def keep_house(self, now_ms: int) -> None:
+        """Free what has run out, and write down what was measured; cheap when it was done a moment ago."""
+        self._rates.flush(now_ms)
+        if 0 <= now_ms - self._expired_ms < EXPIRE_EVERY_MS:
+            return
+        with self.database.transaction():
+            if self.leases.expire(now_ms) < EXPIRED_AT_ONCE:
+                self._expired_ms = now_ms
+
+    def secret(self, name: str) -> str:
+        """A random word that all who share this database agree on, made when it is first asked for."""
+        self.database.execute(
+            "INSERT INTO settings (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING",
+            name=name,
+            value=secrets.token_hex(16),
+        )
+        row = self.database.row("SELECT value FROM settings WHERE name = :name", name=name)
+        assert row is not None
+        return str(row["value"])
 
     # --- granting ----------------------------------------------------------------------------------------------
 
-    def add_job(self, job: JobGrant) -> None:
-        """Put a new job up, FREE; epoch, nonce and slices of `job` are not looked at."""
-        self._database.execute(
-            "INSERT INTO jobs (job, customer, package, package_sha256, input_sha256, input_bytes, items, slice_items,"
-            " price_micro_per_item, currency, ttl_s, workload_class) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                job.job,
-                job.customer,
-                job.package.name,
-                job.package.sha256,
-                job.input.sha256,
-                job.input.bytes,
-                job.items,
-                job.slice_items,
-                job.price_micro_per_item,
-                job.currency,
-                job.ttl_s,
-                job.workload_class or "",
-            ),
+    def add_job(self, job: JobGrant, terms: Terms | None = None) -> None:
+        """Put a new job up, FREE; epoch, nonce and slices of `job` are not looked at.
+
+        `expected_s` of the whole job, where it is known, is what counts until its speed has been measured. Raises
+        FleetError for a job whose payment no car could be told.
+        """
+        if job.price_micro_per_item * job.items > MOST_MICRO:
+            raise FleetError(f"the job {job.job} may cost more than a verdict can say", hint="cut it into smaller jobs")
+        wanted = terms or Terms()
+        self.database.execute(
+            "INSERT INTO jobs (job, seq, customer, package, package_sha256, input_sha256, input_bytes, items,"
+            " slice_items, price_micro_per_item, currency, ttl_s, workload_class, executor, device_class, priority,"
+            " estimate_us_per_item) VALUES (:job, (SELECT coalesce(max(seq), 0) + 1 FROM jobs), :customer, :package,"
+            " :package_sha256, :input_sha256, :input_bytes, :items, :slice_items, :price, :currency, :ttl_s, :class,"
+            " :executor, :device_class, :priority, :estimate)",
+            **{
+                "job": job.job,
+                "customer": job.customer,
+                "package": job.package.name,
+                "package_sha256": job.package.sha256,
+                "input_sha256": job.input.sha256,
+                "input_bytes": job.input.bytes,
+                "items": job.items,
+                "slice_items": job.slice_items,
+                "price": job.price_micro_per_item,
+                "currency": job.currency,
+                "ttl_s": job.ttl_s,
+                "class": job.workload_class or "",
+                "executor": wanted.executor,
+                "device_class": wanted.device_class,
+                "priority": wanted.priority,
+                "estimate": job.expected_s * 1_000_000 // job.items,
+            },
         )
 
-    def grant(self, unit: str, have: Iterable[JobKey], object_url: Callable[[str], str]) -> JobGrant | None:
-        """A lease for `unit`, which holds `have`: the one it lost, else the next it can run; None when there is none.
+    def grant(
+        self, unit: Unit, held: list[Holding], have: Iterable[JobKey], outlook: Outlook, places: Places
+    ) -> JobGrant | None:
+        """A lease for `unit`: the one it lost, else the next it can run (see `Leases.grant`); None: there is none."""
+        now_ms = self.now_ms()
+        with self.database.transaction():
+            job = self.leases.grant(unit, held, have, outlook, now_ms)
+            return None if job is None else self._as_granted(job, now_ms, places)
 
-        `ttl_s` counts from now on, so a unit that counts from when it asked always stops first.
-        """
-        now = self._now_ms()
-        with transaction(self._database):
-            job = self._lost_lease(unit, set(have), now) or self._next_lease(unit, now)
-        return None if job is None else self._job_grant(job, now, object_url)
+    def renew(self, unit: Unit, key: JobKey, places: Places) -> JobGrant | None:
+        """The same lease with its time running anew; None when it is not this unit's, or is to end."""
+        now_ms = self.now_ms()
+        with self.database.transaction():
+            job = self.leases.renew(unit.unit, key, now_ms)
+            return None if job is None else self._as_granted(job, now_ms, places)
+
+    def _as_granted(self, job: Row, now_ms: int, places: Places) -> JobGrant:
+        return job_grant(job, self.leases.missing(job)[: job["granted_slices"]], now_ms, places)
 
     def record_ticket(self, key: JobKey, sha256: str) -> None:
         """Note the digest of a signed payload that carries this grant. Call it before the payload is sent."""
-        self._database.execute("INSERT OR IGNORE INTO tickets VALUES (?, ?, ?)", (key.job, key.epoch, sha256))
-
-    def _lost_lease(self, unit: str, have: set[JobKey], now: int) -> str | None:
-        lost = None
-        rows = self._database.execute(
-            f"SELECT job, epoch, expires_ms, ttl_s, {TAKEN} AS taken FROM jobs"  # noqa: S608 - a constant of ours
-            " WHERE holder = :unit AND state = 'leased' AND expires_ms > :now",
-            {"unit": unit, "now": now},
-        ).fetchall()
-        for row in rows:
-            if JobKey(row["job"], row["epoch"]) in have:
-                continue
-            if not row["taken"] or row["expires_ms"] - now < max(1000, RESEND_WORTH * 1000 * row["ttl_s"]):
-                self._database.execute("UPDATE jobs SET state = 'free' WHERE job = ?", (row["job"],))
-            elif lost is None:
-                lost = str(row["job"])
-        return lost
-
-    def _next_lease(self, unit: str, now: int) -> str | None:
-        """Compare-and-set in one statement: FREE or expired becomes LEASED with the next epoch.
-
-        Jobs that were tried least come first, so that one which always fails does not stand in front of the others.
-        """
-        granted = self._database.execute(
-            f"""
-            UPDATE jobs SET state = 'leased', epoch = epoch + 1, holder = :unit, nonce = :nonce,
-                            granted_ms = :now, expires_ms = :now + 1000 * ttl_s
-            WHERE job = (
-                SELECT job FROM jobs
-                WHERE (state = 'free' OR (state = 'leased' AND expires_ms <= :now))
-                  AND package_sha256 IN (SELECT value FROM units, json_each(units.packages) WHERE unit = :unit)
-                  AND NOT EXISTS (SELECT 1 FROM refusals WHERE unit = :unit AND until_ms > :now
-                                  AND refusals.package_sha256 = jobs.package_sha256)
-                  AND {TAKEN}
-                ORDER BY epoch, jobs.rowid LIMIT 1)
-              AND :most > (SELECT count(*) FROM jobs WHERE holder = :unit AND state = 'leased' AND expires_ms > :now)
-            RETURNING job
-            """,  # noqa: S608 - a constant of ours
-            {"unit": unit, "nonce": secrets.token_hex(16), "now": now, "most": MAX_LEASES_PER_UNIT},
-        ).fetchall()
-        return str(granted[0]["job"]) if granted else None
-
-    def _job_grant(self, job: str, now: int, object_url: Callable[[str], str]) -> JobGrant:
-        row = self._row(job)
-        assert row is not None
-        return JobGrant(
-            job=job,
-            epoch=row["epoch"],
-            nonce=row["nonce"],
-            customer=row["customer"],
-            package=PackageRef(name=row["package"], sha256=row["package_sha256"]),
-            input=ObjectRef(url=object_url(row["input_sha256"]), sha256=row["input_sha256"], bytes=row["input_bytes"]),
-            items=row["items"],
-            slice_items=row["slice_items"],
-            slices=self._wanted(row),
-            ttl_s=(row["expires_ms"] - now) // 1000,
-            price_micro_per_item=row["price_micro_per_item"],
-            currency=row["currency"],
-            workload_class=row["workload_class"] or None,
+        self.database.execute(
+            "INSERT INTO tickets (job, epoch, sha256) VALUES (:job, :epoch, :sha256) ON CONFLICT DO NOTHING",
+            job=key.job,
+            epoch=key.epoch,
+            sha256=sha256,
         )
+
+    def upload_allowed(self, token: str) -> int | None:
+        """How large an object may be that is brought with this token; None: there is no such lease any more."""
+        row = self.database.row("SELECT state FROM jobs WHERE upload_token = :token", token=token)
+        return None if row is None or row["state"] == "done" else UPLOAD_MAX_BYTES
 
     # --- what comes back ---------------------------------------------------------------------------------------
 
-    def standing(self, unit: str, key: JobKey) -> Lease | HandedIn | None:
+    def standing(self, unit: Unit, key: JobKey) -> Lease | HandedIn | None:
         """What a hand-in of `unit` for `key` meets: its lease, the verdict it has had, or None when it is stale."""
-        judged = self._database.execute(
-            "SELECT unit, verdict, reason, paid_micro, statement_sha256 FROM handins WHERE job = ? AND epoch = ?",
-            (key.job, key.epoch),
-        ).fetchone()
-        if judged is not None:
-            if judged["unit"] != unit:
-                return None
-            return HandedIn(
-                verdict=Verdict(judged["verdict"]),
-                reason=judged["reason"],
-                paid_micro=judged["paid_micro"],
-                statement_sha256=judged["statement_sha256"],
-            )
-        row = self._row(key.job)
-        if row is None or (row["epoch"], row["holder"]) != (key.epoch, unit):
+        rows = self.database.rows(
+            "SELECT jobs.*, handins.unit AS judged_unit, verdict, reason, paid_micro, statement_sha256,"
+            " tickets.sha256 AS ticket FROM jobs"
+            " LEFT JOIN handins ON handins.job = jobs.job AND handins.epoch = :epoch"
+            " LEFT JOIN tickets ON tickets.job = jobs.job AND tickets.epoch = :epoch WHERE jobs.job = :job",
+            job=key.job,
+            epoch=key.epoch,
+        )
+        if not rows:
             return None
-        tickets = self._database.execute("SELECT sha256 FROM tickets WHERE job = ? AND epoch = ?", (key.job, key.epoch))
+        row = rows[0]
+        if row["judged_unit"] is None:
+            tickets = frozenset(one["ticket"] for one in rows if one["ticket"] is not None)
+            return self._lease(row, unit, key, tickets) if self._holds(row, unit, key) else None
+        if row["judged_unit"] != unit.unit:
+            return None
+        return HandedIn(
+            verdict=Verdict(row["verdict"]),
+            reason=row["reason"],
+            paid_micro=row["paid_micro"],
+            statement_sha256=row["statement_sha256"],
+        )
+
+    def _holds(self, row: Row, unit: Unit, key: JobKey) -> bool:
+        return (row["epoch"], row["holder"]) == (key.epoch, unit.unit)
+
+    def _lease(self, row: Row, unit: Unit, key: JobKey, tickets: frozenset[str]) -> Lease:
+        missing = self.leases.missing(row)
         return Lease(
             key=key,
-            unit=unit,
+            unit=unit.unit,
             nonce=row["nonce"],
-            tickets=frozenset(ticket["sha256"] for ticket in tickets.fetchall()),
+            tickets=tickets,
             package=row["package"],
             package_sha256=row["package_sha256"],
             input_sha256=row["input_sha256"],
             items=row["items"],
             slice_items=row["slice_items"],
-            wanted=self._wanted(row),
-            held_ms=self._now_ms() - row["granted_ms"],
+            wanted=missing[: row["granted_slices"]],
+            left_over=len(missing),
+            held_ms=self.now_ms() - row["granted_ms"],
             price_micro_per_item=row["price_micro_per_item"],
+            replica_of=row["replica_of"],
         )
 
     def counter_is_new(self, keyid: str, counter: int) -> bool:
         """Whether no accepted statement of this key has this counter."""
-        row = self._database.execute("SELECT 1 FROM handins WHERE keyid = ? AND counter = ?", (keyid, counter))
-        return row.fetchone() is None
+        row = self.database.row(
+            "SELECT counter FROM handins WHERE keyid = :keyid AND counter = :counter", keyid=keyid, counter=counter
+        )
+        return row is None
 
-    def settle(self, lease: Lease, accepted: Accepted, statement_sha256: str) -> int | None:
+    def settle(self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str) -> int | None:
         """Take the slices, pay for them, and end the lease; what was paid, or None when the fence had moved."""
         paid_by_slice = {
             entry.index: lease.price_micro_per_item * (entry.items - entry.failed_items) for entry in accepted.slices
         }
         paid_micro = sum(paid_by_slice.values())
-        state = "free" if set(lease.wanted) - paid_by_slice.keys() else "done"
+        done = len(paid_by_slice) == lease.left_over
         statement = accepted.statement
-        with transaction(self._database):
-            if not self._end_lease(lease, state):
+        now_ms = self.now_ms()
+        with self.database.transaction():
+            if not self._end_lease(lease, "done" if done else "free", progress=bool(paid_by_slice)):
                 return None
-            self._database.execute(
+            self.database.execute(
                 "INSERT INTO handins (job, epoch, unit, verdict, statement_sha256, paid_micro, micro_wh, at_ms, keyid,"
-                " counter, envelope) VALUES (?, ?, ?, 'settled', ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(lease.key.job, lease.key.epoch, lease.unit),
-                    *(statement_sha256, paid_micro, statement.energy.micro_wh),
-                    *(self._now_ms(), accepted.keyid, statement.counter, accepted.envelope),
-                ),
+                " counter, envelope) VALUES (:job, :epoch, :unit, 'settled', :statement, :paid, :micro_wh, :now,"
+                " :keyid, :counter, :envelope)",
+                job=lease.key.job,
+                epoch=lease.key.epoch,
+                unit=lease.unit,
+                statement=statement_sha256,
+                paid=paid_micro,
+                micro_wh=statement.energy.micro_wh,
+                now=now_ms,
+                keyid=accepted.keyid,
+                counter=statement.counter,
+                envelope=accepted.envelope,
             )
-            self._database.executemany(
-                "INSERT INTO results (job, slice, epoch, items, failed_items, paid_micro, body)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            self.database.many(
+                "INSERT INTO results (job, slice, epoch, items, failed_items, paid_micro, output_sha256, body)"
+                " VALUES (:job, :slice, :epoch, :items, :failed, :paid, :sha256, :body)",
                 [
-                    (lease.key.job, s.index, lease.key.epoch, s.items, s.failed_items, paid_by_slice[s.index], s.body)
-                    for s in accepted.slices
+                    {
+                        "job": lease.key.job,
+                        "slice": entry.index,
+                        "epoch": lease.key.epoch,
+                        "items": entry.items,
+                        "failed": entry.failed_items,
+                        "paid": paid_by_slice[entry.index],
+                        "sha256": entry.output_sha256,
+                        "body": entry.body,
+                    }
+                    for entry in accepted.slices
                 ],
             )
+            self.units.note_settled(unit)
+            if done:
+                self._copies.on_done(lease.key.job, lease.replica_of, now_ms)
+        times = statement.times
+        took_ms = max(
+            times.finished_boot_ms - times.started_boot_ms, sum(entry.compute_ms for entry in statement.slices)
+        )
+        items = sum(entry.items for entry in accepted.slices)
+        self._rates.note(lease.package_sha256, unit.device_class, items, took_ms)
         return paid_micro
 
     def refuse(self, lease: Lease, reason: str, statement_sha256: str) -> None:
         """The unit itself signed something wrong: the lease is over, unpaid, and its slices are wanted again."""
-        with transaction(self._database):
-            if self._end_lease(lease, "free"):
-                self._database.execute(
+        now_ms = self.now_ms()
+        with self.database.transaction():
+            if self._end_lease(lease, "free", progress=False):
+                self.database.execute(
                     "INSERT INTO handins (job, epoch, unit, verdict, reason, statement_sha256, at_ms)"
-                    " VALUES (?, ?, ?, 'bad', ?, ?, ?)",
-                    (lease.key.job, lease.key.epoch, lease.unit, reason, statement_sha256, self._now_ms()),
+                    " VALUES (:job, :epoch, :unit, 'bad', :reason, :statement, :now)",
+                    job=lease.key.job,
+                    epoch=lease.key.epoch,
+                    unit=lease.unit,
+                    reason=reason,
+                    statement=statement_sha256,
+                    now=now_ms,
                 )
+                self.leases.note_bad(lease.unit, lease.key, reason, now_ms)
 
-    def give_back(self, lease: Lease) -> None:
-        """The unit gave the lease back with nothing done. It stays the holder: a hand-in may come after all."""
-        self._end_lease(lease, "free")
+    def give_back(self, lease: Lease, why: YieldReason, detail: str) -> bool:
+        """The unit gave the lease back with nothing done; False when it was over anyway.
 
-    def note_refusal(self, lease: Lease) -> None:
-        """The unit cannot run this package: do not offer it again for an hour."""
-        self._database.execute(
-            "INSERT OR REPLACE INTO refusals VALUES (?, ?, ?)",
-            (lease.unit, lease.package_sha256, self._now_ms() + REFUSAL_MS),
+        It stays the holder: a hand-in may come after all.
+        """
+        return self.leases.give_back(lease.unit, lease.key, why, detail, self.now_ms())
+
+    def wait_for_uploads(self, lease: Lease) -> None:
+        """The unit has finished, and its answers are still on their way: give the job to nobody else meanwhile."""
+        self.leases.hold(lease.unit, lease.key, self.now_ms())
+
+    def note_reason(self, lease: Lease, why: YieldReason, detail: str) -> None:
+        """Why a lease was given back says something of unit and job: what is offered next depends on it."""
+        row = self.leases.row(lease.key.job)
+        if row is not None:
+            self.leases.note_reason(lease.unit, row, why, detail, self.now_ms())
+
+    def _end_lease(self, lease: Lease, state: str, *, progress: bool) -> bool:
+        """The fence: only the holder of the job's present epoch ends its lease, and only once.
+
+        All of it is in the one row that is changed: another replica that waits for the row looks at it again.
+        """
+        ended = self.database.execute(
+            "UPDATE jobs SET settled_epoch = :epoch,"
+            " state = CASE WHEN :state = 'done' THEN 'done' WHEN state = 'cancelled' THEN 'cancelled'"
+            " WHEN state = 'dead' AND :progress = 0 THEN 'dead' ELSE 'free' END,"
+            " tries = CASE WHEN :progress = 1 THEN 0 ELSE tries END,"
+            " failures = CASE WHEN :progress = 1 THEN 0 ELSE failures END"
+            " WHERE job = :job AND epoch = :epoch AND holder = :unit AND settled_epoch < :epoch",
+            job=lease.key.job,
+            epoch=lease.key.epoch,
+            unit=lease.unit,
+            state=state,
+            progress=int(progress),
         )
-
-    def _end_lease(self, lease: Lease, state: str) -> bool:
-        """The fence: only the holder of the job's present epoch ends its lease, and only once."""
-        ended = self._database.execute(
-            "UPDATE jobs SET state = :state WHERE job = :job AND epoch = :epoch AND holder = :unit AND state != 'done'"
-            " AND NOT EXISTS (SELECT 1 FROM handins WHERE job = :job AND epoch = :epoch)",
-            {"state": state, "job": lease.key.job, "epoch": lease.key.epoch, "unit": lease.unit},
-        )
-        return ended.rowcount == 1
-
-    def _row(self, job: str) -> sqlite3.Row | None:
-        row: sqlite3.Row | None = self._database.execute("SELECT * FROM jobs WHERE job = ?", (job,)).fetchone()
-        return row
-
-    def _wanted(self, row: sqlite3.Row) -> tuple[int, ...]:
-        done = {r["slice"] for r in self._database.execute("SELECT slice FROM results WHERE job = ?", (row["job"],))}
-        slices = -(-row["items"] // row["slice_items"])
-        return tuple(index for index in range(slices) if index not in done)
+        return ended == 1

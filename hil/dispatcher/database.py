@@ -1,107 +1,261 @@
-"""The dispatcher's SQLite file: its tables, and the one connection that writes them.
+"""Where the dispatcher's rows are: SQLite for one machine, PostgreSQL for several, behind one small door.
 
-WAL with `synchronous=FULL`: what was answered had been committed. One process writes through one connection; others
-(a live view, a test) open it read-only. Rows are the only truth about a lease, so every rule that must never break is a
-constraint here: a slice has one result, a lease has one hand-in, a key uses a counter once.
+Both speak the same SQL with named parameters (`:name`), and every statement of the dispatcher is written once; what
+differs is here: how a row is locked for one replica only, how a list is looked through, whose clock counts.
 
-Times are milliseconds of the dispatcher's clock, money millionths of the currency unit.
+* SQLite (the default): one file, WAL with `synchronous=FULL`, so that what was answered had been committed. Several
+  processes of one machine may write; a transaction takes the write lock at once and waits for it. The clock is the
+  process's, since there is only one machine.
+* PostgreSQL (`hil.dispatcher.postgres`): any number of replicas. The clock is the database's, for all of them.
+
+A database that does not answer is a `DatabaseLostError`: nothing was decided, the caller answers nobody, and cars say
+it again. A constraint that held is a `ConflictError`: somebody else was first, and looking again shows what they did.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import structlog
 
 from agent.errors import StoreError
+from hil.dispatcher import schema
 
 FILE = "dispatcher.sqlite3"
 BUSY_TIMEOUT_S = 5.0
+STATEMENTS_KEPT = 256
+LOST_CODES = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+}
+"""Of the disk or of other processes: they may pass. The rest are mistakes in a statement, and are raised as such."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    job TEXT PRIMARY KEY, customer TEXT NOT NULL, package TEXT NOT NULL, package_sha256 TEXT NOT NULL,
-    input_sha256 TEXT NOT NULL, input_bytes INTEGER NOT NULL, items INTEGER NOT NULL, slice_items INTEGER NOT NULL,
-    price_micro_per_item INTEGER NOT NULL, currency TEXT NOT NULL, ttl_s INTEGER NOT NULL,
-    workload_class TEXT NOT NULL DEFAULT '',
-    state TEXT NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'leased', 'done')),
-    epoch INTEGER NOT NULL DEFAULT 0, holder TEXT, nonce TEXT, granted_ms INTEGER, expires_ms INTEGER
-) STRICT;
--- The SHA-256 of every signed payload that carried a grant: what a statement may name as its ticket.
-CREATE TABLE IF NOT EXISTS tickets (
-    job TEXT NOT NULL REFERENCES jobs, epoch INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (job, epoch, sha256)
-) STRICT, WITHOUT ROWID;
--- One row for each lease that ended with a signed statement; the envelope is kept so that anybody can verify it.
-CREATE TABLE IF NOT EXISTS handins (
-    job TEXT NOT NULL REFERENCES jobs, epoch INTEGER NOT NULL, unit TEXT NOT NULL REFERENCES units,
-    verdict TEXT NOT NULL CHECK (verdict IN ('settled', 'bad')), reason TEXT NOT NULL DEFAULT '',
-    paid_micro INTEGER NOT NULL DEFAULT 0, micro_wh INTEGER NOT NULL DEFAULT 0, at_ms INTEGER NOT NULL,
-    statement_sha256 TEXT NOT NULL, keyid TEXT, counter INTEGER, envelope BLOB,
-    PRIMARY KEY (job, epoch), UNIQUE (keyid, counter)
-) STRICT;
-CREATE TABLE IF NOT EXISTS results (
-    job TEXT NOT NULL, slice INTEGER NOT NULL, epoch INTEGER NOT NULL, items INTEGER NOT NULL,
-    failed_items INTEGER NOT NULL, paid_micro INTEGER NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (job, slice), FOREIGN KEY (job, epoch) REFERENCES handins
-) STRICT;
-CREATE TABLE IF NOT EXISTS units (
-    unit TEXT PRIMARY KEY, cell TEXT NOT NULL, keyid TEXT NOT NULL UNIQUE, public_key_pem TEXT NOT NULL,
-    key_protection TEXT NOT NULL, device_class TEXT NOT NULL DEFAULT '', executor TEXT NOT NULL DEFAULT '',
-    packages TEXT NOT NULL DEFAULT '[]', classes TEXT NOT NULL DEFAULT '[]',
-    link TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '',
-    conn INTEGER NOT NULL DEFAULT 0, seen_ms INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS refusals (
-    unit TEXT NOT NULL REFERENCES units, package_sha256 TEXT NOT NULL, until_ms INTEGER NOT NULL,
-    PRIMARY KEY (unit, package_sha256)
-) STRICT, WITHOUT ROWID;
--- The newest order of each kind to each unit, sent again whenever its link comes up.
-CREATE TABLE IF NOT EXISTS orders (
-    unit TEXT NOT NULL REFERENCES units, kind TEXT NOT NULL CHECK (kind IN ('prices', 'demand')),
-    issued_ms INTEGER NOT NULL, ends_ms INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (unit, kind)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS enrolment_codes (
-    code_sha256 TEXT PRIMARY KEY, used_by TEXT REFERENCES units
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS jobs_by_holder ON jobs (holder, state);
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, epoch);
-"""
+Row = Mapping[str, Any]
+log = structlog.get_logger("dispatcher")
 
 
-def open_for_writing(folder: Path) -> sqlite3.Connection:
-    """The database in `folder`, made when there is none; raises StoreError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(folder / FILE, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        database.row_factory = sqlite3.Row
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA foreign_keys = ON")
-        database.executescript(SCHEMA)
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"cannot open the dispatcher's book in {folder}: {error}") from error
-    return database
+class DatabaseLostError(StoreError):
+    """The database does not answer; nothing was decided, or nobody knows whether it was."""
 
 
-def open_for_reading(folder: Path) -> sqlite3.Connection:
-    """A read-only connection for another process; raises StoreError when there is no book yet."""
-    try:
-        database = sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
-        database.row_factory = sqlite3.Row
-        database.execute("SELECT count(*) FROM jobs").fetchone()
-    except sqlite3.Error as error:
-        raise StoreError(f"cannot read the dispatcher's book in {folder}: {error}") from error
-    return database
+class ConflictError(StoreError):
+    """A constraint held, or another replica was first: look again."""
 
 
-@contextlib.contextmanager
-def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; takes the write lock at once, so that what was read stays true until the commit."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
+class Database(ABC):
+    """Use from one thread at a time. Raises DatabaseLostError and ConflictError from every method but `close`."""
+
+    lock_for_me = ""
+    """Ends a SELECT of one job to be granted: the row is this replica's until the commit, others pass it over."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._lost = False
+        self._now_ms_here: int | None = None
+
+    def execute(self, sql: str, **values: object) -> int:
+        """Run a statement; how many rows it changed."""
+        return self._run(sql, values)[0]
+
+    def rows(self, sql: str, **values: object) -> list[Row]:
+        """All rows of a query, or of what a statement returns."""
+        return self._run(sql, values)[1]
+
+    def row(self, sql: str, **values: object) -> Row | None:
+        """The first row of a query, None when there is none."""
+        found = self.rows(sql, **values)
+        return found[0] if found else None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable at the end. One inside another is part of it."""
+        if self._depth:
+            yield
+            return
+        self._begin()
+        self._depth, self._now_ms_here = 1, None
+        try:
+            yield
+            self._end("COMMIT")
+        except BaseException:
+            with contextlib.suppress(DatabaseLostError, ConflictError):
+                self._end("ROLLBACK")
+            raise
+        finally:
+            self._depth = 0
+
+    @abstractmethod
+    def many(self, sql: str, values: Iterable[Mapping[str, object]]) -> None:
+        """Run a statement once for each of `values`."""
+
+    @abstractmethod
+    def among(self, column: str, name: str) -> str:
+        """SQL: whether `column` is in the list (of text) that the parameter `name` is."""
+
+    def now_ms(self) -> int:
+        """The time by which leases are counted; within a transaction that of its first question."""
+        if not self._depth:
+            return self._clock_ms()
+        if self._now_ms_here is None:
+            self._now_ms_here = self._clock_ms()
+        return self._now_ms_here
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it; what was answered is in it already."""
+
+    @abstractmethod
+    def _clock_ms(self) -> int: ...
+
+    @abstractmethod
+    def _run(self, sql: str, values: Mapping[str, object]) -> tuple[int, list[Row]]:
+        """Rows changed, and rows returned."""
+
+    @abstractmethod
+    def _begin(self) -> None: ...
+
+    @abstractmethod
+    def _end(self, word: str) -> None: ...
+
+    def _note_lost(self, detail: str) -> None:
+        if not self._lost:
+            self._lost = True
+            log.warning("database_lost", detail=detail)
+
+    def _note_back(self) -> None:
+        if self._lost:
+            self._lost = False
+            log.info("database_back")
+
+
+class SqliteDatabase(Database):
+    """The file in a folder, made when there is none; raises StoreError."""
+
+    def __init__(self, folder: Path, now_ms: Callable[[], int]) -> None:
+        super().__init__()
+        self._now_ms = now_ms
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._connection = _connect(str(folder / FILE))
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            _check_age(self._connection)
+            self._connection.executescript(schema.for_sqlite())
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot open the dispatcher's book in {folder}: {error}") from error
+        check_version(self, str(folder / FILE))
+
+    def many(self, sql: str, values: Iterable[Mapping[str, object]]) -> None:
+        """See `Database`."""
+        with self._failing():
+            self._connection.executemany(sql, list(values))
+
+    def among(self, column: str, name: str) -> str:
+        """See `Database`: a list is a parameter in JSON."""
+        return f"{column} IN (SELECT value FROM json_each(:{name}))"  # noqa: S608 - names of ours
+
+    def close(self) -> None:
+        """See `Database`."""
+        self._connection.close()
+
+    def _clock_ms(self) -> int:
+        return self._now_ms()
+
+    def _run(self, sql: str, values: Mapping[str, object]) -> tuple[int, list[Row]]:
+        with self._failing():
+            cursor = self._connection.execute(sql, {name: _plain(value) for name, value in values.items()})
+            found = cast("list[Row]", cursor.fetchall())
+            return cursor.rowcount, found
+
+    def _begin(self) -> None:
+        with self._failing():
+            self._connection.execute("BEGIN IMMEDIATE")
+        self._note_back()
+
+    def _end(self, word: str) -> None:
+        with self._failing():
+            if self._connection.in_transaction:
+                self._connection.execute(word)
+            elif word == "COMMIT":  # an error that somebody passed over made SQLite roll back by itself
+                raise DatabaseLostError("the transaction was rolled back")
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise ConflictError(f"a constraint of the book held: {error}") from error
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in LOST_CODES:
+                raise
+            self._note_lost(str(error))
+            raise DatabaseLostError(f"the dispatcher's book cannot be used now: {error}") from error
+
+
+class SqliteReader(SqliteDatabase):
+    """The file in a folder, for reading only, beside the processes that write it; raises StoreError when it is none."""
+
+    def __init__(self, folder: Path) -> None:
+        Database.__init__(self)
+        try:
+            self._connection = _connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro")
+            self._connection.execute("SELECT count(*) FROM jobs").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot read the dispatcher's book in {folder}: {error}") from error
+
+
+def check_version(database: Database, where: str) -> None:
+    """Write down which tables these are; raises StoreError when they are another version's."""
+    database.execute(
+        "INSERT INTO settings (name, value) VALUES ('version', :version) ON CONFLICT DO NOTHING", version=schema.VERSION
+    )
+    row = database.row("SELECT value FROM settings WHERE name = 'version'")
+    if row is None or row["value"] != schema.VERSION:
+        raise _other_version(where)
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    """The thread that opens it need not be the one that uses it; the caller sees to it that there is one at a time."""
+    connection = sqlite3.connect(
+        name,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=STATEMENTS_KEPT,
+        uri=name.startswith("file:"),
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _check_age(connection: sqlite3.Connection) -> None:
+    tables = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "jobs" in tables and "settings" not in tables:
+        raise _other_version("the book")
+
+
+def _other_version(where: str) -> StoreError:
+    return StoreError(f"{where} was made by another version of the dispatcher", hint="finish with that, or use another")
+
+
+@functools.singledispatch
+def _plain(value: object) -> object:
+    """A parameter as SQLite takes it: a list as JSON."""
+    return value
+
+
+@_plain.register
+def _(value: tuple) -> object:  # type: ignore[type-arg]
+    return msgspec.json.encode(value).decode()

@@ -7,20 +7,26 @@
 
 A counter has to be new for the key, not higher than the last one seen: hand-ins may overtake each other on the way, and
 arriving late is not a crime. Two different statements with one counter are.
+
+Answers are in the message, or were uploaded before and are read by their digest; until they are all there the answer is
+`later`, too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.core.model import HandInKind, JobKey
 from agent.errors import TrustError
-from agent.fleet.messages import Envelope, SliceOutput
+from agent.fleet.messages import Envelope, SliceOutput, UploadedObject
 from agent.trust import dsse
 from agent.trust.keys import load_public_key
 from agent.trust.statement import PAYLOAD_TYPE, Slice, Statement, parse_statement
@@ -28,7 +34,8 @@ from hil.dispatcher.units import Unit
 
 MAX_POWER_W = 2000
 """More than any inference computer in a car draws; a lease that claims more was not measured."""
-SLACK_MS = 1000
+CLOCK_STEP_MS = 60_000
+"""The database's clock may have been set back by so much while the lease was held: that is nobody's lie."""
 CLOCK_DRIFT = 1.01
 """Two crystals differ by far less than a percent; suspends and restarts are in boot time already."""
 
@@ -37,12 +44,19 @@ class UnprovenError(TrustError):
     """Nothing shows that the unit said this."""
 
 
+class MissingUploadError(UnprovenError):
+    """Answers that the hand-in names have not been uploaded, or not wholly."""
+
+
 class MisstatementError(TrustError):
     """The unit signed something wrong about this lease."""
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease as the book has it; `tickets` are the digests of the signed grants that were sent for it."""
+    """A lease as the book has it; `tickets` are the digests of the signed grants that were sent for it.
+
+    `wanted` are the slices that it is for, `left_over` is how many the whole job still lacks.
+    """
 
     key: JobKey
     unit: str
@@ -54,8 +68,10 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     items: int
     slice_items: int
     wanted: tuple[int, ...]
+    left_over: int
     held_ms: int
     price_micro_per_item: int
+    replica_of: str | None = None
 
     def items_of(self, index: int) -> int:
         """How many items slice `index` has."""
@@ -71,12 +87,13 @@ class HandIn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AcceptedSlice(msgspec.Struct, frozen=True, kw_only=True):
-    """One slice's answers: a JSON array of `items` entries."""
+    """One slice's answers: a JSON array of `items` entries; None when they are the object of their digest."""
 
     index: int
     items: int
     failed_items: int
-    body: bytes
+    output_sha256: str
+    body: bytes | None
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,8 +105,18 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     envelope: bytes
 
 
-def judge(hand_in: HandIn, lease: Lease, unit: Unit, *, counter_is_new: Callable[[str, int], bool]) -> Accepted:
-    """The hand-in, verified; raises UnprovenError or MisstatementError with the reason."""
+def judge(
+    hand_in: HandIn,
+    lease: Lease,
+    unit: Unit,
+    *,
+    counter_is_new: Callable[[str, int], bool],
+    uploaded: Callable[[str], Path | None],
+) -> Accepted:
+    """The hand-in, verified; raises UnprovenError or MisstatementError with the reason.
+
+    `uploaded` says where the object of a digest lies, None where it does not.
+    """
     envelope = msgspec.json.encode(hand_in.statement)
     statement = _authentic(envelope, hand_in.kind, lease, unit)
     _check_bindings(statement, lease, unit)
@@ -99,7 +126,7 @@ def judge(hand_in: HandIn, lease: Lease, unit: Unit, *, counter_is_new: Callable
         raise MisstatementError(f"counter {statement.counter} was used in another statement of this key")
     return Accepted(
         statement=statement,
-        slices=_answers(hand_in.outputs, statement.slices),
+        slices=_answers(hand_in.outputs, statement.slices, uploaded),
         keyid=unit.keyid,
         envelope=envelope,
     )
@@ -107,7 +134,7 @@ def judge(hand_in: HandIn, lease: Lease, unit: Unit, *, counter_is_new: Callable
 
 def _authentic(envelope: bytes, kind: HandInKind, lease: Lease, unit: Unit) -> Statement:
     """The statement, if this unit signed it for this lease."""
-    key = load_public_key(unit.public_key_pem)
+    key = _public_key(unit.public_key_pem)
     try:
         statement = parse_statement(dsse.verify(envelope, PAYLOAD_TYPE, {unit.keyid: key}))
     except TrustError as error:
@@ -143,27 +170,35 @@ def _check_slices(slices: tuple[Slice, ...], lease: Lease) -> None:
 
 
 def _check_plausible(statement: Statement, lease: Lease) -> None:
-    """Lazy fraud only: work that took longer than the lease was held, or power that no such computer draws."""
+    """Lazy fraud only: work that took longer than the lease was held, or power that no such computer draws.
+
+    A car whose agent was restarted has slices from before, so these are held against the lease, and not against the
+    times in the statement, which are of the last run.
+    """
+    most_ms = round(lease.held_ms * CLOCK_DRIFT) + CLOCK_STEP_MS
     duration_ms = statement.times.finished_boot_ms - statement.times.started_boot_ms
-    if duration_ms > lease.held_ms * CLOCK_DRIFT + SLACK_MS:
-        raise MisstatementError(f"the work took {duration_ms} ms of a lease that was granted {lease.held_ms} ms ago")
+    of_what = f"of a lease that was granted {lease.held_ms} ms ago"
+    if duration_ms > most_ms:
+        raise MisstatementError(f"the work took {duration_ms} ms {of_what}")
     for entry in statement.slices:
-        if entry.compute_ms > duration_ms + SLACK_MS:
-            raise MisstatementError(f"slice {entry.index} computed for {entry.compute_ms} ms of {duration_ms} ms")
-    most_micro_wh = MAX_POWER_W * (duration_ms + SLACK_MS) / 3.6  # 1 W for 1 ms is 1/3.6 microwatt-hours
-    if statement.energy.micro_wh > most_micro_wh:
-        raise MisstatementError(f"{statement.energy.micro_wh} uWh in {duration_ms} ms is more than {MAX_POWER_W} W")
+        if entry.compute_ms > most_ms:
+            raise MisstatementError(f"slice {entry.index} computed for {entry.compute_ms} ms {of_what}")
+    if statement.energy.micro_wh > MAX_POWER_W * most_ms / 3.6:  # 1 W for 1 ms is 1/3.6 microwatt-hours
+        raise MisstatementError(f"{statement.energy.micro_wh} uWh {of_what} is more than {MAX_POWER_W} W")
 
 
-def _answers(outputs: tuple[SliceOutput, ...], slices: tuple[Slice, ...]) -> tuple[AcceptedSlice, ...]:
+def _answers(
+    outputs: tuple[SliceOutput, ...], slices: tuple[Slice, ...], uploaded: Callable[[str], Path | None]
+) -> tuple[AcceptedSlice, ...]:
     """The answers, if they are exactly those whose digests were signed."""
-    bodies = {output.index: _from_base64(output) for output in outputs}
-    if len(bodies) != len(outputs) or bodies.keys() != {entry.index for entry in slices}:
+    given = {output.index: output for output in outputs}
+    if len(given) != len(outputs) or given.keys() != {entry.index for entry in slices}:
         raise UnprovenError("the outputs are not one for each slice of the statement")
-    return tuple(_answer(entry, bodies[entry.index]) for entry in slices)
+    return tuple(_answer(entry, given[entry.index], uploaded) for entry in slices)
 
 
-def _answer(entry: Slice, body: bytes) -> AcceptedSlice:
+def _answer(entry: Slice, output: SliceOutput, uploaded: Callable[[str], Path | None]) -> AcceptedSlice:
+    body = _from_base64(output) if output.uploaded is None else _from_upload(entry, output.uploaded, uploaded)
     if hashlib.sha256(body).hexdigest() != entry.output_sha256:
         raise UnprovenError(f"the output of slice {entry.index} is not the one that was signed")
     try:
@@ -172,7 +207,28 @@ def _answer(entry: Slice, body: bytes) -> AcceptedSlice:
         raise MisstatementError(f"the output of slice {entry.index} is not a JSON array: {error}") from error
     if len(answers) != entry.items:
         raise MisstatementError(f"the output of slice {entry.index} has {len(answers)} answers for {entry.items} items")
-    return AcceptedSlice(index=entry.index, items=entry.items, failed_items=entry.failed_items, body=body)
+    return AcceptedSlice(
+        index=entry.index,
+        items=entry.items,
+        failed_items=entry.failed_items,
+        output_sha256=entry.output_sha256,
+        body=body if output.uploaded is None else None,
+    )
+
+
+def _from_upload(entry: Slice, claimed: UploadedObject, uploaded: Callable[[str], Path | None]) -> bytes:
+    """The object that was brought, whatever the store believes of it: its digest is looked at again by the caller."""
+    if claimed.sha256 != entry.output_sha256:
+        raise UnprovenError(f"the upload named for slice {entry.index} is not the output that was signed")
+    path = uploaded(claimed.sha256)
+    if path is None:
+        raise MissingUploadError(f"the output of slice {entry.index} has not been uploaded")
+    try:
+        if path.stat().st_size != claimed.bytes:
+            raise UnprovenError(f"the upload of slice {entry.index} has another size than {claimed.bytes} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise MissingUploadError(f"the upload of slice {entry.index} cannot be read: {error.strerror}") from error
 
 
 def _from_base64(output: SliceOutput) -> bytes:
@@ -180,3 +236,9 @@ def _from_base64(output: SliceOutput) -> bytes:
         return base64.b64decode(output.body, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UnprovenError(f"the output of slice {output.index} is not base64") from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _public_key(pem: str) -> EllipticCurvePublicKey:
+    """Parsing a key costs a fifth of using it, and a unit keeps its own."""
+    return load_public_key(pem)

@@ -1,12 +1,18 @@
-"""Job inputs as files named by their SHA-256: what a grant points to and a car fetches."""
+"""Bulk data as files named by their SHA-256: inputs that cars fetch, and answers that they brought.
+
+An object appears whole, by a rename, and never changes; so several dispatchers may share the folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
+import threading
+from collections import OrderedDict
 from pathlib import Path
 
+SMALL_KEPT = 256
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -14,23 +20,49 @@ class Objects:
     """A folder of immutable objects."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        self._small: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
         """Store `data`, whole or not at all; its name."""
         name = hashlib.sha256(data).hexdigest()
-        temporary = self._folder / f"{name}.{os.getpid()}.part"
+        temporary = self.folder / f"{name}.{os.getpid()}.{threading.get_ident()}.part"
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self._folder / name)
+        self.adopt(temporary, name)
         return name
+
+    def adopt(self, file: Path, name: str) -> None:
+        """Make a file that is on the same disk, durable, and known to have this digest, the object of this name."""
+        file.replace(self.folder / name)
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def small(self, name: str) -> bytes | None:
+        """An object that a message carries; the newest few are kept in memory, since jobs often share an input."""
+        with self._lock:
+            if name in self._small:
+                self._small.move_to_end(name)
+                return self._small[name]
+        path = self.path(name)
+        body = None if path is None else path.read_bytes()
+        if body is not None:
+            with self._lock:
+                self._small[name] = body
+                while len(self._small) > SMALL_KEPT:
+                    self._small.popitem(last=False)
+        return body
 
     def path(self, name: str) -> Path | None:
         """The file of object `name`; None when there is none, or when `name` is not the name of an object."""
         if not SHA256.fullmatch(name):
             return None
-        path = self._folder / name
+        path = self.folder / name
         return path if path.is_file() else None

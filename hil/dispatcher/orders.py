@@ -7,13 +7,10 @@ car that was away learns of it; a stop then names what is left of it.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable
-
 import msgspec
 
 from agent.fleet.messages import DemandMessage, MessageError, PricesMessage, PricesSlot, decode, encode
-from hil.dispatcher.database import transaction
+from hil.dispatcher.database import Database
 
 TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 PRICES, DEMAND = "prices", "demand"
@@ -37,13 +34,13 @@ class DemandOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Orders:
     """Part of the book; see there for threads and time."""
 
-    def __init__(self, database: sqlite3.Connection, now_ms: Callable[[], int]) -> None:
-        self._database, self._now_ms = database, now_ms
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def issue(self, unit: str, wanted: PricesOrder | DemandOrder) -> Order:
         """Write an order down, to be sent; raises MessageError for one that no car would take."""
-        with transaction(self._database):
-            now_ms = self._now_ms()
+        with self._database.transaction():
+            now_ms = self._database.now_ms()
             kind = PRICES if isinstance(wanted, PricesOrder) else DEMAND
             issued_ms = max(now_ms, self._newest(unit) + 1)
             order: Order
@@ -63,17 +60,23 @@ class Orders:
                 )
                 ends_ms = now_ms + 1000 * wanted.stop_for_s
             self._database.execute(
-                "INSERT OR REPLACE INTO orders (unit, kind, issued_ms, ends_ms, body) VALUES (?, ?, ?, ?, ?)",
-                (unit, kind, issued_ms, ends_ms, encode(order)),
+                "INSERT INTO orders (unit, kind, issued_ms, ends_ms, body) VALUES (:unit, :kind, :issued, :ends, :body)"
+                " ON CONFLICT (unit, kind) DO UPDATE SET issued_ms = excluded.issued_ms, ends_ms = excluded.ends_ms,"
+                " body = excluded.body",
+                unit=unit,
+                kind=kind,
+                issued=issued_ms,
+                ends=ends_ms,
+                body=encode(order),
             )
         return order
 
     def standing(self, unit: str) -> list[Order]:
         """What the unit should know now: the newest of each kind, a stop with what is left of it."""
-        rows = self._database.execute("SELECT kind, ends_ms, body FROM orders WHERE unit = ? ORDER BY kind", (unit,))
+        rows = self._database.rows("SELECT kind, ends_ms, body FROM orders WHERE unit = :unit ORDER BY kind", unit=unit)
         found: list[Order] = []
-        for row in rows.fetchall():
-            left_s = max(0, row["ends_ms"] - self._now_ms()) // 1000
+        for row in rows:
+            left_s = max(0, row["ends_ms"] - self._database.now_ms()) // 1000
             if row["kind"] == DEMAND:
                 found.append(msgspec.structs.replace(decode(row["body"], DemandMessage), stop_for_s=left_s))
             elif left_s:
@@ -81,8 +84,8 @@ class Orders:
         return found
 
     def _newest(self, unit: str) -> int:
-        row = self._database.execute("SELECT max(issued_ms) FROM orders WHERE unit = ?", (unit,)).fetchone()
-        return int(row[0] or 0)
+        row = self._database.row("SELECT max(issued_ms) AS newest FROM orders WHERE unit = :unit", unit=unit)
+        return 0 if row is None else int(row["newest"] or 0)
 
 
 def read_order(kind: str, body: bytes) -> PricesOrder | DemandOrder:

@@ -1,127 +1,160 @@
-"""The dispatcher's conversation with cars: a message comes in, the book decides, a signed answer goes out.
+"""The dispatcher's conversation with cars: messages come in, the book decides, signed answers go out.
 
-Every answer is a DSSE envelope by the dispatcher's key; the payload that carries a grant is the ticket, and its digest
-is in the book before it is sent. Nothing is remembered between messages except what the book has, so a crash anywhere
-costs a repetition.
+Messages are handled in batches, one transaction each, so that many share one write to the disk; answers leave after
+the commit. Nothing is remembered between messages except what the book has, so a crash anywhere costs a repetition.
+When the database does not answer, nobody is answered: cars say it again.
 
 What cannot be understood is counted, logged once per unit and reason, and answered with `later` where it says what it
 is about: a hostile broker can bend any message, so nothing it sends may make a car throw work away. No message stops
-the service.
+the service: where one fails, those that came with it are handled again, each by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 import structlog
 
-from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
-from agent.errors import TrustError
+from agent.core.model import JobKey, Outlook, PaceState, Verdict
 from agent.fleet.messages import (
-    DEMAND_TYPE,
-    ENROLMENT_TYPE,
-    GRANT_TYPE,
-    MAX_MESSAGE_BYTES,
-    PRICES_TYPE,
-    VERDICT_TYPE,
-    Enrolled,
-    Enrolment,
-    Envelope,
+    CancelMessage,
     GrantMessage,
-    Identifier,
     JobGrant,
     MessageError,
-    PricesMessage,
+    Renew,
     Request,
     Result,
     Status,
-    VerdictMessage,
     Yield,
     decode,
-    encode,
 )
 from agent.ports import Signer
-from agent.trust import dsse
-from agent.trust.keys import keyid, load_public_key
-from hil.dispatcher.book import Book, HandedIn
-from hil.dispatcher.judge import HandIn, MisstatementError, UnprovenError, judge
-from hil.dispatcher.orders import DemandOrder, Order, PricesOrder
+from hil.dispatcher.answers import Answers, Publish, later
+from hil.dispatcher.book import Book
+from hil.dispatcher.database import ConflictError, DatabaseLostError
+from hil.dispatcher.leases import Holding, Places
+from hil.dispatcher.operating import Operating
+from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.units import Unit
+from hil.dispatcher.verdicts import LATER_S, STALE, Verdicts
 
-UP_FILTER = "$share/dispatch/dw/v1/u/+/+/+"
 TOPIC = re.compile(r"dw/v1/u/(?P<cell>[0-9a-f]{2})/(?P<unit>[A-Za-z0-9_-]{1,64})/(?P<verb>[a-z]{1,16})")
-LATER_S = 60
-"""When to hand in again what could not be verified."""
-VERDICT_EXPIRY_S = 300
-NO_WORK_EXPIRY_S = 60
-ORDER_EXPIRY_S = 300
-"""A broker need not keep an order longer: it is sent again when the unit's link comes up."""
+CLOSED_RETRY_S = 300
+"""When to ask again in a cell that is closed; its pace tells the car when that is over."""
+BUSY_S = 30
+REFRESH_EVERY_MS = 1_000
 REMEMBERED_COMPLAINTS = 1000
+TRIES = 3
+"""So often a batch that met another replica is done again before its messages are handled one by one."""
 
-Publish = Callable[[str, bytes, int], bool]
-"""Topic, payload, expiry in seconds; False when the message could not be handed over (the car will ask again)."""
+Message = tuple[str, bytes]
+"""Topic and payload."""
 
 log = structlog.get_logger("dispatcher")
 
 
-class _Readable(msgspec.Struct):
-    """What of a message that is otherwise unreadable suffices to answer it."""
-
-    rid: Identifier
-    job: Identifier
-    epoch: int
+def nothing_uploaded(_sha256: str) -> Path | None:
+    """Where nobody can bring answers but in messages."""
+    return None
 
 
-class Dispatcher:
-    """Use from one thread. `object_url` turns an object's name into where cars fetch it."""
+class Dispatcher(Operating):
+    """Use from the thread that owns the book. `uploaded` says where the object of a digest lies, if it does.
+
+    `retry_s` is when a car asks again that got nothing; `ramp` how many idle cars of a cell may start at once.
+    """
 
     def __init__(
-        self, book: Book, key: Signer, *, publish: Publish, object_url: Callable[[str], str], retry_s: int
+        self,
+        book: Book,
+        key: Signer,
+        *,
+        publish: Publish,
+        places: Places,
+        retry_s: int,
+        uploaded: Callable[[str], Path | None] = nothing_uploaded,
+        ramp: Ramp | None = None,
     ) -> None:
-        self._book = book
-        self._key = key
-        self._publish = publish
-        self._object_url = object_url
-        self._retry_s = retry_s
-        self._complaints: set[tuple[str, str]] = set()
         self.counts: Counter[str] = Counter()
+        super().__init__(book, key, Answers(book, key, publish, self.counts))
+        self._places, self._retry_s = places, retry_s
+        self._ramp = ramp or Ramp(0)
+        self._complaints: set[tuple[str, str]] = set()
+        self._verdicts = Verdicts(book, uploaded, self._complain)
+        self._refreshed_ms, self._all_paces = 0, False
+
+    # --- messages ----------------------------------------------------------------------------------------------
 
     def on_message(self, topic: str, payload: bytes) -> None:
         """Handle one message from the broker; never raises."""
-        try:
-            self._handle(topic, payload)
-        except Exception:  # one message, whatever is in it, must not end the service for everybody
-            self.counts["crashed"] += 1
-            log.exception("message_failed", topic=topic[:128])
+        self.handle([(topic, payload)])
 
-    def enrol(self, envelope: bytes) -> bytes:
-        """Enrol the unit whose key signed `envelope`; the signed answer.
+    def handle(self, batch: Sequence[Message]) -> None:
+        """Handle messages in one transaction, and answer them when it is durable; never raises."""
+        for _ in range(TRIES):
+            try:
+                self._decide(batch)
+            except DatabaseLostError:
+                self.answers.forget()
+                self.counts["unanswered"] += len(batch)
+                return
+            except ConflictError:
+                self.answers.forget()
+                self.counts["conflicts"] += 1
+            except Exception:
+                self.answers.forget()
+                if len(batch) <= 1:
+                    self.counts["crashed"] += 1
+                    log.exception("message_failed", topic=batch[0][0][:128] if batch else "")
+                    return
+                break
+            else:
+                self.answers.flush()
+                return
+        if len(batch) > 1:
+            for message in batch:
+                self.handle([message])
+        else:
+            self.counts["unanswered"] += len(batch)
 
-        Raises EnrolmentRefusedError when it may not be, TrustError or MessageError when the request is not one.
-        """
-        claimed = decode(dsse.parse(envelope).payload, Enrolment)
-        key = load_public_key(claimed.public_key_pem)
-        enrolment = decode(dsse.verify(envelope, ENROLMENT_TYPE, {keyid(key): key}), Enrolment)
-        unit = self._book.units.enrol(enrolment, keyid(key))
-        log.info("unit_enrolled", unit=unit.unit, cell=unit.cell, key_protection=unit.key_protection)
-        answer = Enrolled(unit=unit.unit, cell=unit.cell, keyid=unit.keyid)
-        return dsse.sign(ENROLMENT_TYPE, encode(answer), self._key)
+    def tick(self) -> None:
+        """Do what is due although no message came: call it about once a second. Never raises."""
+        self.handle([])
 
-    def order(self, unit: str, wanted: PricesOrder | DemandOrder) -> Order:
-        """Give an order to a unit, now if it is there, else when its link comes up.
+    def republish(self) -> None:
+        """Publish every pace again: the link came up, and brokers forget. Never raises."""
+        self._all_paces = True
+        self.tick()
 
-        Raises MessageError for a unit that never enrolled and for an order that no car would take.
-        """
-        if self._book.units.get(unit) is None:
-            raise MessageError(f"no unit {unit!r} is enrolled")
-        order = self._book.orders.issue(unit, wanted)
-        log.info("ordered", unit=unit, order=type(order).__name__, issued_wall_ms=order.issued_wall_ms)
-        self._send_order(order)
-        return order
+    def put_off(self, batch: Sequence[Message]) -> None:
+        """Answer hand-ins that there is no room for: they are to come again. Never raises."""
+        for topic, payload in batch:
+            address = TOPIC.fullmatch(topic)
+            message = address and later(address["unit"], address["verb"], payload, "too busy", BUSY_S)
+            if message:
+                self.answers.verdict(message)
+        self.answers.flush()
+
+    def _decide(self, batch: Sequence[Message]) -> None:
+        self._keep_house()
+        if batch:
+            with self._book.database.transaction():
+                for topic, payload in batch:
+                    self._handle(topic, payload)
+
+    def _keep_house(self) -> None:
+        now_ms = self._book.now_ms()
+        self._book.keep_house(now_ms)
+        if self._all_paces or not 0 <= now_ms - self._refreshed_ms < REFRESH_EVERY_MS:
+            news = self._book.paces.refresh()
+            for pace in self._book.paces.known() if self._all_paces else news:
+                self.answers.pace(pace)
+            self._refreshed_ms, self._all_paces = now_ms, False
+            self.answers.flush()  # whatever becomes of the batch
 
     def _handle(self, topic: str, payload: bytes) -> None:
         address = TOPIC.fullmatch(topic)
@@ -134,6 +167,8 @@ class Dispatcher:
             match address["verb"]:
                 case "request":
                     self._on_request(unit, decode(payload, Request))
+                case "renew":
+                    self._on_renew(unit, decode(payload, Renew))
                 case "result":
                     self._on_result(unit, decode(payload, Result))
                 case "yield":
@@ -146,144 +181,79 @@ class Dispatcher:
             self._complain(unit.unit, str(error))
             self._answer_unreadable(unit, address["verb"], payload, str(error))
 
-    # --- the verbs ---------------------------------------------------------------------------------------------
-
     def _on_request(self, unit: Unit, request: Request) -> None:
-        self._book.units.note_capability(unit.unit, request.cap)
-        job = self._book.grant(unit.unit, request.have, self._object_url) if request.credit else None
-        self._send_grant(GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=0 if job else self._retry_s))
+        unit = self._book.units.note_capability(unit, request.cap, self._book.now_ms())
+        job, retry_s = None, self._retry_s
+        if request.credit:
+            job, retry_s = self._next_job(unit, request.have, request.outlook, starts=True)
+        self.answers.grant(GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=retry_s))
+
+    def _on_renew(self, unit: Unit, renew: Renew) -> None:
+        key = JobKey(renew.job, renew.epoch)
+        pace = self._book.paces.of(unit.cell)
+        stopped = pace is not None and pace.state is PaceState.STOP
+        job = None if stopped else self._book.renew(unit, key, self._places)
+        if job is not None:
+            self.answers.grant(GrantMessage(rid=renew.rid, unit=unit.unit, job=job))
+            return
+        why = "the operator stopped the cell" if stopped else STALE
+        held = {holding.key: holding for holding in self._book.leases.held_by(unit.unit, self._book.now_ms())}
+        if key in held and held[key].cancel_why is not None:
+            self._cancel_again(unit, held[key])
+        else:
+            self.answers.cancel(CancelMessage(unit=unit.unit, job=key.job, epoch=key.epoch, why=why))
 
     def _on_status(self, unit: Unit, status: Status) -> None:
         self._book.units.note_status(unit.unit, status)
         if status.state == "up":
             for order in self._book.orders.standing(unit.unit):
-                self._send_order(order)
+                self.answers.order(order)
 
     def _on_result(self, unit: Unit, result: Result) -> None:
-        key = JobKey(result.job, result.epoch)
-        hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
-        verdict = self._judge(unit, key, result.rid, hand_in)
-        job = None
-        if result.credit and verdict.verdict is not Verdict.LATER:
-            job = self._book.grant(unit.unit, result.have, self._object_url)
-            verdict = msgspec.structs.replace(verdict, next_grant=job, retry_s=0 if job else self._retry_s)
-        self._send_verdict(verdict)
+        judged = self._verdicts.on_result(unit, result)
+        if result.credit and judged.verdict is not Verdict.LATER:
+            job, retry_s = self._next_job(unit, result.have, result.outlook, starts=False)
+            judged = msgspec.structs.replace(judged, next_grant=job, retry_s=retry_s)
+        self.answers.verdict(judged)
 
     def _on_yield(self, unit: Unit, yielded: Yield) -> None:
-        key = JobKey(yielded.job, yielded.epoch)
-        if yielded.why is YieldReason.REFUSED:
-            log.info("package_refused", unit=unit.unit, job=yielded.job, detail=yielded.detail)
-        if yielded.statement is None:
-            self._send_verdict(self._give_back(unit, key, yielded))
-            return
-        hand_in = HandIn(kind=HandInKind.YIELD, statement=yielded.statement, outputs=yielded.outputs)
-        self._send_verdict(self._judge(unit, key, yielded.rid, hand_in))
+        self.answers.verdict(self._verdicts.on_yield(unit, yielded))
 
-    def _judge(self, unit: Unit, key: JobKey, rid: str, hand_in: HandIn) -> VerdictMessage:
-        """The verdict on a hand-in. The fence comes first: what was judged or is stale is not looked at again."""
-        standing = self._book.standing(unit.unit, key)
-        if standing is None or isinstance(standing, HandedIn):
-            return self._verdict_again(unit, key, rid, standing, statement_sha256(hand_in.statement))
-        judged = statement_sha256(hand_in.statement)
-        try:
-            accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new)
-        except UnprovenError as error:
-            self._complain(unit.unit, f"unproven: {error.what}")
-            return self._verdict(unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
-        except MisstatementError as error:
-            self._book.refuse(standing, error.what, judged)
-            log.warning("hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
-            return self._verdict(unit, key, rid, Verdict.BAD, error.what, statement_sha256=judged)
-        paid_micro = self._book.settle(standing, accepted, judged)
-        if paid_micro is None:  # another replica moved the fence since we looked
-            return self._verdict(unit, key, rid, Verdict.LATER, "the lease changed meanwhile", retry_s=1)
-        log.info("settled", unit=unit.unit, job=str(key), slices=len(accepted.slices), paid_micro=paid_micro)
-        return self._verdict(unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro, statement_sha256=judged)
+    def _next_job(
+        self, unit: Unit, have: Iterable[JobKey], outlook: Outlook, *, starts: bool
+    ) -> tuple[JobGrant | None, int]:
+        """A lease for the unit, or None and when to ask again. `starts`: it was idle until now."""
+        now_ms = self._book.now_ms()
+        held = self._book.leases.held_by(unit.unit, now_ms)
+        known = set(have)
+        for holding in held:
+            if holding.cancel_why is not None and holding.key in known:
+                self._cancel_again(unit, holding)
+        pace = self._book.paces.of(unit.cell)
+        if pace is not None and pace.state is not PaceState.OPEN:
+            return None, max(self._retry_s, CLOSED_RETRY_S)
+        wait_s = self._ramp.wait_s(unit.cell, now_ms) if starts else 0
+        if wait_s:
+            self.counts["held_back"] += 1
+            return None, max(self._retry_s, wait_s)
+        job = self._book.grant(unit, held, known, outlook, self._places)
+        if job is not None and starts:
+            self._ramp.started(unit.cell, now_ms)
+        benched_s = min(3_600, max(0, unit.benched_until_ms - now_ms) // 1000)
+        return job, 0 if job is not None else max(self._retry_s, benched_s)
 
-    def _verdict_again(
-        self, unit: Unit, key: JobKey, rid: str, judged: HandedIn | None, claimed_sha256: str
-    ) -> VerdictMessage:
-        """A verdict that stands already names the statement it was on; a stale lease is so whatever was claimed."""
-        if judged is None:
-            reason = "the lease is not this unit's, or no longer"
-            return self._verdict(unit, key, rid, Verdict.STALE, reason, statement_sha256=claimed_sha256)
-        kind = Verdict.DUPLICATE if judged.verdict is Verdict.SETTLED else judged.verdict
-        return self._verdict(
-            unit,
-            key,
-            rid,
-            kind,
-            judged.reason,
-            paid_micro=judged.paid_micro,
-            statement_sha256=judged.statement_sha256,
+    def _cancel_again(self, unit: Unit, holding: Holding) -> None:
+        """The car has not heard of it, or not yet done it: what is left of its grace."""
+        grace_s = max(0, holding.cancel_ends_ms - self._book.now_ms()) // 1000
+        why = holding.cancel_why or ""
+        self.answers.cancel(
+            CancelMessage(unit=unit.unit, job=holding.key.job, epoch=holding.key.epoch, grace_s=grace_s, why=why)
         )
-
-    def _give_back(self, unit: Unit, key: JobKey, yielded: Yield) -> VerdictMessage:
-        standing = self._book.standing(unit.unit, key)
-        if standing is None or isinstance(standing, HandedIn):
-            return self._verdict_again(unit, key, yielded.rid, standing, "")
-        self._book.give_back(standing)
-        if yielded.why is YieldReason.REFUSED:
-            self._book.note_refusal(standing)
-        return self._verdict(unit, key, yielded.rid, Verdict.SETTLED)
 
     def _answer_unreadable(self, unit: Unit, verb: str, payload: bytes, reason: str) -> None:
-        """`later`, if the message at least says what it is about; the size comes first here, too."""
-        if verb not in ("result", "yield") or len(payload) > MAX_MESSAGE_BYTES:
-            return
-        try:
-            about = msgspec.json.decode(payload, type=_Readable)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return
-        key = JobKey(about.job, about.epoch)
-        self._send_verdict(self._verdict(unit, key, about.rid, Verdict.LATER, reason, retry_s=LATER_S))
-
-    # --- the answers -------------------------------------------------------------------------------------------
-
-    def _verdict(
-        self,
-        unit: Unit,
-        key: JobKey,
-        rid: str,
-        verdict: Verdict,
-        reason: str = "",
-        *,
-        paid_micro: int = 0,
-        retry_s: int = 0,
-        statement_sha256: str = "",
-    ) -> VerdictMessage:
-        return VerdictMessage(
-            rid=rid,
-            unit=unit.unit,
-            job=key.job,
-            epoch=key.epoch,
-            verdict=verdict,
-            reason=reason[:512],
-            paid_micro=paid_micro,
-            statement_sha256=statement_sha256,
-            retry_s=retry_s,
-        )
-
-    def _send_grant(self, message: GrantMessage) -> None:
-        self.counts["granted" if message.job else "no_work"] += 1
-        expiry_s = message.job.ttl_s if message.job else NO_WORK_EXPIRY_S
-        self._send(f"dw/v1/d/{message.unit}/grant", GRANT_TYPE, encode(message), message.job, expiry_s)
-
-    def _send_verdict(self, message: VerdictMessage) -> None:
-        self.counts[message.verdict.value] += 1
-        payload = encode(message)
-        self._send(f"dw/v1/d/{message.unit}/verdict", VERDICT_TYPE, payload, message.next_grant, VERDICT_EXPIRY_S)
-
-    def _send_order(self, order: Order) -> None:
-        self.counts["ordered"] += 1
-        kind = PRICES_TYPE if isinstance(order, PricesMessage) else DEMAND_TYPE
-        self._send(f"dw/v1/d/{order.unit}/config", kind, encode(order), None, ORDER_EXPIRY_S)
-
-    def _send(self, topic: str, payload_type: str, payload: bytes, job: JobGrant | None, expiry_s: int) -> None:
-        if job is not None:
-            self._book.record_ticket(JobKey(job.job, job.epoch), hashlib.sha256(payload).hexdigest())
-        if not self._publish(topic, dsse.sign(payload_type, payload, self._key), expiry_s):
-            self.counts["unsent"] += 1
+        message = later(unit.unit, verb, payload, reason, LATER_S)
+        if message is not None:
+            self.answers.verdict(message)
 
     def _complain(self, who: str, reason: str) -> None:
         """Count it, and log it the first time; the memory of complaints is bounded, since strangers can fill it."""
@@ -293,11 +263,3 @@ class Dispatcher:
         if (who, reason) not in self._complaints:
             self._complaints.add((who, reason))
             log.warning("message_refused", who=who, reason=reason)
-
-
-def statement_sha256(envelope: Envelope) -> str:
-    """The digest by which a verdict names the statement it is on; "" when there is none to read."""
-    try:
-        return hashlib.sha256(dsse.parse(msgspec.json.encode(envelope)).payload).hexdigest()
-    except TrustError:
-        return ""

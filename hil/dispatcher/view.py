@@ -1,22 +1,28 @@
 """What the dispatcher knows, for other processes: jobs, answers, payouts and the envelopes that prove them.
 
-Read-only and live: open it on the dispatcher's folder while the dispatcher runs, or afterwards.
+Read-only and live: open it on the dispatcher's folder while the dispatcher runs, or afterwards; with `database`, on the
+PostgreSQL that its replicas share.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
 from agent.errors import FleetError
-from hil.dispatcher.database import open_for_reading
+from hil.dispatcher.database import Database, SqliteReader
+from hil.dispatcher.objects import Objects
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """One job; `state` is `free`, `leased` or `done`. Items count once their slice is settled."""
+    """One job; `state` is `free`, `leased`, `done`, `dead` or `cancelled`. Items count once their slice is settled.
+
+    `replica_of` is the job that it is a copy of, `failures` the leases of it that failed since it last came on.
+    """
 
     job: str
     state: str
@@ -29,6 +35,43 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     items_failed: int
     paid_micro: int
     currency: str
+    replica_of: str | None = None
+    failures: int = 0
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How the dispatcher is doing: jobs by state, leases that run, slices whose copy said the same and another."""
+
+    free: int
+    leased: int
+    done: int
+    dead: int
+    cancelled: int
+    copies: int
+    slices_agreeing: int
+    slices_disagreeing: int
+    units: int
+    units_benched: int
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease that came to nothing, and why: the car's reason, or `expired`, `lost`, `bad`."""
+
+    job: str
+    epoch: int
+    unit: str
+    why: str
+    detail: str
+    at_ms: int
+
+
+class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
+    """A slice whose copy had another answer, and the two units that gave them."""
+
+    job: str
+    slice: int
+    unit: str
+    copy_unit: str
 
 
 class Payout(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +98,17 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(contextlib.AbstractContextManager["View"]):
-    """A reader of the book in `folder`; raises StoreError when there is none yet."""
+    """A reader of the book in `folder`; raises StoreError when there is none yet.
 
-    def __init__(self, folder: Path) -> None:
-        self._database = open_for_reading(folder)
+    `database` is the URL of a PostgreSQL, `reading` an open database that becomes the view's own; `objects` is where
+    answers are that were uploaded (`folder`/objects).
+    """
+
+    def __init__(
+        self, folder: Path, *, database: str = "", reading: Database | None = None, objects: Path | None = None
+    ) -> None:
+        self._database = reading or open_database(folder, database)
+        self._objects = objects or folder / "objects"
 
     def __enter__(self) -> Self:
         return self
@@ -67,17 +117,19 @@ class View(contextlib.AbstractContextManager["View"]):
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Let go of it."""
         self._database.close()
 
     def jobs(self) -> list[JobView]:
-        """Every job, oldest first."""
-        rows = self._database.execute(
+        """Every job, oldest first, copies included."""
+        rows = self._database.rows(
             """
-            SELECT job, state, jobs.epoch, holder, (jobs.items + slice_items - 1) / slice_items AS slices,
-                   count(slice) AS slices_done, jobs.items, coalesce(sum(results.items), 0) AS items_done,
-                   coalesce(sum(failed_items), 0) AS items_failed, coalesce(sum(paid_micro), 0) AS paid_micro, currency
-            FROM jobs LEFT JOIN results USING (job) GROUP BY job ORDER BY jobs.rowid
+            SELECT jobs.job, state, jobs.epoch, holder, (jobs.items + slice_items - 1) / slice_items AS slices,
+                   count(slice) AS slices_done, jobs.items,
+                   CAST(coalesce(sum(results.items), 0) AS BIGINT) AS items_done,
+                   CAST(coalesce(sum(failed_items), 0) AS BIGINT) AS items_failed,
+                   CAST(coalesce(sum(paid_micro), 0) AS BIGINT) AS paid_micro, currency, replica_of, failures
+            FROM jobs LEFT JOIN results ON results.job = jobs.job GROUP BY jobs.job ORDER BY jobs.seq, jobs.job
             """
         )
         return [JobView(**dict(row)) for row in rows]
@@ -85,21 +137,47 @@ class View(contextlib.AbstractContextManager["View"]):
     def answers(self, job: str) -> list[Any]:
         """The answers to the job's items, in the order of the items, as the package writes them.
 
-        Raises FleetError while slices are missing.
+        Raises FleetError while slices are missing, or when answers that were uploaded are no longer there.
         """
-        state = self._database.execute("SELECT state FROM jobs WHERE job = ?", (job,)).fetchone()
+        state = self._database.row("SELECT state FROM jobs WHERE job = :job", job=job)
         if state is None or state["state"] != "done":
             raise FleetError(f"job {job} is not done", hint="wait until its state is 'done'")
-        bodies = self._database.execute("SELECT body FROM results WHERE job = ? ORDER BY slice", (job,))
-        return [answer for row in bodies for answer in msgspec.json.decode(row["body"], type=list[Any])]
+        rows = self._database.rows("SELECT body, output_sha256 FROM results WHERE job = :job ORDER BY slice", job=job)
+        bodies = (row["body"] if row["body"] is not None else self._uploaded(row["output_sha256"]) for row in rows)
+        return [answer for body in bodies for answer in msgspec.json.decode(body, type=list[Any])]
+
+    def _uploaded(self, sha256: str) -> bytes:
+        path = Objects(self._objects).path(sha256)
+        if path is None:
+            raise FleetError(f"answers that were uploaded are gone from {self._objects}: {sha256}")
+        return path.read_bytes()
+
+    def counts(self, now_ms: int = 0) -> Counts:
+        """How many of everything; units are benched that may not work at `now_ms`."""
+        return counts(self._database, now_ms)
+
+    def attempts(self, job: str) -> list[Attempt]:
+        """The leases of a job that came to nothing: why it is dead, or slow."""
+        rows = self._database.rows(
+            "SELECT job, epoch, unit, why, detail, at_ms FROM attempts WHERE job = :job ORDER BY epoch", job=job
+        )
+        return [Attempt(**dict(row)) for row in rows]
+
+    def disagreements(self) -> list[Disagreement]:
+        """Every slice whose copy had another answer."""
+        rows = self._database.rows(
+            "SELECT job, slice, unit, copy_unit FROM comparisons WHERE same = 0 ORDER BY at_ms, job, slice"
+        )
+        return [Disagreement(**dict(row)) for row in rows]
 
     def payouts(self) -> list[Payout]:
         """What each unit has been paid."""
-        rows = self._database.execute(
+        rows = self._database.rows(
             """
-            SELECT unit, currency, sum(handins.paid_micro) AS paid_micro, count(*) AS leases, sum(slices) AS slices,
-                   sum(answered) AS items, sum(micro_wh) AS micro_wh
-            FROM handins JOIN jobs USING (job)
+            SELECT unit, currency, CAST(sum(handins.paid_micro) AS BIGINT) AS paid_micro, count(*) AS leases,
+                   CAST(sum(slices) AS BIGINT) AS slices, CAST(sum(answered) AS BIGINT) AS items,
+                   CAST(sum(micro_wh) AS BIGINT) AS micro_wh
+            FROM handins JOIN jobs ON jobs.job = handins.job
             JOIN (SELECT job, epoch, count(*) AS slices, sum(items - failed_items) AS answered
                   FROM results GROUP BY job, epoch) AS done ON done.job = handins.job AND done.epoch = handins.epoch
             WHERE verdict = 'settled' GROUP BY unit, currency ORDER BY unit, currency
@@ -109,8 +187,45 @@ class View(contextlib.AbstractContextManager["View"]):
 
     def attestations(self) -> list[Attestation]:
         """Every accepted hand-in, in the order of acceptance."""
-        rows = self._database.execute(
-            "SELECT job, epoch, unit, handins.keyid, public_key_pem, envelope FROM handins JOIN units USING (unit)"
-            " WHERE verdict = 'settled' ORDER BY handins.rowid"
+        rows = self._database.rows(
+            "SELECT job, epoch, handins.unit, handins.keyid, public_key_pem, envelope"
+            " FROM handins JOIN units ON units.unit = handins.unit"
+            " WHERE verdict = 'settled' ORDER BY at_ms, counter, job, epoch"
         )
         return [Attestation(**dict(row)) for row in rows]
+
+
+def counts(database: Database, now_ms: int) -> Counts:
+    """How many of everything there is; units are benched that may not work at `now_ms`."""
+    jobs = _by(database, "SELECT state AS key, count(*) AS many FROM jobs GROUP BY state")
+    same = _by(database, "SELECT same AS key, count(*) AS many FROM comparisons GROUP BY same")
+    copies = database.row("SELECT count(*) AS many FROM jobs WHERE replica_of IS NOT NULL")
+    units = database.row(
+        "SELECT count(*) AS many, count(CASE WHEN benched_until_ms > :now THEN 1 END) AS benched FROM units",
+        now=now_ms,
+    )
+    return Counts(
+        free=jobs["free"],
+        leased=jobs["leased"],
+        done=jobs["done"],
+        dead=jobs["dead"],
+        cancelled=jobs["cancelled"],
+        copies=0 if copies is None else copies["many"],
+        slices_agreeing=same[1],
+        slices_disagreeing=same[0],
+        units=0 if units is None else units["many"],
+        units_benched=0 if units is None else units["benched"],
+    )
+
+
+def _by(database: Database, sql: str) -> Counter[Any]:
+    return Counter({row["key"]: row["many"] for row in database.rows(sql)})
+
+
+def open_database(folder: Path, url: str) -> Database:
+    """For reading: the SQLite file in `folder`, or the PostgreSQL at `url`; raises StoreError."""
+    if not url:
+        return SqliteReader(folder)
+    from hil.dispatcher.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is loaded only where it is used
+
+    return PostgresDatabase(url)

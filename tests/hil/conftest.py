@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hil.postgres import PostgresServer
 from tests.hil.honest_car import Car, Desk
 
 
@@ -26,3 +27,12 @@ def car(desk: Desk) -> Car:
 @pytest.fixture
 def other(desk: Desk) -> Car:
     return desk.new_car("car-2")
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server for the session."""
+    if PostgresServer.programs() is None:
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    with PostgresServer() as server:
+        yield server.url

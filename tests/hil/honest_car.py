@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
 
-from agent.core.model import JobKey, YieldReason
+from agent.core.model import JobKey, Outlook, YieldReason
 from agent.fleet.messages import (
+    CANCEL_TYPE,
     ENROLMENT_TYPE,
     GRANT_TYPE,
     VERDICT_TYPE,
+    CancelMessage,
     Capability,
     Enrolled,
     Enrolment,
@@ -25,9 +27,12 @@ from agent.fleet.messages import (
     GrantMessage,
     JobGrant,
     PackageRef,
+    Renew,
     Request,
     Result,
     SliceOutput,
+    UploadedObject,
+    UploadRef,
     VerdictMessage,
     Yield,
     decode,
@@ -47,14 +52,19 @@ from agent.trust.statement import (
     Statement,
     Times,
 )
-from hil.dispatcher.book import Book
+from hil.dispatcher.book import Book, Terms
+from hil.dispatcher.database import Database, SqliteDatabase
+from hil.dispatcher.leases import Places
 from hil.dispatcher.objects import Objects
+from hil.dispatcher.ramp import Ramp
+from hil.dispatcher.replication import Replication
 from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.submit import add_job
 
 PACKAGE = PackageRef(name="ocr", sha256="ab" * 32)
 PRICE = 250
 TTL_S = 600
+NO_OUTLOOK = Outlook()
 
 
 def new_signer() -> FileSigner:
@@ -70,25 +80,50 @@ class Peer(Protocol):
 
     def enrol(self, envelope: bytes) -> bytes: ...
 
+    def bring(self, upload: UploadRef, body: bytes) -> str: ...
+
     def trusted(self) -> Mapping[str, EllipticCurvePublicKey]: ...
 
 
 class Desk:
-    """A dispatcher over a real book; what it publishes lies in `sent` until a car reads it. `now_ms` is its clock."""
+    """A dispatcher over a real book; what it publishes lies in `sent` until a car reads it. `now_ms` is its clock.
 
-    def __init__(self, folder: Path) -> None:
+    `database` is given the clock; without it, the book is a SQLite file in `folder`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        key: FileSigner | None = None,
+        database: Callable[[Callable[[], int]], Database] | None = None,
+        replication: Replication | None = None,
+        max_failures: int = 10,
+        ramp_per_s: float = 0.0,
+    ) -> None:
         self.now_ms = 1_000_000
         self.folder = folder
-        self.key = new_signer()
-        self.book = Book.open(folder, lambda: self.now_ms)
+        self.key = key or new_signer()
+        opened = SqliteDatabase(folder, self._clock) if database is None else database(self._clock)
+        self.book = Book(opened, replication=replication, max_failures=max_failures)
         self.objects = Objects(folder / "objects")
         self.sent: list[tuple[str, bytes]] = []
         self.service = Dispatcher(
-            self.book, self.key, publish=self._publish, object_url=lambda name: f"http://here/{name}", retry_s=7
+            self.book,
+            self.key,
+            publish=self._publish,
+            places=Places(object_url=lambda name: f"http://here/{name}", upload_url="http://here/up"),
+            retry_s=7,
+            uploaded=self.objects.path,
+            ramp=Ramp(ramp_per_s),
         )
 
-    def _publish(self, topic: str, payload: bytes, expiry_s: int) -> bool:
-        assert expiry_s > 0
+    def _clock(self) -> int:
+        return self.now_ms
+
+    def _publish(self, topic: str, payload: bytes, expiry_s: int | None, *, retain: bool = False) -> bool:
+        assert (expiry_s is None) == retain
+        assert expiry_s is None or expiry_s > 0
         assert len(payload) <= 16 * 1024
         self.sent.append((topic, payload))
         return True
@@ -102,6 +137,12 @@ class Desk:
     def enrol(self, envelope: bytes) -> bytes:
         return self.service.enrol(envelope)
 
+    def bring(self, upload: UploadRef, body: bytes) -> str:
+        most_bytes = self.book.upload_allowed(upload.token)
+        assert most_bytes is not None
+        assert len(body) <= most_bytes
+        return self.objects.put(body)
+
     def trusted(self) -> Mapping[str, EllipticCurvePublicKey]:
         return {self.key.keyid: self.key.public_key()}
 
@@ -109,7 +150,14 @@ class Desk:
         self.book.units.add_code(f"code of {unit}")
         return Car(self, unit, f"code of {unit}")
 
-    def add_job(self, items: int = 10, slice_items: int = 4, ttl_s: int = TTL_S) -> str:
+    def add_job(
+        self,
+        items: int = 10,
+        slice_items: int = 4,
+        ttl_s: int = TTL_S,
+        expected_s: int = 0,
+        terms: Terms | None = None,
+    ) -> str:
         return add_job(
             self.book,
             self.objects,
@@ -120,6 +168,8 @@ class Desk:
             price_micro_per_item=PRICE,
             currency="EUR",
             ttl_s=ttl_s,
+            expected_s=expected_s,
+            terms=terms,
         )
 
 
@@ -131,6 +181,7 @@ class Car:
         self.unit = unit
         self.signer = new_signer()
         self.tickets: dict[JobKey, str] = {}
+        self.cancelled: list[CancelMessage] = []
         self._counter = itertools.count(1)
         self._rid = itertools.count(1)
         answer = peer.enrol(self.enrolment(code))
@@ -142,10 +193,17 @@ class Car:
         )
         return dsse.sign(ENROLMENT_TYPE, encode(message), self.signer)
 
-    def request(self, *have: JobKey, credit: int = 1, packages: tuple[str, ...] = (PACKAGE.sha256,)) -> JobGrant | None:
-        capability = Capability(device_class="cpu-x86_64", executor="onnxruntime", packages=packages)
+    def request(
+        self,
+        *have: JobKey,
+        credit: int = 1,
+        packages: tuple[str, ...] = (PACKAGE.sha256,),
+        executor: str = "onnxruntime",
+        outlook: Outlook = NO_OUTLOOK,
+    ) -> JobGrant | None:
+        capability = Capability(device_class="cpu-x86_64", executor=executor, packages=packages)
         rid = f"rq{next(self._rid)}"
-        self.say("request", encode(Request(rid=rid, have=have, credit=credit, cap=capability)))
+        self.say("request", encode(Request(rid=rid, have=have, credit=credit, cap=capability, outlook=outlook)))
         message = self.hear_grant()
         assert message.rid == rid
         assert (message.retry_s > 0) == (message.job is None)
@@ -155,6 +213,36 @@ class Car:
         grant = self.request(*have)
         assert grant is not None
         return grant
+
+    def renew(self, grant: JobGrant) -> JobGrant | CancelMessage:
+        """More time: the lease again, or that it is over."""
+        rid = f"rn{next(self._rid)}"
+        self.say("renew", encode(Renew(rid=rid, job=grant.job, epoch=grant.epoch, done=0)))
+        topic, envelope = self.peer.hear()
+        if topic.endswith("/cancel"):
+            return decode(self._open(envelope, CANCEL_TYPE), CancelMessage)
+        payload = self._open(envelope, GRANT_TYPE)
+        message = decode(payload, GrantMessage)
+        assert (message.rid, message.retry_s) == (rid, 0)
+        assert message.job is not None
+        self._keep_ticket(message.job, payload)
+        return message.job
+
+    def bulky(self, message: Result, grant: JobGrant) -> Result:
+        """The same result, with its answers still to be brought to where the grant says."""
+        outputs = []
+        for output in message.outputs:
+            body = base64.b64decode(output.body)
+            ref = UploadedObject(sha256=hashlib.sha256(body).hexdigest(), bytes=len(body))
+            outputs.append(SliceOutput(index=output.index, uploaded=ref))
+        assert grant.upload is not None
+        return msgspec.structs.replace(message, outputs=tuple(outputs))
+
+    def bring(self, message: Result, grant: JobGrant) -> None:
+        """Upload a result's answers."""
+        assert grant.upload is not None
+        for output in message.outputs:
+            self.peer.bring(grant.upload, base64.b64decode(output.body))
 
     def hand_in(self, message: Result | Yield) -> VerdictMessage:
         self.say("result" if isinstance(message, Result) else "yield", encode(message))
@@ -181,7 +269,9 @@ class Car:
             credit=credit,
         )
 
-    def yielded(self, grant: JobGrant, slices: tuple[int, ...] = (), why: YieldReason = YieldReason.DRIVER) -> Yield:
+    def yielded(
+        self, grant: JobGrant, slices: tuple[int, ...] = (), why: YieldReason = YieldReason.DRIVER, detail: str = ""
+    ) -> Yield:
         """The lease given back with `slices` done."""
         envelope: Envelope | None = None
         outputs: tuple[SliceOutput, ...] = ()
@@ -189,7 +279,15 @@ class Car:
             statement, outputs = self.work(grant, slices, "yield")
             envelope = self.sign(statement, self.signer)
         rid = f"ye{next(self._rid)}"
-        return Yield(rid=rid, job=grant.job, epoch=grant.epoch, why=why, statement=envelope, outputs=outputs)
+        return Yield(
+            rid=rid,
+            job=grant.job,
+            epoch=grant.epoch,
+            why=why,
+            detail=detail,
+            statement=envelope,
+            outputs=outputs,
+        )
 
     def work(self, grant: JobGrant, slices: tuple[int, ...], outcome: str) -> tuple[Statement, tuple[SliceOutput, ...]]:
         bodies = {index: self.answers(grant, index) for index in slices}
@@ -257,8 +355,14 @@ class Car:
         if grant is not None:
             self.tickets[JobKey(grant.job, grant.epoch)] = hashlib.sha256(payload).hexdigest()
 
+    def hear_cancel(self) -> CancelMessage:
+        return decode(self._hear("cancel", CANCEL_TYPE), CancelMessage)
+
     def _hear(self, verb: str, payload_type: str) -> bytes:
         topic, envelope = self.peer.hear()
+        while verb != "cancel" and topic == f"dw/v1/d/{self.unit}/cancel":  # said before the answer
+            self.cancelled.append(decode(self._open(envelope, CANCEL_TYPE), CancelMessage))
+            topic, envelope = self.peer.hear()
         assert topic == f"dw/v1/d/{self.unit}/{verb}"
         return self._open(envelope, payload_type)
 

@@ -19,7 +19,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.core.model import Verdict
-from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link import Link
+from agent.fleet.link_config import LinkConfig
+from agent.fleet.messages import UploadRef
 from agent.trust.keys import keyid, load_public_key
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
 from hil.dispatcher.__main__ import Ready
@@ -36,17 +38,25 @@ PATIENCE_S = 20.0
 class DispatcherProcess:
     """`python -m hil.dispatcher`, started and killed by the test."""
 
-    def __init__(self, folder: Path, broker_port: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, broker_port: int, *more: str, replica: str = "") -> None:
+        self.folder = folder / "replicas" / replica if replica else folder
         self._command = [
             *(sys.executable, "-m", "hil.dispatcher", "--dir", str(folder), "--broker", f"127.0.0.1:{broker_port}"),
-            *("--retry-s", "1", "--enrol-code", "welcome"),
+            *("--retry-s", "1", "--enrol-code", "welcome", *more),
+            *(("--replica", replica) if replica else ()),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Ready:
+        self.spawn()
+        return self.ready()
+
+    def spawn(self) -> None:
         (self.folder / "ready").unlink(missing_ok=True)
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+
+    def ready(self) -> Ready:
+        assert self._process is not None
         deadline = time.monotonic() + PATIENCE_S
         while not (self.folder / "ready").exists():
             assert self._process.poll() is None, "the dispatcher ended"
@@ -68,8 +78,11 @@ class DispatcherProcess:
 class Remote:
     """A car's side of a real broker: a link in a thread with its own loop, so that a test can simply wait."""
 
-    def __init__(self, unit: str, broker_port: int, dispatcher: Ready, public_key_pem: str) -> None:
+    def __init__(
+        self, unit: str, broker_port: int, dispatcher: Ready, public_key_pem: str, topic_filter: str = ""
+    ) -> None:
         self._heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.patience_s = PATIENCE_S
         self._dispatcher = dispatcher
         self._public_key = load_public_key(public_key_pem)
         self._up = threading.Event()
@@ -77,7 +90,11 @@ class Remote:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._link = Link(
-            LinkConfig(brokers=(("127.0.0.1", broker_port),), client_id=unit, filters=(f"dw/v1/d/{unit}/+",)),
+            LinkConfig(
+                brokers=(("127.0.0.1", broker_port),),
+                client_id=unit,
+                filters=(topic_filter or f"dw/v1/d/{unit}/+",),
+            ),
             on_message=lambda topic, payload: self._heard.put((topic, payload)),
             on_state=lambda connected, broker, detail: self._up.set() if connected else self._up.clear(),
         )
@@ -92,11 +109,22 @@ class Remote:
         assert asyncio.run_coroutine_threadsafe(publish(), self._loop).result(PATIENCE_S)
 
     def hear(self) -> tuple[str, bytes]:
-        return self._heard.get(timeout=PATIENCE_S)
+        return self._heard.get(timeout=self.patience_s)
 
     def enrol(self, envelope: bytes) -> bytes:
         with urllib.request.urlopen(f"{self._dispatcher.http_url}/enrol", data=envelope, timeout=10) as answer:
             return bytes(answer.read())
+
+    def bring(self, upload: UploadRef, body: bytes) -> str:
+        name = hashlib.sha256(body).hexdigest()
+        headers = {
+            "Authorization": f"Bearer {upload.token}",
+            "Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}",
+        }
+        request = urllib.request.Request(f"{upload.url}/{name}", data=body, headers=headers, method="PUT")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status < 300
+        return name
 
     def trusted(self) -> Mapping[str, EllipticCurvePublicKey]:
         return {keyid(self._public_key): self._public_key}
@@ -149,10 +177,18 @@ def test_a_night_with_a_crash(broker: BrokerProcess, tmp_path: Path) -> None:
         assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 2 * PRICE)
         assert verdict.next_grant is not None
 
-        assert car.hand_in(car.yielded(verdict.next_grant, slices=(1,))).paid_micro == PRICE
+        rest = verdict.next_grant
+        assert car.hand_in(car.yielded(rest, slices=(1,))).paid_micro == PRICE
         with View(folder) as view:  # from another process, while it runs
             assert [(job.state, job.slices_done) for job in view.jobs()] == [("done", 2), ("free", 1)]
             assert view.answers(grant.job) == [{"item": 0}, {"item": 1}]
+
+        bulky = car.must_request()
+        plain = car.result(bulky)
+        car.bring(plain, bulky)
+        assert car.hand_in(car.bulky(plain, bulky)).paid_micro == PRICE
+        with View(folder) as view:
+            assert view.answers(bulky.job) == [{"item": 0}, {"item": 1}]
         assert process.end(signal.SIGTERM) == 0
         assert not (folder / "ready").exists()
     finally:

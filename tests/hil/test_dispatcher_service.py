@@ -26,6 +26,7 @@ from agent.fleet.messages import (
     encode,
 )
 from agent.trust import dsse
+from hil.dispatcher.book import MOST_MICRO
 from hil.dispatcher.submit import add_job
 from hil.dispatcher.units import EnrolmentRefusedError
 from hil.dispatcher.web import WebServer
@@ -89,7 +90,8 @@ def test_unknown_fields_are_ignored(desk: Desk, car: Car) -> None:
 
 def test_a_late_will_of_an_earlier_connection_is_ignored(desk: Desk, car: Car) -> None:
     def link() -> str:
-        row = desk.book._database.execute("SELECT link FROM units WHERE unit = ?", (car.unit,)).fetchone()
+        row = desk.book.database.row("SELECT link FROM units WHERE unit = :unit", unit=car.unit)
+        assert row is not None
         return str(row["link"])
 
     car.say("status", encode(Status(state="up", boot="b1", conn=2, version="0.1.0")))
@@ -104,10 +106,10 @@ def test_a_late_will_of_an_earlier_connection_is_ignored(desk: Desk, car: Car) -
 def test_a_link_that_takes_nothing_loses_only_time(desk: Desk, car: Car) -> None:
     desk.add_job()
     result = car.result(car.must_request())
-    desk.service._publish = lambda topic, payload, expiry_s: False
+    desk.service.answers.publish = lambda topic, payload, expiry_s, /, *, retain=False: False
     car.say("result", encode(result))
     assert desk.service.counts["unsent"] == 1
-    desk.service._publish = desk._publish
+    desk.service.answers.publish = desk._publish
     assert car.hand_in(result).verdict is Verdict.DUPLICATE
 
 
@@ -215,7 +217,7 @@ def test_the_largest_grant_fits_in_a_message(desk: Desk, car: Car) -> None:
         items=[b"x"] * 1024,
         slice_items=1,
         customer="c" * 64,
-        price_micro_per_item=2**53 - 1,
+        price_micro_per_item=MOST_MICRO // 1024,
         currency="EUR",
         ttl_s=86_400,
     )

@@ -22,7 +22,8 @@ from agent.fleet.messages import JobGrant, SliceOutput
 from agent.trust.keys import load_public_key
 from agent.trust.statement import Statement
 from hil.dispatcher.judge import HandIn, Lease, judge
-from hil.dispatcher.service import statement_sha256
+from hil.dispatcher.service import nothing_uploaded
+from hil.dispatcher.verdicts import statement_sha256
 from hil.dispatcher.view import View
 from tests.hil.honest_car import PRICE, TTL_S, Car, Desk, bent, new_signer
 
@@ -166,9 +167,10 @@ def test_hand_ins_may_overtake_each_other(desk: Desk, car: Car) -> None:
     assert car.hand_in(earlier).verdict is Verdict.SETTLED
 
 
-def test_output_that_is_no_array_of_its_items(desk: Desk, car: Car) -> None:
+def test_output_that_is_no_array_of_its_items(desk: Desk) -> None:
     desk.add_job()
-    for body in (b"[1,2,3]", b"{}", b"[1,2,3,4", b"[" * 2000):
+    for number, body in enumerate((b"[1,2,3]", b"{}", b"[1,2,3,4", b"[" * 2000)):
+        car = desk.new_car(f"liar-{number}")
         grant = car.must_request()
         digest = hashlib.sha256(body).hexdigest()
 
@@ -319,19 +321,19 @@ def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, o
     """Between looking and settling the lease moves on: the compare-and-set notices, nothing is paid."""
     desk.add_job(ttl_s=10)
     grant = car.must_request()
-    standing = desk.book.standing(car.unit, key(grant))
     unit = desk.book.units.get(car.unit)
-    assert isinstance(standing, Lease)
     assert unit is not None
+    standing = desk.book.standing(unit, key(grant))
+    assert isinstance(standing, Lease)
     result = car.result(grant)
     hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
-    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new)
+    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new, uploaded=nothing_uploaded)
     desk.now_ms += 10_000
     car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
-    assert desk.book.settle(standing, accepted, "e" * 64) is None
+    assert desk.book.settle(standing, unit, accepted, "e" * 64) is None
     desk.book.refuse(standing, "too late", "e" * 64)
     assert other.hand_in(other.result(other.must_request())).paid_micro == 9 * PRICE
-    assert desk.book.settle(standing, accepted, "e" * 64) is None
+    assert desk.book.settle(standing, unit, accepted, "e" * 64) is None
     with View(desk.folder) as view:
         assert [payout.unit for payout in view.payouts()] == [other.unit]
 
@@ -340,9 +342,8 @@ def test_everything_is_still_there_after_a_restart(desk: Desk, car: Car) -> None
     desk.add_job()
     result = car.result(car.must_request())
     desk.book.close()
-    restarted = Desk(desk.folder)
-    restarted.key, restarted.now_ms = desk.key, desk.now_ms
-    restarted.service._key = desk.key
+    restarted = Desk(desk.folder, key=desk.key)
+    restarted.now_ms = desk.now_ms
     car.peer = restarted
     assert car.hand_in(result).verdict is Verdict.SETTLED
     assert car.hand_in(result).verdict is Verdict.DUPLICATE

@@ -1,0 +1,119 @@
+"""The dispatcher's tables. Rows are the only truth about a lease, so what must never break is a constraint here.
+
+A slice has one result, a lease has one hand-in, a key uses a counter once, a job has one copy. One text serves both
+databases: it is written in PostgreSQL's types, and `for_sqlite` says the same in SQLite's.
+
+Times are milliseconds of the database's clock, money millionths of the currency unit.
+"""
+
+from __future__ import annotations
+
+VERSION = "2"
+"""Of the tables; kept in `settings`. A book of another version is refused, never guessed at."""
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS settings (
+    name TEXT PRIMARY KEY, value TEXT NOT NULL
+);
+
+-- `shorts`: leases given back in a row as too long; `faults`: leases that failed in a row. `agreed` and `disagreed`
+-- count slices whose copy said the same, and another, since the last disagreement and ever.
+CREATE TABLE IF NOT EXISTS units (
+    unit TEXT PRIMARY KEY, cell TEXT NOT NULL, keyid TEXT NOT NULL UNIQUE, public_key_pem TEXT NOT NULL,
+    key_protection TEXT NOT NULL, device_class TEXT NOT NULL DEFAULT '', executor TEXT NOT NULL DEFAULT '',
+    packages TEXT NOT NULL DEFAULT '[]', classes TEXT NOT NULL DEFAULT '[]',
+    link TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '', conn BIGINT NOT NULL DEFAULT 0,
+    seen_ms BIGINT NOT NULL, shorts BIGINT NOT NULL DEFAULT 0, faults BIGINT NOT NULL DEFAULT 0,
+    benched_until_ms BIGINT NOT NULL DEFAULT 0, agreed BIGINT NOT NULL DEFAULT 0, disagreed BIGINT NOT NULL DEFAULT 0
+);
+
+-- `settled_epoch` is the newest epoch with a hand-in: it stands in the row that the compare-and-set locks. `tries` and
+-- `failures` count grants, and failed ones, since the job last came on. `granted_slices`: how many the lease is for.
+CREATE TABLE IF NOT EXISTS jobs (
+    job TEXT PRIMARY KEY, seq BIGINT NOT NULL, customer TEXT NOT NULL, package TEXT NOT NULL,
+    package_sha256 TEXT NOT NULL, input_sha256 TEXT NOT NULL, input_bytes BIGINT NOT NULL, items BIGINT NOT NULL,
+    slice_items BIGINT NOT NULL, price_micro_per_item BIGINT NOT NULL, currency TEXT NOT NULL, ttl_s BIGINT NOT NULL,
+    workload_class TEXT NOT NULL DEFAULT '', executor TEXT NOT NULL DEFAULT '', device_class TEXT NOT NULL DEFAULT '',
+    priority BIGINT NOT NULL DEFAULT 0, estimate_us_per_item BIGINT NOT NULL DEFAULT 0,
+    replica_of TEXT UNIQUE REFERENCES jobs,
+    state TEXT NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'leased', 'done', 'dead', 'cancelled')),
+    epoch BIGINT NOT NULL DEFAULT 0, settled_epoch BIGINT NOT NULL DEFAULT 0, holder TEXT, nonce TEXT,
+    upload_token TEXT UNIQUE, granted_slices BIGINT NOT NULL DEFAULT 0, expected_ms BIGINT NOT NULL DEFAULT 0,
+    granted_ms BIGINT, expires_ms BIGINT, tries BIGINT NOT NULL DEFAULT 0, failures BIGINT NOT NULL DEFAULT 0,
+    cancel_why TEXT, cancel_ends_ms BIGINT NOT NULL DEFAULT 0, CHECK (settled_epoch <= epoch)
+);
+
+-- The SHA-256 of every signed payload that carried a grant: what a statement may name as its ticket.
+CREATE TABLE IF NOT EXISTS tickets (
+    job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (job, epoch, sha256)
+);
+
+-- One row for each lease that ended with a signed statement; the envelope is kept so that anybody can verify it.
+CREATE TABLE IF NOT EXISTS handins (
+    job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, unit TEXT NOT NULL REFERENCES units,
+    verdict TEXT NOT NULL CHECK (verdict IN ('settled', 'bad')), reason TEXT NOT NULL DEFAULT '',
+    paid_micro BIGINT NOT NULL DEFAULT 0, micro_wh BIGINT NOT NULL DEFAULT 0, at_ms BIGINT NOT NULL,
+    statement_sha256 TEXT NOT NULL, keyid TEXT, counter BIGINT, envelope BYTEA,
+    PRIMARY KEY (job, epoch), UNIQUE (keyid, counter)
+);
+
+-- A slice's answers: in `body`, or (NULL there) the object named by their digest.
+CREATE TABLE IF NOT EXISTS results (
+    job TEXT NOT NULL, slice BIGINT NOT NULL, epoch BIGINT NOT NULL, items BIGINT NOT NULL,
+    failed_items BIGINT NOT NULL, paid_micro BIGINT NOT NULL, output_sha256 TEXT NOT NULL, body BYTEA,
+    PRIMARY KEY (job, slice), FOREIGN KEY (job, epoch) REFERENCES handins
+);
+
+-- Leases that came to nothing for a reason that may be the job's: why a job is dead is read here.
+CREATE TABLE IF NOT EXISTS attempts (
+    job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, unit TEXT NOT NULL, why TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT '', at_ms BIGINT NOT NULL, PRIMARY KEY (job, epoch)
+);
+
+-- What a unit is not offered until then: a package that it refused, a job that it failed or found too long.
+CREATE TABLE IF NOT EXISTS refusals (
+    unit TEXT NOT NULL REFERENCES units, what TEXT NOT NULL, until_ms BIGINT NOT NULL, PRIMARY KEY (unit, what)
+);
+
+-- How a slice of a job and of its copy compare.
+CREATE TABLE IF NOT EXISTS comparisons (
+    job TEXT NOT NULL REFERENCES jobs, slice BIGINT NOT NULL, unit TEXT NOT NULL, copy_unit TEXT NOT NULL,
+    same BIGINT NOT NULL CHECK (same IN (0, 1)), at_ms BIGINT NOT NULL, PRIMARY KEY (job, slice)
+);
+
+-- How long settled work took, by package and device class.
+CREATE TABLE IF NOT EXISTS rates (
+    package_sha256 TEXT NOT NULL, device_class TEXT NOT NULL, items BIGINT NOT NULL, took_ms BIGINT NOT NULL,
+    PRIMARY KEY (package_sha256, device_class)
+);
+
+-- The newest order of each kind to each unit, sent again whenever its link comes up; and the newest pace of each cell.
+CREATE TABLE IF NOT EXISTS orders (
+    unit TEXT NOT NULL REFERENCES units, kind TEXT NOT NULL CHECK (kind IN ('prices', 'demand')),
+    issued_ms BIGINT NOT NULL, ends_ms BIGINT NOT NULL, body BYTEA NOT NULL, PRIMARY KEY (unit, kind)
+);
+CREATE TABLE IF NOT EXISTS paces (
+    cell TEXT PRIMARY KEY, issued_ms BIGINT NOT NULL, body BYTEA NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS enrolment_codes (
+    code_sha256 TEXT PRIMARY KEY, used_by TEXT REFERENCES units
+);
+"""
+
+INDEXES = """
+CREATE INDEX IF NOT EXISTS jobs_open ON jobs (state, tries, priority DESC, seq);
+CREATE INDEX IF NOT EXISTS jobs_by_holder ON jobs (holder, state);
+CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (state, expires_ms);
+CREATE INDEX IF NOT EXISTS jobs_by_age ON jobs (seq);
+"""
+
+
+def for_sqlite() -> str:
+    """The same in SQLite's words: strict, so that a column takes its own type only."""
+    return TABLES.replace("BIGINT", "INTEGER").replace("BYTEA", "BLOB").replace("\n);", "\n) STRICT;") + INDEXES
+
+
+def for_postgres() -> str:
+    """The same for PostgreSQL."""
+    return TABLES + INDEXES

@@ -1,0 +1,115 @@
+"""From a hand-in to the verdict on it. The fence comes first: what was judged, or is stale, is not looked at again.
+
+A refusal, a lease that was too long and a fault are not the same thing to the unit and the job: what a yield says is
+noted when it is accepted (`Book.note_reason`), once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
+from agent.fleet.messages import Envelope, Result, VerdictMessage, Yield
+from hil.dispatcher.answers import verdict
+from hil.dispatcher.book import Book, HandedIn
+from hil.dispatcher.judge import HandIn, Lease, MissingUploadError, MisstatementError, UnprovenError, judge
+from hil.dispatcher.units import Unit
+
+LATER_S = 60
+"""When to hand in again what could not be verified."""
+MISSING_UPLOAD_S = 15
+STALE = "the lease is not this unit's, or no longer"
+
+log = structlog.get_logger("dispatcher")
+
+
+class Verdicts:
+    """Use from the thread that owns the book, inside its transaction. `complain(who, reason)` counts what is odd."""
+
+    def __init__(
+        self, book: Book, uploaded: Callable[[str], Path | None], complain: Callable[[str, str], None]
+    ) -> None:
+        self._book, self._uploaded, self._complain = book, uploaded, complain
+
+    def on_result(self, unit: Unit, result: Result) -> VerdictMessage:
+        """The verdict on a finished lease."""
+        hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
+        return self._judge(unit, JobKey(result.job, result.epoch), result.rid, hand_in)
+
+    def on_yield(self, unit: Unit, yielded: Yield) -> VerdictMessage:
+        """The verdict on a lease that was given back, with or without finished slices."""
+        key = JobKey(yielded.job, yielded.epoch)
+        if yielded.statement is None:
+            return self._give_back(unit, key, yielded)
+        hand_in = HandIn(kind=HandInKind.YIELD, statement=yielded.statement, outputs=yielded.outputs)
+        return self._judge(unit, key, yielded.rid, hand_in, yielded)
+
+    def _judge(
+        self, unit: Unit, key: JobKey, rid: str, hand_in: HandIn, yielded: Yield | None = None
+    ) -> VerdictMessage:
+        judged = statement_sha256(hand_in.statement)
+        standing = self._book.standing(unit, key)
+        if standing is None or isinstance(standing, HandedIn):
+            return _again(unit, key, rid, standing, judged)
+        try:
+            accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new, uploaded=self._uploaded)
+        except MissingUploadError as error:
+            self._book.wait_for_uploads(standing)
+            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=MISSING_UPLOAD_S)
+        except UnprovenError as error:
+            self._complain(unit.unit, f"unproven: {error.what}")
+            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
+        except MisstatementError as error:
+            self._book.refuse(standing, error.what, judged)
+            log.warning("hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
+            return verdict(unit.unit, key, rid, Verdict.BAD, error.what, statement_sha256=judged)
+        paid_micro = self._book.settle(standing, unit, accepted, judged)
+        if paid_micro is None:  # another replica moved the fence since we looked
+            return verdict(unit.unit, key, rid, Verdict.LATER, "the lease changed meanwhile", retry_s=1)
+        if yielded is not None:
+            self._note(unit, standing, yielded)
+        log.info("settled", unit=unit.unit, job=str(key), slices=len(accepted.slices), paid_micro=paid_micro)
+        return verdict(unit.unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro, statement_sha256=judged)
+
+    def _give_back(self, unit: Unit, key: JobKey, yielded: Yield) -> VerdictMessage:
+        standing = self._book.standing(unit, key)
+        if standing is None or isinstance(standing, HandedIn):
+            return _again(unit, key, yielded.rid, standing, "")
+        if self._book.give_back(standing, yielded.why, yielded.detail):
+            self._note(unit, standing, yielded)
+        return verdict(unit.unit, key, yielded.rid, Verdict.SETTLED)
+
+    def _note(self, unit: Unit, lease: Lease, yielded: Yield) -> None:
+        if yielded.why in (YieldReason.REFUSED, YieldReason.FAULT):
+            log.info("lease_failed", unit=unit.unit, job=str(lease.key), why=yielded.why, detail=yielded.detail)
+        self._book.note_reason(lease, yielded.why, yielded.detail)
+
+
+def _again(unit: Unit, key: JobKey, rid: str, judged: HandedIn | None, claimed_sha256: str) -> VerdictMessage:
+    """A verdict that stands already names the statement it was on; a stale lease is so whatever was claimed."""
+    if judged is None:
+        return verdict(unit.unit, key, rid, Verdict.STALE, STALE, statement_sha256=claimed_sha256)
+    return verdict(
+        unit.unit,
+        key,
+        rid,
+        Verdict.DUPLICATE if judged.verdict is Verdict.SETTLED else judged.verdict,
+        judged.reason,
+        paid_micro=judged.paid_micro,
+        statement_sha256=judged.statement_sha256,
+    )
+
+
+def statement_sha256(envelope: Envelope) -> str:
+    """The digest by which a verdict names the statement it is on; "" when there is none to read."""
+    try:
+        payload = base64.b64decode(envelope.payload.replace("-", "+").replace("_", "/"), validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    return hashlib.sha256(payload).hexdigest()

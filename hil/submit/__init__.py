@@ -1,0 +1,1 @@
+"""`driveway-hil submit`: puts work in, and collects what came of it."""
