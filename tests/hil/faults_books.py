@@ -1,0 +1,141 @@
+"""Books of a small honest fleet, signed with real keys, for tests that then falsify them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from agent.core.model import Verdict
+from agent.fleet import messages
+from agent.trust import dsse, statement
+from agent.trust.keys import FileSigner
+from agent.trust.merkle import leaf_hash, tree_root
+from hil.faults.books import (
+    AgentBook,
+    DispatcherBook,
+    HandInRow,
+    JobRow,
+    Leaf,
+    LeaseRow,
+    Ordered,
+    ResultRow,
+)
+
+SHA = "ab" * 32
+PRICE = 7
+OPENED_MS = 1_790_000_000_000
+
+
+class Fleet:
+    """A dispatcher and two cars. `settle` does one lease as it should be done, in all books at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.dispatcher_key = FileSigner.open_or_create(folder / "dispatcher.key")
+        self.keys = {unit: FileSigner.open_or_create(folder / f"{unit}.key") for unit in ("car-0000", "car-0001")}
+        self.ordered = [Ordered(f"job-{number}", 5, 2, PRICE, 5 * number) for number in range(4)]
+        self.jobs = {job.job: JobRow(job.job, "free", 0, None) for job in self.ordered}
+        self.hand_ins: list[HandInRow] = []
+        self.results: list[ResultRow] = []
+        self.leases: dict[str, list[LeaseRow]] = {unit: [] for unit in self.keys}
+        self.ledgers: dict[str, list[tuple[str, str, int, bytes]]] = {unit: [] for unit in self.keys}
+        self.outboxes: dict[str, dict[tuple[str, int], str]] = {unit: {} for unit in self.keys}
+
+    def settle(self, unit: str, number: int, *, epoch: int = 1) -> None:
+        """The unit does the whole job, hands it in, and is told so."""
+        sha256 = self.hand_in(unit, number, epoch=epoch)
+        self.take(unit, number, sha256, epoch=epoch)
+        self.tell(unit, number, sha256, epoch=epoch)
+
+    def hand_in(self, unit: str, number: int, *, epoch: int = 1) -> str:
+        """The unit's half: the statement is in the ledger and in the outbox; the statement's digest."""
+        job, counter = self.ordered[number], len(self.ledgers[unit]) + 1
+        said = _statement(unit, job, epoch, counter)
+        envelope = dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), self.keys[unit])
+        sha256 = hashlib.sha256(said.to_bytes()).hexdigest()
+        self.ledgers[unit].append(("statement", job.job, epoch, envelope))
+        self.outboxes[unit][job.job, epoch] = sha256
+        self.leases[unit].append(LeaseRow(job.job, epoch, "handed_in", None, 0, OPENED_MS, OPENED_MS + 1000))
+        return sha256
+
+    def take(self, unit: str, number: int, sha256: str, *, epoch: int = 1) -> None:
+        """The dispatcher's half: its rows."""
+        job, paid = self.ordered[number], 5 * PRICE
+        envelope = next(e for _, name, n, e in self.ledgers[unit] if (name, n) == (job.job, epoch))
+        counter = statement.parse_statement(dsse.parse(envelope).payload).counter
+        row = HandInRow(
+            *(job.job, epoch, unit, "settled", sha256, paid, OPENED_MS + 1500),
+            *(self.keys[unit].keyid, counter, envelope),
+        )
+        self.hand_ins.append(row)
+        for index in range(job.slices):
+            items = job.items_of(index)
+            self.results.append(ResultRow(job.job, index, epoch, items, 0, items * PRICE, body(job, index)))
+        self.jobs[job.job] = JobRow(job.job, "done", epoch, unit)
+
+    def tell(
+        self, unit: str, number: int, sha256: str, *, epoch: int = 1, verdict: Verdict = Verdict.SETTLED, paid: int = 35
+    ) -> None:
+        """The verdict reaches the unit, which lets go."""
+        job = self.ordered[number].job
+        message = messages.VerdictMessage(
+            rid="r", unit=unit, job=job, epoch=epoch, verdict=verdict, paid_micro=paid, statement_sha256=sha256
+        )
+        envelope = dsse.sign(messages.VERDICT_TYPE, messages.encode(message), self.dispatcher_key)
+        self.ledgers[unit].append(("verdict", job, epoch, envelope))
+        self.outboxes[unit].pop((job, epoch), None)
+        told = LeaseRow(job, epoch, "closed", verdict.value, paid, OPENED_MS, OPENED_MS + 1000)
+        self.leases[unit] = [told if (one.job, one.epoch) == (job, epoch) else one for one in self.leases[unit]]
+
+    @property
+    def dispatcher(self) -> DispatcherBook:
+        """The dispatcher's book as it is now."""
+        keys = {unit: key.public_key_pem() for unit, key in self.keys.items()}
+        return DispatcherBook(list(self.jobs.values()), list(self.hand_ins), list(self.results), keys)
+
+    @property
+    def agents(self) -> list[AgentBook]:
+        """The units' books as they are now."""
+        return [self._agent(unit) for unit in self.keys]
+
+    def _agent(self, unit: str) -> AgentBook:
+        leaves = [Leaf(kind, job, epoch, body, leaf_hash(body)) for kind, job, epoch, body in self.ledgers[unit]]
+        root = tree_root([leaf.hash for leaf in leaves]).hex()
+        return AgentBook(unit, self.leases[unit], leaves, (len(leaves), root), dict(self.outboxes[unit]), {})
+
+
+def body(job: Ordered, index: int) -> bytes:
+    """The answers to one slice."""
+    return msgspec.json.encode([{"outputs": {"y": number}} for number in job.numbers_of(index)])
+
+
+def _statement(unit: str, job: Ordered, epoch: int, counter: int) -> statement.Statement:
+    slices = tuple(
+        statement.Slice(
+            index=index,
+            items=job.items_of(index),
+            failed_items=0,
+            output_sha256=hashlib.sha256(body(job, index)).hexdigest(),
+            raw_sha256=SHA,
+            compute_ms=1,
+        )
+        for index in range(job.slices)
+    )
+    return statement.Statement(
+        outcome="result",
+        lease=statement.Lease(job=job.job, epoch=epoch, nonce="cd" * 16, ticket_sha256=SHA),
+        unit=unit,
+        package=statement.Package(name="nothing", sha256=SHA),
+        model_sha256=SHA,
+        kernels_sha256=SHA,
+        agent=statement.Agent(version="1", sha256=SHA),
+        input_sha256=SHA,
+        slices=slices,
+        device=statement.Device(class_="rig", executor="onnxruntime"),
+        times=statement.Times(started_boot_ms=1, finished_boot_ms=2, boot_id="b", finished_wall_ms=OPENED_MS),
+        energy=statement.Energy(micro_wh=1, sensor="none"),
+        gate=statement.Gate(state="open", policy_sha256=SHA),
+        key_protection="file",
+        counter=counter,
+    )
