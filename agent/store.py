@@ -10,6 +10,7 @@ each leaf, so that a leaf that was changed or lost shows (`agent.selftest`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
@@ -52,16 +53,19 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._db = self._connect(path)
         schema.bring_up(self._db)
-        self._ledger = Tree()
-        self._statements = 0
-        for kind, digest in self._db.execute("SELECT kind, hash FROM ledger ORDER BY idx"):
-            self._ledger.append(bytes(digest))
-            self._statements += kind == "statement"
-        self._totals = self._summed_up()
+        self.read_back()
         if self._one("PRAGMA user_version") == 0:  # new, or from before the head was kept
             with schema.Transaction(self._db):
                 self.remember(HEAD, self.ledger_head())
                 self._db.execute("PRAGMA user_version = 1")
+
+    def read_back(self) -> None:
+        """Read anew what is kept in memory: after an error only the file knows whether its commit came about."""
+        ledger, statements = Tree(), 0
+        for kind, digest in self._db.execute("SELECT kind, hash FROM ledger ORDER BY idx"):
+            ledger.append(bytes(digest))
+            statements += kind == "statement"
+        self._ledger, self._statements, self._totals = ledger, statements, self._summed_up()
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         """The one connection: of this thread, and of none other."""
@@ -117,6 +121,9 @@ class Store:
         it became.
         """
         key = grant.key
+        waiting = next((row for row in self.outbox() if row.key == key), None)
+        if waiting is not None:  # it was committed, although the disk said that it was not
+            return waiting
         with schema.Transaction(self._db):
             self._db.execute(
                 "INSERT OR IGNORE INTO leases (job, epoch, nonce, ticket, state, opened_wall_ms) "
@@ -148,6 +155,8 @@ class Store:
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
         """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
+        if not self._one("SELECT count(*) FROM outbox WHERE job = ? AND epoch = ?", *key_row(key)):
+            return  # it was settled, although the disk said that it was not
         with schema.Transaction(self._db):
             closed = self._db.execute(
                 "UPDATE leases SET state = 'closed', verdict = ?, reason = ?, paid_micro = ? "
@@ -378,8 +387,17 @@ class StoreThread:
         store = self._store
         if store is None:
             raise StoreError("the store is not open")
+
+        def run() -> R:
+            try:
+                return method(store, *args, **kwargs)
+            except sqlite3.DatabaseError:
+                with contextlib.suppress(sqlite3.Error):  # a disk that does not even read is told of by the error
+                    store.read_back()
+                raise
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: method(store, *args, **kwargs))
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run)
         except sqlite3.DatabaseError as error:
             if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:
                 raise  # a wrong statement is a bug, not a disk

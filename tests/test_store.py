@@ -40,6 +40,10 @@ def hand_in(store: Store, one: Grant) -> list[int]:
     return seen
 
 
+def settle(store: Store, one: Grant) -> None:
+    store.settle(one.key, verdict=Verdict.SETTLED, reason="", paid_micro=5, envelope=b"verdict")
+
+
 @pytest.fixture
 def store(tmp_path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a generator fixture
     opened = Store(tmp_path / "driveway.db")
@@ -327,3 +331,38 @@ def test_promises_wait_for_the_disk_after_a_log_line_that_failed(store: Store) -
     with pytest.raises(sqlite3.OperationalError):
         store.log(1, "said", b"{}")
     assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_a_commit_that_came_about_although_it_failed_is_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is believed, not the error: else the next leaf would take a place that is taken, for ever."""
+    end = schema.Transaction.__exit__
+
+    def fails_late(transaction: schema.Transaction, *said: object) -> None:
+        end(transaction, *said)
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    async def story() -> None:
+        thread = StoreThread(tmp_path / "driveway.db")
+        await thread.open()
+        one, other = grant(1), grant(2)
+        for lease in (one, other):
+            await thread.call(Store.open_lease, lease, 1)
+            await thread.call(Store.add_slice, lease.key, stored(0), Spent(1, 1))
+        with monkeypatch.context() as broken:
+            broken.setattr(schema.Transaction, "__exit__", fails_late)
+            with pytest.raises(StoreError, match="disk I/O error"):
+                await thread.call(hand_in, one)
+        assert await thread.call(hand_in, one) == [], "it is in the outbox already"
+        assert await thread.call(hand_in, other) == [0]
+        await thread.call(settle, one)
+        head = await thread.call(Store.ledger_head)
+        await thread.call(settle, one)
+        assert await thread.call(Store.ledger_head) == await thread.call(Store.stored_head) == head
+        assert (await thread.call(Store.totals)).paid_micro == 5
+        await thread.close()
+
+    asyncio.run(story())
