@@ -92,8 +92,8 @@ class Answers:
         """Write down what was recorded until now, beside the event loop: it may be some megabytes."""
         taken, wall_ms = self._recorder.taken(), self._clock.wall_ms()
         try:
-            path = await asyncio.to_thread(taken.write, self._recordings, wall_ms, "asked for")
-            return Recorded(str(path), path.stat().st_size)
+            written = await asyncio.to_thread(taken.write, self._recordings, wall_ms, "asked for")
+            return Recorded(str(written.path), written.size_bytes)
         except OSError as error:
             raise StoreError(f"cannot write a recording into {self._recordings}: {error}") from error
 

@@ -6,6 +6,7 @@ which are read, and a power limit that a crashed run left, which is put back.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from agent.core.effects import Report
 from agent.core.state import State, initial
 from agent.fleet.channel import Moved
 from agent.fleet.desk import Desk
-from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link import Link
+from agent.fleet.link_config import LinkConfig
 from agent.fleet.orders import Orders
 from agent.fleet.partials import Partials
 from agent.hands import Hands
@@ -165,7 +167,7 @@ def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock
     return Desk(
         unit=config.unit.id,
         cell=identity.cell,
-        boot=boot_id() or "unknown",
+        run=secrets.token_hex(8),
         dispatcher_keys=identity.dispatcher_keys,
         orders=orders,
         emit=emit,

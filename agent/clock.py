@@ -23,6 +23,16 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
 
+def boot_s() -> float:
+    """Seconds since boot, sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def slept_s() -> float:
+    """How many of them this computer has slept."""
+    return boot_s() - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def boot_id() -> str:
     """A name for this boot, so that boot times of two boots are never compared; '' where the kernel has none."""
     try:

@@ -17,8 +17,8 @@ import msgspec
 from agent.core.policy import Policy
 from agent.errors import ConfigError
 from agent.fleet.backoff import CAP_S
-from agent.fleet.link import TlsFiles
 from agent.fleet.messages import Identifier
+from agent.fleet.tls import TlsFiles
 from agent.policy_check import check_policy
 from agent.telemetry.actuators import DevfreqStep, check_steps
 from agent.toml import read_toml

@@ -9,6 +9,7 @@
     ├── TrustError       a key, signature, statement or ledger that does not hold
     ├── FleetError       the broker, the dispatcher or a transfer
     ├── TraceError       a recorded night that cannot be read
+    ├── CoreError        a bug in what decides: the agent ends
     └── StoreError       the disk
         └── NotUnderstoodError   a row that another version wrote, or that is damaged
 
@@ -60,6 +61,10 @@ class FleetError(DrivewayError):
 
 class TraceError(DrivewayError):
     """A recorded night that cannot be read."""
+
+
+class CoreError(DrivewayError):
+    """What decides failed on an event: a bug. Nothing may be decided on from there, so the agent ends."""
 
 
 class StoreError(DrivewayError):

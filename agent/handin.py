@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__
+from agent.core.lease import HAVE_WITH_CREDIT_MAX
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, YieldReason
 from agent.core.policy import Policy
 from agent.errors import DrivewayError, TrustError
@@ -57,9 +58,8 @@ HAND_IN_ERRORS = (messages.MessageError, DrivewayError, msgspec.MsgspecError)
 DETAIL_BYTES = 160
 INLINE_BYTES = 160
 """Answers up to this length are no longer in the message than their digest would be."""
-HAVE_MAX = 8
-HAVE_ROOM_BYTES = 896
-"""Room that a stored hand-in leaves for what is added when it is sent: 8 tokens of up to 90 bytes, and the outlook."""
+HAVE_ROOM_BYTES = 90 * HAVE_WITH_CREDIT_MAX + 176
+"""Room that a stored hand-in leaves for what is added when it is sent: tokens of up to 90 bytes, and the outlook."""
 
 
 def build(
@@ -80,25 +80,34 @@ def build(
     """The hand-in of one lease; a yield without a finished slice has no statement.
 
     The core ends a lease before its answers outgrow one message. Should they all the same, as many slices as fit are
-    handed in, as a yield that says so; and should not even a statement come about (a fact that cannot be signed), the
-    lease is given back with nothing but the reason, rather than held for ever.
+    handed in, as a yield that says so. Should not even the first, or should no statement come about (a fact that cannot
+    be signed), the lease is given back with nothing but the fault, rather than held for ever: whatever else ended it,
+    what was computed was so for nothing, and would be again.
     """
     draft = Draft(unit, signer, grant, facts, policy_sha256, wall_ms, counter, frozenset(uploaded))
     try:
         return _row(draft, kind, why, detail, slices)
     except HAND_IN_ERRORS as error:
-        fault = YieldReason.FULL if isinstance(error, messages.MessageError) else YieldReason.FAULT
-        said = str(error) if fault is YieldReason.FULL else f"no statement could be made: {error}"
-        why, detail = why or fault, detail or said
-    best = _row(draft, HandInKind.YIELD, why, detail, [])
-    fits, too_many = 0, len(slices)
+        failure = error
+    fault = YieldReason.FULL if isinstance(failure, messages.MessageError) else YieldReason.FAULT
+    why, detail = why or fault, detail or _said(failure)
+    best, fits, too_many = None, 0, len(slices)
     while too_many - fits > 1:
         count = (fits + too_many) // 2
         try:
             best, fits = _row(draft, HandInKind.YIELD, why, detail, slices[:count]), count
-        except HAND_IN_ERRORS:
-            too_many = count
-    return best
+        except HAND_IN_ERRORS as error:
+            failure, too_many = error, count
+    if best is not None:
+        return best
+    return _row(draft, HandInKind.YIELD, YieldReason.FAULT, _said(failure, "not even one slice fits: "), [])
+
+
+def _said(failure: Exception, about_room: str = "") -> str:
+    """What kept slices out of a message: too little room for them, or a fact that cannot be signed."""
+    if isinstance(failure, messages.MessageError):
+        return f"{about_room}{failure}"
+    return f"no statement could be made: {failure}"
 
 
 def _row(draft: Draft, kind: HandInKind, why: YieldReason | None, detail: str, slices: list[StoredSlice]) -> HandInRow:
@@ -233,8 +242,11 @@ def _plain(detail: str) -> str:
 
 
 def address(body: bytes, kind: HandInKind, *, credit: int, have: tuple[JobKey, ...], outlook: Outlook) -> bytes:
-    """A stored hand-in as it is sent now: what the car holds and asks for belongs to the moment, not to the outbox."""
-    have = have[:HAVE_MAX]
+    """A stored hand-in as it is sent now: what the car holds and asks for belongs to the moment, not to the outbox.
+
+    `have` is cut to what there is room for. With `credit` it has to be whole, since what it leaves out counts as lost.
+    """
+    have = have[:HAVE_WITH_CREDIT_MAX]
     if kind is HandInKind.RESULT:
         result = messages.decode(body, messages.Result)
         return messages.encode(msgspec.structs.replace(result, credit=credit, have=have, outlook=outlook))

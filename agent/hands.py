@@ -14,12 +14,14 @@ from typing import assert_never
 import msgspec
 
 from agent import budgets, handin, owner
+from agent.bulk import Bulk
 from agent.core.effects import (
     EffectType,
     EndPause,
     HandIn,
     KeepAwake,
     KeepBudgets,
+    KeepGrant,
     OpenLease,
     PauseTransfers,
     RecordVacate,
@@ -38,24 +40,20 @@ from agent.core.effects import (
 from agent.core.events import (
     EventType,
     HandInFailed,
+    HandInNotSent,
     HandInSettled,
     HandInStored,
-    LeaseOpened,
-    LeaseRefused,
     SliceFailed,
     SliceStored,
-    SliceUploaded,
     StoreFailed,
     StoreRecovered,
-    TransferFailed,
     Unwritten,
     WorkerGone,
 )
-from agent.core.model import Grant, JobKey, Spent, Verdict
+from agent.core.model import JobKey, Spent, Verdict
 from agent.core.policy import Policy
-from agent.errors import DrivewayError, FleetError, StoreError
+from agent.errors import StoreError
 from agent.fleet import messages
-from agent.fleet.channel import PausedError, TransientError
 from agent.fleet.desk import Desk
 from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
@@ -69,14 +67,6 @@ from agent.transfers import Transfers
 
 STORE_RETRY_S = 2.0
 CLOSE_S = 3.0
-
-
-class LeaseInput(msgspec.Struct, frozen=True):
-    """The input of the lease at work."""
-
-    key: JobKey
-    body: bytes
-    items: int
 
 
 class Hands:
@@ -107,14 +97,14 @@ class Hands:
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
         self._shelf, self._signer, self._unit = shelf, signer, unit
-        self._executor, self._transfers = executor, transfers
+        self._executor = executor
+        self._bulk = Bulk(emit=emit, clock=clock, store=store, shelf=shelf, transfers=transfers)
         self._station = Station(
             emit=self._from_station, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._input: LeaseInput | None = None
         self._spent, self._policy, self._power_limits = spent, policy, power_limits
-        self._probing = False
+        self._probing = self._restocking = False
         self._keep_awake = keep_awake
 
     @property
@@ -135,13 +125,8 @@ class Hands:
         match effect:
             case StopWorker():
                 self._station.stop(effect.budget_ms)
-            case RunSlice(key=key) if self._input is not None and self._input.key == key:
-                span = (effect.first, effect.last)
-                self._station.run(key, effect.index, span, self._input.body, self._input.items)
-            case RunSlice(key=key):
-                self._emit(
-                    SliceFailed(at_ms=self._clock.boot_ms(), key=key, index=effect.index, detail="its input is gone")
-                )
+            case RunSlice():
+                self._run_slice(effect)
             case SetPace():
                 self._station.pace(effect.duty_permille)
             case StartWorker():
@@ -149,14 +134,17 @@ class Hands:
                 self._station.start(effect.grant)
             case SendRequest():
                 self._desk.request(effect, self._capability())
+                self._spawn(self._restock(), Unwritten.NOTE)
             case SendRenewal():
                 self._desk.renew(effect)
             case UploadSlice(key=key, index=index):
-                self._spawn(self._upload(effect), Unwritten.NOTE, key, index)
+                self._spawn(self._bulk.upload(effect), Unwritten.NOTE, key, index)
             case PauseTransfers():
-                self._transfers.pause()
+                self._bulk.pause()
             case OpenLease(grant=grant):
-                self._spawn(self._open_lease(grant), Unwritten.LEASE, grant.key)
+                self._spawn(self._bulk.open_lease(grant), Unwritten.LEASE, grant.key)
+            case KeepGrant(grant=grant):
+                self._spawn(self._store.call(Store.keep_grant, grant), Unwritten.NOTE)
             case HandIn(grant=grant):
                 self._spawn(self._hand_in(effect), Unwritten.HAND_IN, grant.key)
             case SendHandIn(key=key):
@@ -194,14 +182,15 @@ class Hands:
 
     async def close(self) -> None:
         """Kill a worker that is still there, and wait for what is being written, though not for a broken disk."""
-        self._transfers.pause()
-        await self._station.close()
-        await finished(self._tasks, CLOSE_S)
+        self._bulk.pause()
+        try:
+            await self._station.close()
+            await finished(self._tasks, CLOSE_S)
+        finally:
+            self._bulk.close()
 
     def _capability(self) -> messages.Capability:
         """What this unit can and will run now: a package that the worker refused is no longer offered."""
-        if self._shelf.changed():
-            self._spawn(self._restock(), Unwritten.NOTE)
         return messages.Capability(
             device_class=self._unit.device_class,
             executor=self._executor,
@@ -210,8 +199,17 @@ class Hands:
         )
 
     async def _restock(self) -> None:
-        """Look at packages that were put there since; the next request offers them."""
-        self._shelf.take_in(await asyncio.to_thread(self._shelf.newcomers))
+        """Look for packages that were put there since; the next request offers them. A disk that hangs is asked once.
+
+        On a thread, for that very reason: a request goes out, and the driver is seen, whatever the disk does.
+        """
+        if self._restocking:
+            return
+        self._restocking = True
+        try:
+            self._shelf.take_in(await asyncio.to_thread(self._shelf.newcomers_if_changed))
+        finally:
+            self._restocking = False
 
     def _spawn(
         self, work: Coroutine[None, None, None], step: Unwritten, key: JobKey | None = None, index: int | None = None
@@ -233,7 +231,7 @@ class Hands:
             logger().error("effect_failed", step=step.value, lease=str(key), error=repr(error))
             now_ms = self._clock.boot_ms()
             if step is Unwritten.LEASE and key is not None:
-                self._refuse(key, repr(error), transient=True)
+                self._bulk.refuse(key, repr(error), transient=True)
             elif step is Unwritten.HAND_IN and key is not None:
                 self._emit(HandInFailed(at_ms=now_ms, key=key, detail=repr(error)))
             elif step is Unwritten.VERDICT:
@@ -242,45 +240,6 @@ class Hands:
                 self._emit(SliceFailed(at_ms=now_ms, key=key, index=index, detail=repr(error)))
 
     # --- leases -------------------------------------------------------------------------------------------------
-
-    async def _open_lease(self, grant: Grant) -> None:
-        key = grant.key
-        if not await self._store.call(Store.open_lease, grant, self._clock.wall_ms()):
-            detail = "its nonce was used before: a replayed grant"
-            self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail, replayed=True))
-            return
-        try:
-            self._shelf.find(grant.package_sha256)
-            body = await self._transfers.input_of(grant)
-        except DrivewayError as error:
-            self._refuse(key, str(error), transient=isinstance(error, PausedError | TransientError))
-            return
-        self._input = LeaseInput(key, body, grant.items)
-        self._emit(LeaseOpened(at_ms=self._clock.boot_ms(), key=key))
-
-    def _refuse(self, key: JobKey, detail: str, *, transient: bool) -> None:
-        self._emit(LeaseRefused(at_ms=self._clock.boot_ms(), key=key, detail=detail, transient=transient))
-
-    async def _upload(self, effect: UploadSlice) -> None:
-        """Whatever becomes of it is told, so that the core waits for no upload that nobody does."""
-        try:
-            stored = await self._store.call(Store.to_upload, effect.key, effect.index)
-            if stored is None:  # settled meanwhile
-                self._upload_failed(effect, "the slice's answers are gone")
-                return
-            place = (effect.url, effect.token) if effect.url else (stored.url, stored.token)
-            await self._transfers.bring(*place, stored.output)
-        except FleetError as error:
-            self._upload_failed(effect, str(error), paused=isinstance(error, PausedError))
-        except Exception as error:
-            self._upload_failed(effect, repr(error))
-            raise
-        else:
-            self._emit(SliceUploaded(at_ms=self._clock.boot_ms(), key=effect.key, index=effect.index))
-
-    def _upload_failed(self, effect: UploadSlice, detail: str, *, paused: bool = False) -> None:
-        now_ms = self._clock.boot_ms()
-        self._emit(TransferFailed(at_ms=now_ms, key=effect.key, index=effect.index, detail=detail, paused=paused))
 
     async def _hand_in(self, effect: HandIn) -> None:
         grant = effect.grant
@@ -307,8 +266,7 @@ class Hands:
                 uploaded=effect.uploaded,
             ),
         )
-        if self._input is not None and self._input.key == grant.key:
-            self._input = None
+        self._bulk.forget(grant.key)
         self._emit(
             HandInStored(
                 at_ms=self._clock.boot_ms(),
@@ -316,6 +274,7 @@ class Hands:
                 kind=stored.kind,
                 statement_sha256=stored.statement_sha256,
                 missing=stored.missing,
+                referenced=stored.referenced,
             )
         )
         await self.report(
@@ -339,7 +298,8 @@ class Hands:
             return  # settled meanwhile
         kind, body = message
         body = handin.address(body, kind, credit=effect.credit, have=effect.have, outlook=effect.outlook)
-        self._desk.hand_in(kind.value, effect.key, body)
+        if not self._desk.hand_in(kind.value, effect.key, body):
+            self._emit(HandInNotSent(at_ms=self._clock.boot_ms(), key=effect.key))
 
     async def _settle(self, effect: SettleHandIn) -> None:
         await self._store.call(
@@ -363,6 +323,14 @@ class Hands:
     async def _record_vacate(self, effect: RecordVacate) -> None:
         await self._store.call(Store.vacate, self._clock.wall_ms(), effect.cause, effect.idle_ms, effect.gone_ms)
         await self.report("vacated", {"cause": effect.cause, "idle_ms": effect.idle_ms, "gone_ms": effect.gone_ms})
+
+    def _run_slice(self, effect: RunSlice) -> None:
+        given = self._bulk.input_of(effect.key)
+        if given is not None:
+            self._station.run(effect.key, effect.index, (effect.first, effect.last), given.memory, given.items)
+            return
+        now_ms, detail = self._clock.boot_ms(), "its input is gone"
+        self._emit(SliceFailed(at_ms=now_ms, key=effect.key, index=effect.index, detail=detail))
 
     # --- slices and the disk ------------------------------------------------------------------------------------
 

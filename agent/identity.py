@@ -16,7 +16,7 @@ from agent.errors import ConfigError, TrustError
 from agent.fleet import messages
 from agent.fleet.channel import Web
 from agent.fleet.enrol import enrol
-from agent.fleet.link import TlsFiles
+from agent.fleet.tls import FreshContext, TlsFiles
 from agent.ports import Signer
 from agent.trust.keys import FileSigner, keyid, load_public_key
 
@@ -47,7 +47,7 @@ async def establish(config: Config) -> Identity:
     signer = FileSigner.open_or_create(folder / "unit.key")
     keys = read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key")
     tls = _tls(config)
-    web = Web(None if tls is None else tls.context(), config.fleet.allow_loopback_http)
+    web = Web(None if tls is None else FreshContext(tls), config.fleet.allow_loopback_http)
     if not config.fleet.enrol_url:
         return Identity(signer, config.unit.cell, tls, web, keys)
     done = folder / ENROLLED

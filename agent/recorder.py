@@ -2,15 +2,21 @@
 
 The core has no clock and no randomness, so the state at some moment and the events since then give every state and
 every effect again: a bug that a car met in the field becomes a test (`driveway simulate FILE`). Events are kept in
-segments, each beginning with the whole state; a full segment is compressed, and the oldest is dropped for a new one.
-Nothing of this touches the disk until somebody asks for it (`driveway record`), or until the core itself fails.
+segments, each beginning with the whole state; the oldest is dropped for a new one. Every line is compressed as it
+comes, so that no step pays for those before it. Recording never raises: what cannot be recorded ends the recording,
+which begins anew with the next step. Nothing of this touches the disk until somebody asks for it (`driveway record`),
+or until the core itself fails; and then not the part of the disk that is reserved for what was earned.
 
-A recording holds what the daemon knew: the car's signals, the owner's wishes, grants and verdicts. It holds no key and
-nothing of what customers sent. It stays on the car until somebody who may read the state directory takes it away.
+A recording holds what the daemon knew: the car's signals, the owner's wishes, grants and verdicts. It holds no key, no
+token and no secret of an address (`agent.redaction`), and nothing of what customers sent. It stays on the car until
+somebody who may read the state directory takes it away.
 """
 
 from __future__ import annotations
 
+import errno
+import gzip
+import threading
 import zlib
 from collections import deque
 from collections.abc import Sequence
@@ -23,13 +29,23 @@ from agent.core.effects import EffectType
 from agent.core.events import EventType
 from agent.core.policy import Policy
 from agent.core.state import State
+from agent.disk import RESERVE_BYTES, has_room
+from agent.log import logger
+from agent.redaction import Redaction
 
 FORMAT = "driveway-recording/1"
+SUFFIX = ".jsonl.gz"
 SEGMENT_BYTES = 128 * 1024
+"""Of lines, before they are compressed."""
 MAX_BYTES = 2 * 1024 * 1024
 """Compressed: some hours of a car that works, a day of one that stands."""
 FILES_MAX = 8
 """So many recordings lie in the folder; the oldest makes room."""
+FAST = 1
+"""zlib's level: a third more bytes than the usual one, for a quarter of its time."""
+
+_writing = threading.Lock()
+"""One file is written at a time, whoever asks: there is one unfinished one at most."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,27 +66,43 @@ class RecordedStep(msgspec.Struct, frozen=True):
     effects: Sequence[EffectType]
 
 
+class Written(msgspec.Struct, frozen=True):
+    """A recording on the disk."""
+
+    path: Path
+    size_bytes: int
+
+
 class _Segment:
-    """Lines since one state, open while they are added to, then compressed."""
+    """A state and the lines since then, compressed as they come."""
 
-    def __init__(self, state: State) -> None:
-        blank = msgspec.structs.replace(state, looked_at=None)
-        self.start = zlib.compress(msgspec.json.encode(blank), 1)
-        self.packed = b""
-        self.lines: list[bytes] = []
-        self.open_bytes = 0
-
-    @property
-    def size(self) -> int:
-        return len(self.start) + len(self.packed) + self.open_bytes
+    def __init__(self, state: bytes) -> None:
+        self.state = zlib.compress(state, FAST)
+        self.line_bytes = 0
+        self.size = len(self.state)
+        self._stream = zlib.compressobj(FAST)
+        self._packed: list[bytes] = []
 
     def add(self, line: bytes) -> None:
-        self.lines.append(line)
-        self.open_bytes += len(line)
+        self.line_bytes += len(line)
+        self._keep(self._stream.compress(line))
 
     def close(self) -> None:
-        self.packed = zlib.compress(b"".join(self.lines), 1)
-        self.lines, self.open_bytes = [], 0
+        self._keep(self._stream.flush())
+        self._packed = [b"".join(self._packed)]
+
+    def lines(self) -> tuple[bytes, ...]:
+        """The compressed lines of a closed segment."""
+        return tuple(self._packed)
+
+    def lines_so_far(self) -> tuple[bytes, ...]:
+        """Those of one that goes on."""
+        return (*self._packed, self._stream.copy().flush())
+
+    def _keep(self, packed: bytes) -> None:
+        if packed:
+            self._packed.append(packed)
+            self.size += len(packed)
 
 
 class Recorder:
@@ -80,22 +112,41 @@ class Recorder:
         self._max_bytes, self._segment_bytes = max_bytes, segment_bytes
         self._segments: deque[_Segment] = deque()
         self._after: State | None = None
+        self._encoder = msgspec.json.Encoder()
+        self._redaction = Redaction()
+        self._complained = False
 
     def saw(self, before: State, event: EventType, after: State, effects: Sequence[EffectType]) -> None:
-        """One step of the core. A `before` that is not what the last step left begins the recording anew."""
+        """One step of the core. A `before` that is not what the last step left begins the recording anew.
+
+        Never raises: what came before a step that cannot be recorded is dropped, which is logged once.
+        """
+        try:
+            self._saw(before, event, effects)
+            self._after = after
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            self._segments.clear()
+            self._after = None
+            if not self._complained:
+                self._complained = True
+                logger().error("recording_dropped", event_type=type(event).__name__, error=repr(error))
+
+    def _saw(self, before: State, event: EventType, effects: Sequence[EffectType]) -> None:
         if before is not self._after:
             self._segments.clear()
-        if not self._segments or self._segments[-1].open_bytes >= self._segment_bytes:
+        if not self._segments or self._segments[-1].line_bytes >= self._segment_bytes:
             self._begin(before)
-        self._segments[-1].add(msgspec.json.encode(RecordedStep(event, effects)) + b"\n")
-        self._after = after
+        self._segments[-1].add(self._encoded(RecordedStep(event, effects)) + b"\n")
 
     def _begin(self, state: State) -> None:
         if self._segments:
             self._segments[-1].close()
-        self._segments.append(_Segment(state))
-        while len(self._segments) > 1 and sum(one.size for one in self._segments) > self._max_bytes:
+        self._segments.append(_Segment(self._encoded(msgspec.structs.replace(state, looked_at=None))))
+        while len(self._segments) > 1 and self.size > self._max_bytes:
             self._segments.popleft()
+
+    def _encoded(self, what: msgspec.Struct) -> bytes:
+        return self._redaction.of(self._encoder.encode(what))
 
     @property
     def size(self) -> int:
@@ -104,32 +155,55 @@ class Recorder:
 
     def taken(self) -> Taken:
         """What is kept now, apart from what goes on being recorded; cheap."""
-        return Taken(tuple((one.start, one.packed, b"".join(one.lines)) for one in self._segments))
+        if not self._segments:
+            return Taken()
+        *closed, last = self._segments
+        return Taken(self._segments[0].state, (*(one.lines() for one in closed), last.lines_so_far()))
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A recording on its way to a file: of each segment the compressed state, the compressed lines, and open lines."""
+    """A recording on its way to a file: the first segment's state, and every segment's lines; compressed."""
 
-    segments: tuple[tuple[bytes, bytes, bytes], ...]
+    state: bytes = b""
+    segments: tuple[tuple[bytes, ...], ...] = ()
 
-    def text(self, note: str = "") -> bytes:
-        """The recording as JSON lines; empty when nothing has happened yet. Takes a while: not for the event loop."""
-        if not self.segments:
-            return b""
-        state = msgspec.json.decode(zlib.decompress(self.segments[0][0]), type=State)
-        said = f"agent {__version__}" + (f": {note}" if note else "")
-        start = Start(name=state.name, start_ms=state.now_ms, policy=state.policy, state=state, note=said)
-        lines = [(zlib.decompress(packed) if packed else b"") + fresh for _, packed, fresh in self.segments]
-        return b"".join([msgspec.json.encode(start) + b"\n", *lines])
+    @property
+    def size(self) -> int:
+        """About the bytes that it will have on the disk."""
+        return len(self.state) + sum(len(part) for parts in self.segments for part in parts)
 
-    def write(self, folder: Path, wall_ms: int, note: str = "") -> Path:
-        """Write it into `folder`, whole or not at all, and drop the oldest beyond FILES_MAX; raises OSError."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / f"{wall_ms:013d}.jsonl"
-        part = path.with_suffix(".part")
-        part.touch(mode=0o600)
-        part.write_bytes(self.text(note))
-        part.replace(path)
-        for old in sorted(folder.glob("*.jsonl"))[:-FILES_MAX]:
-            old.unlink(missing_ok=True)
-        return path
+    def write(self, folder: Path, wall_ms: int, note: str = "", *, reserve_bytes: int = RESERVE_BYTES) -> Written:
+        """Write it into `folder`, whole or not at all, and drop the oldest beyond FILES_MAX; raises OSError.
+
+        That is an OSError too where it would touch the disk's reserve. Takes a while: not for the event loop.
+        """
+        with _writing:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not has_room(folder, self.size, reserve_bytes):
+                raise OSError(errno.ENOSPC, "the disk is nearly full")
+            path, part = folder / f"{wall_ms:013d}{SUFFIX}", folder / "unfinished"
+            part.unlink(missing_ok=True)
+            part.touch(mode=0o600)
+            try:
+                with part.open("wb") as file:
+                    self._write_to(gzip.GzipFile("", "wb", FAST, file, wall_ms // 1000), note)
+                size_bytes = part.stat().st_size
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            for old in sorted(one for one in folder.iterdir() if one.name.endswith((SUFFIX, ".jsonl")))[:-FILES_MAX]:
+                old.unlink(missing_ok=True)
+            return Written(path, size_bytes)
+
+    def _write_to(self, file: gzip.GzipFile, note: str) -> None:
+        """One segment after the other, so that never all of it is in memory."""
+        with file:
+            if not self.segments:
+                return
+            state = msgspec.json.decode(zlib.decompress(self.state), type=State)
+            said = f"agent {__version__}" + (f": {note}" if note else "").encode("utf-8", "replace").decode()
+            start = Start(name=state.name, start_ms=state.now_ms, policy=state.policy, state=state, note=said)
+            file.write(msgspec.json.encode(start) + b"\n")
+            for parts in self.segments:
+                file.write(zlib.decompress(b"".join(parts)))

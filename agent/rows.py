@@ -118,7 +118,8 @@ class HandInRow(msgspec.Struct, frozen=True):
 class OutboxRow(msgspec.Struct, frozen=True):
     """A hand-in that awaits a verdict on this statement ("" when it has none), of so many slices.
 
-    `missing` are those whose answers have to be uploaded before it can be sent.
+    `referenced` are those whose answers it only names, `missing` those of them that have to be uploaded before it can
+    be sent.
     """
 
     key: JobKey
@@ -126,6 +127,7 @@ class OutboxRow(msgspec.Struct, frozen=True):
     statement_sha256: str
     slices: int
     missing: tuple[int, ...] = ()
+    referenced: tuple[int, ...] = ()
 
 
 class SliceToUpload(msgspec.Struct, frozen=True):

@@ -27,16 +27,14 @@ from agent.log import logger
 from agent.rows import (
     Engine,
     HandInRow,
-    LeaseRow,
     LedgerHead,
-    LedgerRow,
     OpenRow,
     OutboxRow,
     SliceToUpload,
     StoredSlice,
     Totals,
-    VacateStats,
 )
+from agent.store_reader import StoreReader
 from agent.trust.merkle import Tree, leaf_hash
 
 HEAD = "ledger_head"
@@ -47,8 +45,8 @@ R = TypeVar("R")
 Row = TypeVar("Row", bound=msgspec.Struct)
 
 
-class Store:
-    """The database itself; every method runs on the store's thread (see StoreThread)."""
+class Store(StoreReader):
+    """The database itself; every method runs on the store's thread (see StoreThread). Lists are in StoreReader."""
 
     def __init__(self, path: Path) -> None:
         self._db = self._connect(path)
@@ -91,6 +89,13 @@ class Store:
             return self._one(query, grant.job, grant.epoch, grant.nonce) == 1
         return True
 
+    def keep_grant(self, grant: Grant) -> None:
+        """Remember a running lease's grant as it was renewed; of one that is over it changes nothing."""
+        self._db.execute(
+            "UPDATE leases SET ticket = ? WHERE job = ? AND epoch = ? AND state = 'open'",
+            (msgspec.json.encode(grant), *key_row(grant.key)),
+        )
+
     def add_slice(self, key: JobKey, stored: StoredSlice, spent: Spent) -> None:
         """Keep a finished slice with what the lease has spent until then; the same slice again changes nothing."""
         self._db.execute(
@@ -117,8 +122,8 @@ class Store:
     ) -> OutboxRow:
         """Close a lease: `build(counter, slices)` makes its message, and all of it is committed together.
 
-        The counter rises with every statement. A lease that never came to be opened gets its row here. Returns what
-        it became.
+        The counter rises with every statement. A lease that never came to be opened gets its row here. The grant is
+        kept as it is now: a renewal may have named another place for answers. Returns what it became.
         """
         key = grant.key
         waiting = next((row for row in self.outbox() if row.key == key), None)
@@ -134,8 +139,17 @@ class Store:
             row = build(self._statements + 1, slices)
             closed = self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
-                "cost_micro = ?, closed_wall_ms = ? WHERE job = ? AND epoch = ? AND state = 'open'",
-                (row.kind.value, why, row.slices, spent.energy_micro_wh, spent.cost_micro, wall_ms, *key_row(key)),
+                "cost_micro = ?, closed_wall_ms = ?, ticket = ? WHERE job = ? AND epoch = ? AND state = 'open'",
+                (
+                    row.kind.value,
+                    why,
+                    row.slices,
+                    spent.energy_micro_wh,
+                    spent.cost_micro,
+                    wall_ms,
+                    msgspec.json.encode(grant),
+                    *key_row(key),
+                ),
             )
             if closed.rowcount != 1:
                 raise ValueError(f"the lease {key} is not open: it was handed in before")
@@ -151,7 +165,7 @@ class Store:
         self._ledger = ledger
         self._statements += row.statement is not None
         self._totals = self._totals.plus(Totals(spent.energy_micro_wh, 0, spent.cost_micro))
-        return OutboxRow(key, row.kind, row.statement_sha256, row.slices, row.missing)
+        return OutboxRow(key, row.kind, row.statement_sha256, row.slices, row.missing, row.referenced)
 
     def settle(self, key: JobKey, *, verdict: Verdict, reason: str, paid_micro: int, envelope: bytes) -> None:
         """Record a signed verdict as a leaf, and let go of the hand-in and of the customer's answers."""
@@ -185,7 +199,7 @@ class Store:
         for job, epoch, index in self._db.execute("SELECT job, epoch, idx FROM referenced ORDER BY idx"):
             missing[JobKey(job, epoch)].append(index)
         return [
-            OutboxRow(key, HandInKind(kind), sha256, slices, tuple(missing[key]))
+            OutboxRow(key, HandInKind(kind), sha256, slices, tuple(missing[key]), tuple(missing[key]))
             for key, kind, sha256, slices in ((JobKey(*row[:2]), *row[2:]) for row in rows)
         ]
 
@@ -219,15 +233,6 @@ class Store:
             found.append(OpenRow(grant, tuple(row[0] for row in kept), spent))
         return found
 
-    def leases(self, limit: int) -> list[LeaseRow]:
-        """The newest leases, newest first."""
-        rows = self._db.execute(
-            "SELECT job, epoch, ticket, state, opened_wall_ms, kind, why, slices_done, energy_micro_wh, verdict, "
-            "reason, paid_micro, cost_micro FROM leases ORDER BY rowid DESC LIMIT ?",
-            (limit,),
-        ).fetchall()
-        return [self._lease_row(row) for row in rows]
-
     def totals(self) -> Totals:
         """What all leases together drew, were paid and cost."""
         return self._totals
@@ -243,14 +248,6 @@ class Store:
         """Note one vacate, and forget the oldest beyond the bound."""
         self._db.execute("INSERT INTO vacates VALUES (?, ?, ?, ?)", (wall_ms, cause, idle_ms, gone_ms))
         schema.forget_old_rows(self._db, "vacates", schema.VACATE_ROWS)
-
-    def vacate_stats(self) -> VacateStats:
-        """How many there were, and percentiles over the newest of them (nearest rank)."""
-        times = [row[0] for row in self._db.execute("SELECT gone_ms FROM vacates ORDER BY gone_ms")]
-        if not times:
-            return VacateStats(0, None, None, None)
-        count = self._one("SELECT max(rowid) FROM vacates")
-        return VacateStats(count, times[(len(times) - 1) // 2], times[-(-99 * len(times) // 100) - 1], times[-1])
 
     def log(self, wall_ms: int, name: str, fields: bytes) -> None:
         """Keep one log event, and forget the oldest beyond the bound.
@@ -269,20 +266,9 @@ class Store:
         """The ledger's size and root."""
         return LedgerHead(self._ledger.size, self._ledger.root().hex())
 
-    def ledger(self, limit: int) -> list[LedgerRow]:
-        """The newest leaves, oldest first."""
-        query = "SELECT idx, kind, job, epoch, leaf FROM ledger ORDER BY idx DESC LIMIT ?"
-        rows = self._db.execute(query, (limit,))
-        return [LedgerRow(*row) for row in rows][::-1]
-
     def stored_head(self) -> LedgerHead | None:
         """The ledger's size and root as they were committed with its last leaf."""
         return self.recall(HEAD, LedgerHead)
-
-    def leaf_hashes(self, first: int, count: int) -> list[bytes]:
-        """RFC 9162 hashes of the leaves from `first` on, computed anew from the leaves; fewer where the ledger ends."""
-        rows = self._db.execute("SELECT leaf FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?", (first, count))
-        return [leaf_hash(bytes(leaf)) for (leaf,) in rows]
 
     def recall(self, name: str, kind: type[Row]) -> Row | None:
         """What was remembered under this name; raises NotUnderstoodError for what this version does not understand."""
@@ -328,36 +314,6 @@ class Store:
             )
             for outcome, output, engine in rows
         ]
-
-    def _lease_row(
-        self, row: tuple[str, int, bytes | None, str, int, str, str, int | None, int, str, str, int, int]
-    ) -> LeaseRow:
-        job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid, cost = row
-        grant = None if ticket is None else msgspec.json.decode(ticket, type=Grant)  # an old lease's is not kept
-        if done is None:
-            done = self._one("SELECT count(*) FROM slices WHERE job = ? AND epoch = ?", job, epoch)
-        return LeaseRow(
-            job=job,
-            epoch=epoch,
-            state=state,
-            customer=grant.customer if grant else "",
-            package=grant.package if grant else "",
-            items=grant.items if grant else 0,
-            slices_done=done,
-            slices_wanted=len(grant.slices) if grant else done,
-            opened_wall_ms=opened,
-            kind=kind,
-            why=why,
-            energy_micro_wh=energy,
-            cost_micro=cost,
-            verdict=verdict,
-            reason=reason,
-            paid_micro=paid,
-            currency=grant.currency if grant else "",
-        )
-
-    def _one(self, query: str, *values: str | int) -> int:
-        return int(self._db.execute(query, values).fetchone()[0])
 
 
 def key_row(key: JobKey) -> tuple[str, int]:

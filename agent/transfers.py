@@ -1,6 +1,7 @@
 """Bulk data in both directions, as the leases need it: a lease's input comes, answers that fit no message go.
 
-One upload at a time; a pause ends everything at once, and what is asked for later goes on from where it was. The time
+One upload at a time; a pause ends everything at once, and what is asked for later goes on from where it was. A transfer
+belongs to the moment at which it was asked for (`channel`): a pause ends it too where it has not even begun. The time
 for an input is what the lease can spare: its own, less what the work takes.
 """
 
@@ -17,6 +18,7 @@ from agent.fleet.objects import ObjectWanted, fetch
 from agent.fleet.partials import Partials
 from agent.fleet.retry import Patience
 from agent.fleet.uploads import put
+from agent.sealed import InputMemory
 
 UPLOAD_PATIENCE = Patience(for_s=300.0)
 
@@ -44,30 +46,30 @@ class Transfers:
         self._cut = Cut()
         self._uploading = asyncio.Lock()
 
-    def pause(self) -> None:
-        """End what is under way: it raises PausedError."""
-        under_way, self._cut = self._cut, Cut()
-        under_way.now()
+    def channel(self) -> Channel:
+        """How a transfer goes that is asked for now: take it before anything is waited for, lest a pause miss it."""
+        return Channel(self.web, self._cut, self.moved)
 
-    async def input_of(self, grant: Grant) -> bytes:
-        """The input of a lease; raises FleetError."""
+    def pause(self) -> None:
+        """End what was asked for until now: it raises PausedError."""
+        asked_for, self._cut = self._cut, Cut()
+        asked_for.now()
+
+    async def input_of(self, channel: Channel, grant: Grant) -> InputMemory:
+        """The input of a lease, which the caller closes; raises FleetError, and WorkerError when there is no memory."""
         here = self.inline(grant.input_sha256)
         if here is not None:
-            return here
+            return InputMemory.holding(here)  # a few KiB
         wanted = ObjectWanted(grant.input_url, grant.input_sha256, grant.input_bytes)
         try:
-            return await fetch(self._channel(), self.partials, wanted, self.input_patience(grant))
+            return await fetch(channel, self.partials, wanted, self.input_patience(grant))
         finally:
             self.on_end()
 
-    async def bring(self, url: str, token: str, answers: bytes) -> None:
+    async def bring(self, channel: Channel, url: str, token: str, answers: bytes) -> None:
         """Have a slice's answers where the grant said; raises FleetError."""
-        channel = self._channel()
         async with self._uploading:
             try:
                 await put(channel, UploadRef(url=url, token=token), answers, self.upload_patience)
             finally:
                 self.on_end()
-
-    def _channel(self) -> Channel:
-        return Channel(self.web, self._cut, self.moved)

@@ -173,7 +173,7 @@ CONTRACT: tuple[Entry, ...] = (
     Entry(
         verb="cancel",
         example=messages.CancelMessage(unit="car-0001", job=KEY.job, epoch=KEY.epoch, grace_s=30, why="withdrawn"),
-        expires="300 s",
+        expires="`grace_s` and another 60 s",
         payload_type=messages.CANCEL_TYPE,
     ),
     Entry(

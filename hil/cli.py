@@ -6,6 +6,7 @@ Exit codes: 0 everything held, 1 something did not (or the run failed), 2 usage.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ def _sim_verb(verbs: Any) -> None:
     verb.add_argument("--dispatchers", type=int, default=3, metavar="M", help="replicas over one database (default: 3)")
     verb.add_argument("--jobs", type=int, default=200, metavar="J", help="in a run of the protocol (default: 200)")
     verb.add_argument("--runs", type=int, default=1, metavar="R", help="of the protocol, from --seed on (default: 1)")
+    verb.add_argument("--sweep", action="store_true", help="also a short run for each place where power may fail")
     verb.add_argument("--replay", type=Path, metavar="FILE", help="play a run of the protocol from --trace-dir again")
     verb.set_defaults(verb=_sim)
 
@@ -127,9 +129,40 @@ def _orders(verbs: Any) -> None:
     how.add_argument("--over", action="store_true", help="take the order back")
     demand.add_argument("--detail", default="", help="why, for the owner")
     demand.set_defaults(verb=_demand)
+    about = "set how fast a cell's cars may come: work, no new work, or none at all"
+    pace = verbs.add_parser("pace", help=about, description=about)
+    pace.add_argument("state", choices=("open", "closed", "stop"), help="closed: no new leases; stop: give all back")
+    pace.add_argument("--cell", type=_cell, default="all", help="two hex digits, or all (default: all)")
+    pace.add_argument(
+        "--spread", type=when.duration, default=0, metavar="DURATION", help="of first attempts after an outage"
+    )
+    pace.add_argument(
+        "--interval", type=when.whole(100, 100_000), default=1000, metavar="PERMILLE", help="stretches waits (1000)"
+    )
+    pace.set_defaults(verb=_pace)
+    about = "take a job's lease back from the car that has it"
+    cancel = verbs.add_parser("cancel", help=about, description=about)
+    cancel.add_argument("job", metavar="JOB")
+    cancel.add_argument("--grace", type=_longest(1), default=0, metavar="DURATION", help="to finish in (default: none)")
+    cancel.add_argument("--withdraw", action="store_true", help="and grant it to nobody again")
+    cancel.set_defaults(verb=_cancel)
+    about = "what the dispatcher has, and what it heard and said since it started, as JSON"
+    counts = verbs.add_parser("counts", help=about, description=about)
+    counts.set_defaults(verb=_counts)
+    for verb in (pace, cancel):
+        verb.add_argument("--detail", default="", help="why, for people")
+    for verb in (pace, cancel, counts):
+        verb.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help=f"the rig (default: {DEFAULT_FOLDER})")
     for verb in (prices, demand):
         verb.add_argument("--unit", default="car-0001", help="which car (default: the rig's, car-0001)")
         verb.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help=f"the rig (default: {DEFAULT_FOLDER})")
+
+
+def _cell(text: str) -> str:
+    """An argparse type: a cell's name."""
+    if text != "all" and not re.fullmatch("[0-9a-f]{2}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither two hex digits nor all")
+    return text
 
 
 def _longest(days: int) -> Callable[[str], int]:
@@ -164,6 +197,34 @@ def _demand(options: argparse.Namespace) -> int:
     return orders.demand(options.dir, options.unit, stop_for_s, options.detail)
 
 
+def _pace(options: argparse.Namespace) -> int:
+    from agent.core.model import PaceState  # noqa: PLC0415 - as below
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+    from hil.dispatcher.paces import PaceOrder  # noqa: PLC0415 - as above
+
+    order = PaceOrder(
+        state=PaceState(options.state),
+        spread_s=options.spread // 1000,
+        interval_permille=options.interval,
+        detail=options.detail,
+    )
+    return orders.pace(options.dir, options.cell, order)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+    from hil.dispatcher.operator_api import CancelOrder  # noqa: PLC0415 - as above
+
+    order = CancelOrder(grace_s=options.grace // 1000, why=options.detail, withdraw=options.withdraw)
+    return orders.cancel(options.dir, options.job, order)
+
+
+def _counts(options: argparse.Namespace) -> int:
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+
+    return orders.counts(options.dir)
+
+
 def _sim(options: argparse.Namespace) -> int:
     from hil.sim import command  # noqa: PLC0415 - imports the whole world
     from hil.sim.protocol.command import CARS, Wish, replay  # noqa: PLC0415 - as above
@@ -177,6 +238,7 @@ def _sim(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         seed=options.seed,
         runs=options.runs,
+        sweep=options.sweep,
     )
     where = {"workers": options.workers, "json_file": options.json, "trace_dir": options.trace_dir}
     if options.protocol:
@@ -185,21 +247,29 @@ def _sim(options: argparse.Namespace) -> int:
 
 
 def _acl_probe(options: argparse.Namespace) -> int:
-    from hil.acl import command, probe  # noqa: PLC0415 - brings brokers and certificates
+    from hil.acl import command, target  # noqa: PLC0415 - brings brokers and certificates
+    from hil.output import check_writable  # noqa: PLC0415 - as above
 
+    check_writable(options.json)
     if options.here is not None:
-        with command.broker_here(options.here) as target:
-            return command.acl_probe(target, options.json)
+        given = (options.broker, options.ca, options.car, options.victim, options.dispatcher)
+        if given != (None,) * len(given) or (options.cell, options.share_group) != ("00", "dispatch"):
+            raise ConfigError(
+                "--try starts a broker and certificates of its own: it takes no HOST:PORT, and none of yours",
+                hint="leave out --try to probe yours",
+            )
+        with command.broker_here(options.here) as here:
+            return command.acl_probe(here, options.json)
     pairs = (options.car, options.victim, options.dispatcher)
     if options.broker is None or options.ca is None or None in pairs:
         raise ConfigError(
             "a broker, its CA, and the certificates of two cars and a dispatcher are needed",
             hint="HOST:PORT --ca FILE --car CERT:KEY --victim CERT:KEY --dispatcher CERT:KEY, or --try mosquitto",
         )
-    target = probe.target_from_files(
+    given_target = target.target_from_files(
         options.broker, options.ca, pairs, cell=options.cell, share_group=options.share_group
     )
-    return command.acl_probe(target, options.json)
+    return command.acl_probe(given_target, options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

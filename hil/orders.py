@@ -1,7 +1,7 @@
-"""`driveway-hil prices FILE` and `driveway-hil demand`: give a running dispatcher's cars a price curve, or a stop.
+"""An operator's words to a running dispatcher: `driveway-hil prices | demand | pace | cancel | counts`.
 
-The rig's own folder says where the dispatcher listens (`dispatcher/ready`) and holds the operator's token. FILE is a
-JSON list of slots, times in ISO 8601 with their offset, prices in units of the currency per kWh:
+The rig's own folder says where the dispatcher listens (`dispatcher/ready`) and holds the operator's token. A price FILE
+is a JSON list of slots, times in ISO 8601 with their offset, prices in units of the currency per kWh:
 
     [{"start": "2026-03-01T00:00+01:00", "end": "2026-03-01T00:15+01:00", "price": 0.21}, …]
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.core.model import PaceState
 from agent.errors import ConfigError, FleetError
 from agent.fleet.messages import (
     LONGEST_SLOT_MS,
@@ -27,8 +28,10 @@ from agent.fleet.messages import (
     PricesSlot,
 )
 from agent.printable import printable
+from hil.dispatcher.http_exchange import Refusal
+from hil.dispatcher.operator_api import Cancelled, CancelOrder, Paced
 from hil.dispatcher.orders import TOKEN_FILE, DemandOrder, PricesOrder
-from hil.dispatcher.web import Refusal
+from hil.dispatcher.paces import PaceOrder
 
 TIMEOUT_S = 10.0
 
@@ -60,6 +63,32 @@ def demand(folder: Path, unit: str, stop_for_s: int, detail: str) -> int:
     order = DemandOrder(stop_for_s=stop_for_s, detail=detail)
     issued = msgspec.json.decode(_post(folder, f"/units/{unit}/demand", order), type=DemandMessage)
     print(f"{unit} is to stop for {issued.stop_for_s} s" if stop_for_s else f"{unit} may go on")
+    return 0
+
+
+def pace(folder: Path, cell: str, order: PaceOrder) -> int:
+    """Set the pace of a cell, or of all; 0 when it was issued."""
+    paced = msgspec.json.decode(_post(folder, f"/cells/{cell}/pace", order), type=Paced)
+    meaning = {
+        PaceState.OPEN: "cars may ask for work",
+        PaceState.CLOSED: "cars ask for no new work, what runs goes on",
+        PaceState.STOP: "cars give back what they hold",
+    }
+    print(f"{paced.cells} cell{'s' if paced.cells != 1 else ''}: {meaning[order.state]}")
+    return 0
+
+
+def cancel(folder: Path, job: str, order: CancelOrder) -> int:
+    """Take a job's lease back; 0 when the dispatcher took the order, whether or not anybody had a lease."""
+    done = msgspec.json.decode(_post(folder, f"/jobs/{job}/cancel", order), type=Cancelled)
+    lease = f"{done.unit} gives {done.job}/{done.epoch} back within {order.grace_s} s" if done.unit else "nobody has it"
+    print(f"{lease}; it is {'granted to nobody again' if order.withdraw else 'granted again'}")
+    return 0
+
+
+def counts(folder: Path) -> int:
+    """Print what the dispatcher has, and what it heard and said since it started, as JSON."""
+    print(msgspec.json.format(_ask(folder, "/counts", None), indent=2).decode("utf-8"))
     return 0
 
 
@@ -102,7 +131,11 @@ def _wall_ms(text: str, where: str) -> int:
 
 
 def _post(folder: Path, path: str, order: msgspec.Struct) -> bytes:
-    """The issued order; raises FleetError with what the dispatcher said."""
+    """The answer to an order; raises FleetError with what the dispatcher said."""
+    return _ask(folder, path, msgspec.json.encode(order))
+
+
+def _ask(folder: Path, path: str, body: bytes | None) -> bytes:
     try:
         where = msgspec.json.decode((folder / "dispatcher" / "ready").read_bytes(), type=_Where)
         token = (folder / "dispatcher" / TOKEN_FILE).read_text("ascii")
@@ -110,7 +143,7 @@ def _post(folder: Path, path: str, order: msgspec.Struct) -> bytes:
         hint = "start one with `driveway-hil demo --keep`, and give its folder with --dir"
         raise FleetError(f"no dispatcher runs in {folder}: {error}", hint=hint) from error
     headers = {"Authorization": f"Bearer {token}"}
-    asked = urllib.request.Request(where.http_url + path, msgspec.json.encode(order), headers)  # noqa: S310 - its own
+    asked = urllib.request.Request(where.http_url + path, body, headers)  # noqa: S310 - its own
     try:
         with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:  # noqa: S310 - URL, on this machine
             return bytes(answer.read(MAX_MESSAGE_BYTES))

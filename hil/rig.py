@@ -37,6 +37,7 @@ from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submit import add_job
 from hil.packages.ocr import build_ocr_package
+from hil.secret import write_secret
 
 UNIT = "car-0001"
 START_TIMEOUT_S = 20.0
@@ -191,9 +192,13 @@ class Rig:
         self._spawn(
             "dispatcher",
             "hil.dispatcher",
-            *("--dir", folder, "--broker", broker, "--retry-s", "2", "--enrol-code", self._enrol_code),
+            *("--dir", folder, "--broker", broker, "--retry-s", "2", "--enrol-code-file", str(self.enrol_codes())),
         )
         self._wait_for("dispatcher", (self.folder / "dispatcher" / "ready").exists)
+
+    def enrol_codes(self) -> Path:
+        """The file with the car's enrolment code, which is nobody else's to read."""
+        return write_secret(self.folder / "enrol.codes", self._enrol_code)
 
     def start_car(self) -> None:
         """Start the car, driving."""

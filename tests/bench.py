@@ -29,6 +29,7 @@ from agent.hands import Hands
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.rows import OutboxRow
+from agent.sealed import InputMemory
 from agent.store import Store, StoreThread
 from agent.telemetry.limits import PowerLimits
 from agent.transfers import Transfers
@@ -53,6 +54,8 @@ class ScriptedDesk:
         self.requests: list[tuple[str, messages.Capability]] = []
         self.hand_ins: list[tuple[str, bytes]] = []
         self.fault: Exception | None = None
+        self.full = False
+        """The link takes no hand-in now."""
 
     def request(self, effect: SendRequest, capability: messages.Capability) -> bool:
         if self.fault is not None:
@@ -63,8 +66,9 @@ class ScriptedDesk:
     def hand_in(self, verb: str, _key: JobKey, body: bytes) -> bool:
         if self.fault is not None:
             raise self.fault
-        self.hand_ins.append((verb, body))
-        return True
+        if not self.full:
+            self.hand_ins.append((verb, body))
+        return not self.full
 
 
 class Disk:
@@ -177,10 +181,10 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
 def served(monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception = BODY) -> None:
     """What comes of fetching an input."""
 
-    async def fetch(_channel: Channel, _partials: Partials, _wanted: ObjectWanted, _patience: Patience) -> bytes:
+    async def fetch(_channel: Channel, _partials: Partials, _wanted: ObjectWanted, _patience: Patience) -> InputMemory:
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return InputMemory.holding(answer)
 
     monkeypatch.setattr("agent.transfers.fetch", fetch)
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
 from agent.core.effects import SendRenewal, SendRequest
 from agent.core.model import JobKey
 from agent.errors import StoreError
 from agent.fleet import messages
 from agent.fleet.desk import Desk
+from agent.fleet.link import Link
 from agent.fleet.orders import Orders
 from agent.store import StoreThread
+from agent.trust import dsse
+from agent.trust.keys import FileSigner
 from hil import asyncapi
+from hil.dispatcher.answers import Answers
+from hil.dispatcher.pump import Carrying
 
 SPECIFICATION = Path(os.environ.get("DRIVEWAY_ASYNCAPI", "build/asyncapi/3.0.0.json"))
 
@@ -95,7 +103,7 @@ def test_the_desk_sends_as_the_contract_says() -> None:
     desk = Desk(
         unit="car-0001",
         cell="0a",
-        boot="b00t",
+        run="b00t",
         dispatcher_keys={},
         orders=Orders(StoreThread(Path("never-opened.db")), FixedClock(), "b00t", trusted),
         emit=lambda event: None,
@@ -115,3 +123,70 @@ def test_the_desk_sends_as_the_contract_says() -> None:
         assert topic == entry.address.format(cell="0a", unit="car-0001")
         assert qos == entry.qos
         assert entry.expires.startswith("never" if expiry_s is None else f"{expiry_s} s")
+
+
+class NoTickets:
+    """The part of a book that `Answers` writes to."""
+
+    def record_ticket(self, key: JobKey, sha256: str) -> None:
+        assert (key.job, len(sha256)) != ("", 0)
+
+
+def test_the_dispatcher_sends_as_the_contract_says() -> None:
+    """Topic, retention, expiry and payload type, and with which quality of service its link publishes."""
+    sent: list[tuple[str, bytes, int | None, bool]] = []
+
+    def publish(topic: str, payload: bytes, expiry_s: int | None, /, *, retain: bool = False) -> bool:
+        sent.append((topic, payload, expiry_s, retain))
+        return True
+
+    signer = FileSigner(generate_private_key(SECP256R1()))
+    answers = Answers(NoTickets(), signer, publish, Counter())  # type: ignore[arg-type]
+    downward = [entry for entry in asyncapi.CONTRACT if isinstance(entry.example, asyncapi.Downward)]
+    for entry in downward:
+        match entry.example:
+            case messages.GrantMessage() as grant:
+                answers.grant(grant)
+            case messages.VerdictMessage() as verdict:
+                answers.verdict(verdict)
+            case messages.CancelMessage() as cancel:
+                answers.cancel(cancel)
+            case messages.PricesMessage() | messages.DemandMessage() as order:
+                answers.order(order)
+            case messages.PaceMessage() as pace:
+                answers.pace(pace)
+    answers.flush()
+    for entry, (topic, envelope, expiry_s, retain) in zip(downward, sent, strict=True):
+        assert topic == entry.address.format(cell="0a", unit="car-0001")
+        assert retain == entry.retain
+        assert expiry_s == _promised_s(entry)
+        assert dsse.verify(envelope, entry.payload_type, {signer.keyid: signer.public_key()})
+        assert entry.qos == inspect.signature(Link.publish).parameters["qos"].default, "the outbox names none"
+    assert inspect.signature(Carrying.publish).parameters.keys() == {
+        *("self", "topic", "payload", "expiry_s", "token", "retain"),
+    }
+
+
+def _promised_s(entry: asyncapi.Entry) -> int | None:
+    """What the contract's words say of this example."""
+    words = entry.expires.split()
+    match entry.example, words:
+        case messages.GrantMessage(job=messages.JobGrant(ttl_s=ttl_s)), ["the", "lease's", "`ttl_s`;", *_]:
+            return ttl_s
+        case messages.CancelMessage(grace_s=grace_s), ["`grace_s`", "and", "another", seconds, "s"]:
+            return grace_s + int(seconds)
+        case _, [word, *_] if word.startswith("never"):
+            return None
+        case _, [seconds, *_]:
+            return int(seconds)
+    raise AssertionError(entry.expires)
+
+
+@pytest.mark.parametrize("detail", ["a\nb", "a\0b", "\x1b[2J", "\x9b", "last\n", "\x7f"])
+def test_no_text_has_control_characters(detail: str) -> None:
+    """A NUL is nothing for a database's text, and the rest nothing for a log."""
+    status = msgspec.json.encode(messages.Status(state="up", boot="b", conn=1, version=detail))
+    with pytest.raises(messages.MessageError, match="version"):
+        messages.decode(status, messages.Status)
+    ok = messages.Status(state="up", boot="b", conn=1, version="été 試験 🚗")
+    assert messages.decode(messages.encode(ok), messages.Status) == ok

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import handin
-from agent.core.lease import Lease
+from agent.core.lease import HAVE_WITH_CREDIT_MAX, Lease
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, SliceOutcome, YieldReason
 from agent.errors import TrustError
 from agent.fleet import messages
@@ -158,11 +158,17 @@ def test_a_reason_that_was_there_before_the_lack_of_room_stands() -> None:
     assert (message.why, message.detail) == (YieldReason.DRIVER, "door_open")
 
 
-def test_one_answer_that_does_not_fit_is_a_yield_of_nothing_that_says_so() -> None:
-    row = build([finished(0, b"x" * 16_000)])
+@pytest.mark.parametrize("why", [None, YieldReason.FULL, YieldReason.EXPIRED, YieldReason.DRIVER])
+@pytest.mark.parametrize("slices", [1, 2, 5])
+def test_where_not_even_one_slice_fits_that_is_a_fault_whatever_ended_the_lease(
+    why: YieldReason | None, slices: int
+) -> None:
+    """The dispatcher counts faults: the job is not computed in vain for ever."""
+    row = build([finished(index, b"x" * 16_000) for index in range(slices)], why=why, detail="" if why is None else "x")
     message = opened(row)
     assert isinstance(message, messages.Yield)
-    assert (row.slices, message.why) == (0, YieldReason.FULL)
+    assert (row.slices, message.why) == (0, YieldReason.FAULT)
+    assert message.detail.startswith("not even one slice fits: ")
     assert "more than the" in message.detail
 
 
@@ -309,7 +315,7 @@ def test_whatever_was_finished_gives_a_message_that_fits_and_can_be_read(
     opened(row)
     body = sent(row)
     assert len(body) <= messages.MAX_MESSAGE_BYTES
-    assert read(body, row.kind).have == HAVE[: handin.HAVE_MAX]
+    assert read(body, row.kind).have == HAVE[:HAVE_WITH_CREDIT_MAX]
 
 
 def test_a_hand_in_says_what_is_held_when_it_is_sent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from agent.core.policy import Policy
 from agent.errors import FleetError, TrustError
 from agent.fleet import messages
 from agent.handin import policy_sha256
+from agent.inference.shelf import Shelf
 from agent.rows import OutboxRow
 from agent.store import Store
 from agent.trust import dsse, statement
 from agent.trust.keys import FileSigner
 from tests.bench import bench, given_back, result, served, settled
+from tests.inference.test_shelf import put
 from tests.inference.test_station import stand_in
 from tests.test_handin import finished
 
@@ -95,6 +98,35 @@ def test_a_statement_names_the_policy_in_force(tmp_path: Path, monkeypatch: pyte
             assert len(set(digests)) == 2
 
     served(monkeypatch)
+    asyncio.run(story())
+
+
+def test_new_packages_are_looked_for_beside_the_loop_and_by_one_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests go out while the disk hangs; what it brings in the end is offered by the next."""
+    real, answers, looks = Shelf.changed, threading.Event(), list[threading.Thread]()
+
+    def changed(shelf: Shelf) -> bool:
+        looks.append(threading.current_thread())
+        assert answers.wait(20)
+        return real(shelf)
+
+    async def story() -> None:
+        async with bench(tmp_path) as here:
+            put(tmp_path / "made", "second").rename(tmp_path / "packages" / "second")
+            monkeypatch.setattr(Shelf, "changed", changed)
+            for number in range(3):
+                here.hands.perform(SendRequest(rid=f"r{number}", have=()))
+                await asyncio.sleep(0)
+            assert len(here.desk.requests) == 3
+            answers.set()
+            await here.do()
+            assert len(looks) == 1
+            assert looks != [threading.main_thread()]
+            await here.do(SendRequest(rid="r3", have=()))
+            assert [len(capability.packages) for _, capability in here.desk.requests] == [1, 1, 1, 2]
+
     asyncio.run(story())
 
 

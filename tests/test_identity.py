@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,9 @@ from agent.fleet.messages import ENROLMENT_TYPE, GRANT_TYPE, Enrolled, decode, e
 from agent.identity import Identity, establish, read_key
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
+from hil.certificates import CA_NAME, Authority
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.web import WebServer
-from tests.certificates import CA_NAME, write_tls_files
 from tests.hil.honest_car import Desk, new_signer
 
 CODE = "one-time"
@@ -255,12 +256,11 @@ def test_the_tls_files_are_found_beside_the_configuration(
     car: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(car, new_signer(), TLS)
-    files = write_tls_files(car / "tls")
+    files = Authority(car / "tls").issue("unit")
     monkeypatch.chdir(tmp_path)
     identity = start(config)
     assert identity.tls == files
-    assert identity.web.context is not None
-    assert CA_NAME in str(identity.web.context.get_ca_certs())
+    assert CA_NAME in str(identity.web.context().get_ca_certs())
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -274,12 +274,12 @@ def without(name: str) -> Callable[[Path], None]:
         without("unit.pem"),
         without("unit.key"),
         lambda tls: (tls / "ca.pem").write_text("no certificate"),
-        lambda tls: (write_tls_files(tls / "of another"), (tls / "of another" / "unit.key").replace(tls / "unit.key")),
+        lambda tls: shutil.copy(Authority(tls / "of another").issue("unit").key, tls / "unit.key"),
     ],
 )
 def test_tls_files_that_cannot_be_used_are_named(car: Path, spoil: Callable[[Path], object]) -> None:
     config = configure(car, new_signer(), TLS)
-    write_tls_files(car / "tls")
+    Authority(car / "tls").issue("unit")
     spoil(car / "tls")
     with pytest.raises(ConfigError, match=r"^fleet.tls: .*/car/tls/ca.pem, .*unit.pem or .*unit.key cannot be used: "):
         start(config)

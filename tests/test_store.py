@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from agent import schema
-from agent.core.model import Grant, HandInKind, SliceOutcome, Spent, Verdict
+from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
 from agent.errors import StoreError
 from agent.rows import Engine, HandInRow, StoredSlice, Totals
 from agent.store import Store, StoreThread
@@ -132,10 +132,12 @@ def test_what_a_hand_in_only_names_is_missing_until_its_verdict(tmp_path: Path) 
         store.add_slice(one.key, stored(index), Spent(5, 3))
     said = store.hand_in(one, why=None, spent=Spent(7, 3), wall_ms=2, build=build)
     assert said.missing == (2,), "slice 0 was brought already"
+    assert said.referenced == (0, 2)
     hand_in(store, grant(2))
     store.close()
     store = Store(tmp_path / "driveway.db")
     assert [(row.key.job, row.missing) for row in store.outbox()] == [("job1", (0, 2)), ("job2", ())]
+    assert all(row.referenced == row.missing for row in store.outbox())
     found = store.to_upload(one.key, 2)
     assert found is not None
     assert (found.output, found.url, found.token) == (b"[]", "https://fleet.example/uploads", "t" * 32)
@@ -145,6 +147,44 @@ def test_what_a_hand_in_only_names_is_missing_until_its_verdict(tmp_path: Path) 
     assert [(row.key.job, row.missing) for row in store.outbox()] == [("job2", ())]
     assert store._one("SELECT count(*) FROM referenced") == 0
     store.close()
+
+
+LATER_URL, LATER_TOKEN = "https://fleet.example/later", "n" * 32
+
+
+def place_after_a_restart(path: Path, key: JobKey) -> tuple[str, str]:
+    store = Store(path)
+    found = store.to_upload(key, 0)
+    store.close()
+    assert found is not None
+    return found.url, found.token
+
+
+@pytest.mark.parametrize("when", ["renewed", "handed in"])
+def test_the_place_for_answers_that_a_renewal_named_outlives_a_restart(tmp_path: Path, when: str) -> None:
+    first = msgspec.structs.replace(grant(1), upload_url="https://fleet.example/uploads", upload_token="t" * 32)
+    renewed = msgspec.structs.replace(first, upload_url=LATER_URL, upload_token=LATER_TOKEN)
+    store = Store(tmp_path / "driveway.db")
+    store.open_lease(first, 1)
+    store.add_slice(first.key, stored(0), Spent(5, 3))
+    if when == "renewed":
+        store.keep_grant(renewed)
+        assert store.open_leases()[0].grant == renewed
+    else:
+        hand_in(store, renewed)
+    store.close()
+    assert place_after_a_restart(tmp_path / "driveway.db", first.key) == (LATER_URL, LATER_TOKEN)
+
+
+def test_a_renewal_that_comes_after_the_hand_in_changes_nothing(tmp_path: Path) -> None:
+    first = msgspec.structs.replace(grant(1), upload_url="https://fleet.example/uploads", upload_token="t" * 32)
+    store = Store(tmp_path / "driveway.db")
+    store.open_lease(first, 1)
+    store.add_slice(first.key, stored(0), Spent(5, 3))
+    hand_in(store, first)
+    store.keep_grant(msgspec.structs.replace(first, upload_url=LATER_URL, upload_token=LATER_TOKEN))
+    store.close()
+    assert place_after_a_restart(tmp_path / "driveway.db", first.key)[1] == "t" * 32
 
 
 # --- what is not kept for ever ------------------------------------------------------------------------------------

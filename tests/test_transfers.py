@@ -28,6 +28,7 @@ from agent.fleet import messages
 from agent.fleet.channel import Channel, Moved
 from agent.fleet.partials import Partials
 from agent.fleet.retry import Patience
+from agent.sealed import InputMemory
 from agent.store import Store
 from agent.traffic import TrafficMeter
 from agent.transfers import input_patience
@@ -37,6 +38,7 @@ from tests.bench import FACTS, Bench, Disk, bench, settled
 from tests.conftest import FixedClock
 from tests.core.world import grant
 from tests.fleet.cutter import Cutter
+from tests.hil.uploading import brought, upload_lease
 from tests.test_handin import finished
 
 INPUT = b"picture " * 60_000
@@ -51,22 +53,24 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.objects = Objects(folder)
         self.objects.put(INPUT)
-        self.web = WebServer(0, self.objects, lambda body: body, may_upload={TOKEN: 10**6}.get)
+        self.web = WebServer(0, self.objects, lambda body: body, may_upload={TOKEN: upload_lease()}.get)
         self.web.start()
 
-    def grant(self, here: Bench, url: str = "", **changes: Any) -> Grant:
+    def grant(
+        self, here: Bench, url: str = "", *, number: int = 1, input_length: int = len(INPUT), **changes: Any
+    ) -> Grant:
         return here.job(
+            number,
             input_url=f"{url or self.web.url}/objects/{SHA256}",
             input_sha256=SHA256,
-            input_bytes=len(INPUT),
+            input_bytes=input_length,
             upload_url=self.web.upload_url,
             upload_token=TOKEN,
             **changes,
         )
 
     def has(self, answers: bytes) -> bool:
-        path = self.objects.path(hashlib.sha256(answers).hexdigest())
-        return path is not None and path.read_bytes() == answers
+        return brought(self.objects, answers)
 
 
 @pytest.fixture
@@ -104,8 +108,9 @@ def test_an_input_that_broke_off_goes_on_when_the_lease_is_opened_again(tmp_path
                 await here.do(OpenLease(grant=one))
                 here.only(LeaseOpened)
                 assert here.transfers.moved.total()[1] < len(INPUT) + 2_000
-                assert here.hands._input is not None
-                assert here.hands._input.body == INPUT
+                given = here.hands._bulk.input_of(one.key)
+                assert given is not None
+                assert given.memory.read() == INPUT
         finally:
             cutter.close()
 
@@ -113,7 +118,7 @@ def test_an_input_that_broke_off_goes_on_when_the_lease_is_opened_again(tmp_path
 
 
 def test_a_pause_refuses_the_lease_at_once(tmp_path: Path, office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fetch(channel: Channel, *_: object) -> bytes:
+    async def fetch(channel: Channel, *_: object) -> InputMemory:
         begun.set()
         while not channel.cut.done:  # noqa: ASYNC110 - a thread's event
             await asyncio.sleep(0.001)
@@ -137,6 +142,45 @@ def test_a_pause_refuses_the_lease_at_once(tmp_path: Path, office: Office, monke
 
     begun = asyncio.Event()
     monkeypatch.setattr("agent.transfers.fetch", fetch)
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_pause_before_the_fetch_began_refuses_the_lease_too(tmp_path: Path, office: Office, turns: int) -> None:
+    """The driver comes while the lease is still being written down: nothing may begin to be fetched then."""
+
+    async def story() -> None:
+        async with bench(tmp_path) as here:
+            one = office.grant(here)
+            here.hands.perform(OpenLease(grant=one))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            here.hands.perform(PauseTransfers())
+            await here.do()
+            refused = here.only(LeaseRefused)
+            assert (refused.key, refused.replayed, refused.transient) == (one.key, False, True)
+            assert "was paused" in refused.detail
+            assert here.transfers.moved.total() == (0, 0)
+            await here.do(OpenLease(grant=one))
+            here.only(LeaseOpened)
+
+    asyncio.run(story())
+
+
+def test_a_paused_fetch_takes_nothing_from_the_disk_either(tmp_path: Path, office: Office) -> None:
+    """All of it lies there: to read and to check 64 MiB is work too."""
+
+    async def story() -> None:
+        async with bench(tmp_path) as here:
+            here.transfers.partials = Partials(tmp_path / "transfers", reserve_bytes=0, worth_bytes=1)
+            (tmp_path / "transfers").mkdir()
+            (tmp_path / "transfers" / f"{SHA256}.part").write_bytes(INPUT)
+            here.hands.perform(OpenLease(grant=office.grant(here)))
+            here.hands.perform(PauseTransfers())
+            await here.do()
+            assert here.only(LeaseRefused).transient
+            assert (tmp_path / "transfers" / f"{SHA256}.part").read_bytes() == INPUT
+
     asyncio.run(story())
 
 
@@ -197,6 +241,26 @@ def test_a_pause_fails_every_upload_as_paused_and_the_next_goes_on(tmp_path: Pat
             here.events.clear()
             await here.do(upload(one, 2))
             assert here.only(SliceUploaded).index == 2
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_pause_before_the_upload_began_fails_it_as_paused(tmp_path: Path, office: Office, turns: int) -> None:
+    async def story() -> None:
+        async with bench(tmp_path) as here:
+            one = office.grant(here)
+            await computed(here, one)
+            here.hands.perform(upload(one, 0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            here.hands.perform(PauseTransfers())
+            await here.do()
+            failed = here.only(TransferFailed)
+            assert (failed.key, failed.index, failed.paused) == (one.key, 0, True)
+            assert not office.has(ANSWERS[0])
+            await here.do(upload(one, 0))
+            here.only(SliceUploaded)
 
     asyncio.run(story())
 

@@ -188,7 +188,7 @@ def _simulate_options(simulate: argparse.ArgumentParser) -> None:
         "The formats, and everything that is supposed: docs/simulate.md"
     )
     simulate.add_argument(
-        "trace", type=Path, metavar="TRACE", help="a candump log, a CSV `time,name,value`, or a recording (.jsonl)"
+        "trace", type=Path, metavar="TRACE", help="a candump log, a CSV `time,name,value`, or a recording (.jsonl[.gz])"
     )
     simulate.add_argument(
         "--policy", type=Path, metavar="FILE", help="a configuration, or its [policy] table (default: of --config)"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.core.effects import EffectType, Report, SendRenewal, SendRequest
+from agent.core.effects import EffectType, KeepGrant, Report, SendRenewal, SendRequest
 from agent.core.events import CancelSeen, GrantSeen, OwnerMode, PaceSeen
 from agent.core.findings import GateState
 from agent.core.lease import Asking, Lease, Phase, ends_ms
@@ -125,25 +125,29 @@ def _earlier_ms(wait_ms: int, share: float) -> int:
 # --- answers ------------------------------------------------------------------------------------------------------
 
 
-def grant_seen(state: State, event: GrantSeen) -> State:
+def grant_seen(state: State, event: GrantSeen) -> Step:
     """The answer to the question now open, or to a renewal of the lease at work; of any other, nothing is known."""
     asking = state.asking
     if asking is None or asking.rid != event.rid:
         return _renewal_answered(state, event)
-    return answered(state, event.grant, event.retry_ms, asking.sent_ms)
+    return answered(state, event.grant, event.retry_ms, asking.sent_ms), ()
 
 
-def _renewal_answered(state: State, event: GrantSeen) -> State:
-    """More time for the lease at work; a grant of anything else, or none at all, gives none."""
+def _renewal_answered(state: State, event: GrantSeen) -> Step:
+    """More time for the lease at work; a grant of anything else, or none at all, gives none.
+
+    Another place for its answers is written down, since a hand-in may be left to a later run.
+    """
     lease, grant = state.lease, event.grant
     sent = None if lease is None else next((one for one in lease.renewals if one.rid == event.rid), None)
     if lease is None or sent is None or grant is None:
-        return state
+        return state, ()
     if (grant.key, grant.nonce) != (lease.key, lease.grant.nonce):
-        return state
-    lease = lease.renewed(sent, grant)
+        return state, ()
+    place, lease = lease.grant.upload_place, lease.renewed(sent, grant)
     lease = REPLACE(lease, renew_at_ms=_next_renewal_ms(state, lease.grant, sent.sent_ms))
-    return REPLACE(state, lease=lease)
+    moved = lease.grant.upload_place != place
+    return REPLACE(state, lease=lease), (KeepGrant(grant=lease.grant),) if moved else ()
 
 
 def _next_renewal_ms(state: State, grant: Grant, sent_ms: int) -> int | None:
@@ -172,7 +176,8 @@ def adopt(state: State, grant: Grant, sent_ms: int) -> State:
 
     A class of work that the owner does not take is given back at once, for the owner's reason, so that nobody holds it
     against the package; so is what cannot be finished in the time there is. The next is not asked for at once, should
-    the dispatcher go on like that; after lease upon lease that is too long, later each time.
+    the dispatcher go on like that; after lease upon lease that is too long, later each time, until what makes them too
+    long is no longer believed (`Speeds.too_short`).
     """
     renew_at_ms = _next_renewal_ms(state, grant, sent_ms)
     lease = Lease(grant=grant, expires_ms=ends_ms(sent_ms, grant.ttl_ms), renew_at_ms=renew_at_ms)
@@ -181,6 +186,7 @@ def adopt(state: State, grant: Grant, sent_ms: int) -> State:
         lease = lease.end(YieldReason.OWNER, f"the owner takes no work of class {grant.workload_class!r}")
         return _ask_later(REPLACE(state, lease=lease), DECLINED_FIRST_MS)
     if short := too_short(state, lease):
+        state = REPLACE(state, speeds=state.speeds.too_short(grant.package_sha256))
         return fruitless(REPLACE(state, lease=lease.end(YieldReason.SHORT, short)), DECLINED_FIRST_MS)
     return REPLACE(state, lease=lease)
 

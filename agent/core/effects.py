@@ -37,6 +37,12 @@ class OpenLease(Effect, frozen=True, tag=True):
     grant: Grant
 
 
+class KeepGrant(Effect, frozen=True, tag=True):
+    """Remember the grant of the lease at work as it was renewed: its answers go elsewhere now, after a restart too."""
+
+    grant: Grant
+
+
 class StartWorker(Effect, frozen=True, tag=True):
     """Start a worker for the lease's customer and package."""
 
@@ -158,6 +164,7 @@ EffectType = (
     SendRequest
     | SendRenewal
     | OpenLease
+    | KeepGrant
     | StartWorker
     | RunSlice
     | SetPace

@@ -4,8 +4,8 @@ The shells turn the world into events and put them on one queue; `agent.core.mac
 into the state and answers with effects (`agent.core.effects`); what came of those returns as an event.
 Nothing else passes between the core and the world, so a recording of events replays a night exactly.
 
-Every event carries `at_ms`, the CLOCK_BOOTTIME in milliseconds at which the shell learned of it: boot time goes
-on counting while the car sleeps, where CLOCK_MONOTONIC would lose those hours.
+Here is what the car, its computer, the owner and the disk say, and `EventType`, the union of all. What the fleet and
+the way to it say is in `agent.core.fleet_events`, and can be had from here as well.
 """
 
 from __future__ import annotations
@@ -14,8 +14,36 @@ import enum
 
 import msgspec
 
-from agent.core.model import Grant, HandInKind, JobKey, Pace, SliceOutcome, Verdict
+from agent.core.event import Event
+from agent.core.fleet_events import (
+    BytesMoved,
+    CancelSeen,
+    FleetEvent,
+    GrantSeen,
+    HandInNotSent,
+    HandInUndelivered,
+    LinkChanged,
+    PaceSeen,
+    SliceUploaded,
+    TransferFailed,
+    VerdictSeen,
+)
+from agent.core.model import HandInKind, JobKey, SliceOutcome
 from agent.core.policy import Window
+
+__all__ = [
+    "BytesMoved",
+    "CancelSeen",
+    "Event",
+    "GrantSeen",
+    "HandInNotSent",
+    "HandInUndelivered",
+    "LinkChanged",
+    "PaceSeen",
+    "SliceUploaded",
+    "TransferFailed",
+    "VerdictSeen",
+]
 
 SignalValue = float | bool | str
 """A VSS value; integers travel as floats, since a gate only ever compares them."""
@@ -49,12 +77,6 @@ class Sample(msgspec.Struct, frozen=True, tag=True):
     quality: Quality = Quality.GOOD
     group: str = ""
     period_ms: int = 0
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What every event has: when this computer learned of it."""
-
-    at_ms: int
 
 
 class Tick(Event, frozen=True, tag=True):
@@ -164,81 +186,6 @@ class DemandSeen(Event, frozen=True, tag=True):
     detail: str = ""
 
 
-class LinkChanged(Event, frozen=True, tag=True):
-    """The MQTT link came up or went down."""
-
-    connected: bool
-    broker: str
-    detail: str = ""
-
-
-class GrantSeen(Event, frozen=True, tag=True):
-    """A grant whose signature holds and which names this unit; `grant` is None when there is no work now."""
-
-    rid: str
-    grant: Grant | None
-    retry_ms: int
-
-
-class VerdictSeen(Event, frozen=True, tag=True):
-    """The dispatcher's signed word on a hand-in, with the next grant if it had one."""
-
-    key: JobKey
-    verdict: Verdict
-    reason: str
-    paid_micro: int
-    statement_sha256: str
-    retry_ms: int
-    envelope: bytes
-    next_grant: Grant | None = None
-
-
-class CancelSeen(Event, frozen=True, tag=True):
-    """The dispatcher's signed word that it wants a lease back within `grace_ms`; what is finished still counts."""
-
-    key: JobKey
-    grace_ms: int
-    why: str
-
-
-class PaceSeen(Event, frozen=True, tag=True):
-    """The operator's signed word on how fast this cell may go; it replaces an older one."""
-
-    pace: Pace
-    detail: str = ""
-
-
-class HandInUndelivered(Event, frozen=True, tag=True):
-    """The broker refused a hand-in, or (`poison`) hung up each time it was in flight: it waits long before the next."""
-
-    key: JobKey
-    detail: str
-    poison: bool = False
-
-
-class SliceUploaded(Event, frozen=True, tag=True):
-    """A slice's answers are where the grant said, whole."""
-
-    key: JobKey
-    index: int
-
-
-class TransferFailed(Event, frozen=True, tag=True):
-    """A slice's answers could not be brought there, or were `paused` on the way; what arrived stays there."""
-
-    key: JobKey
-    index: int
-    detail: str
-    paused: bool = False
-
-
-class BytesMoved(Event, frozen=True, tag=True):
-    """So many bytes went over the network since the last of these events, messages and bulk data together."""
-
-    sent: int
-    received: int
-
-
 class LeaseOpened(Event, frozen=True, tag=True):
     """The lease is durable and its input is here, whole and with the right digest."""
 
@@ -308,14 +255,16 @@ class SliceFailed(Event, frozen=True, tag=True):
 class HandInStored(Event, frozen=True, tag=True):
     """The signed hand-in of a lease (result or yield) is in the outbox and its statement in the ledger.
 
-    `statement_sha256` is empty for a yield of nothing, which has no statement. `missing` are the slices whose answers
-    do not fit into the message and have still to be uploaded: before that the message is not sent.
+    `statement_sha256` is empty for a yield of nothing, which has no statement. `referenced` are the slices whose
+    answers the message only names by their digest; `missing`, those of them that have still to be uploaded: before
+    that the message is not sent.
     """
 
     key: JobKey
     kind: HandInKind
     statement_sha256: str
     missing: tuple[int, ...] = ()
+    referenced: tuple[int, ...] = ()
 
 
 class HandInFailed(Event, frozen=True, tag=True):
@@ -405,15 +354,7 @@ EventType = (
     | SelfTested
     | PricesSeen
     | DemandSeen
-    | LinkChanged
-    | GrantSeen
-    | VerdictSeen
-    | CancelSeen
-    | PaceSeen
-    | HandInUndelivered
-    | SliceUploaded
-    | TransferFailed
-    | BytesMoved
+    | FleetEvent
     | LeaseOpened
     | LeaseRefused
     | WorkerReady

@@ -27,10 +27,14 @@ HAND_IN_BYTES = 15_300
 HAND_IN_BASE_BYTES = 3_000
 HAND_IN_SLICE_BYTES = 500
 """A slice's share of the statement (in base64) and its place in the message, with its answers' digest or without."""
+HAVE_WITH_CREDIT_MAX = 8
+"""A hand-in has room to name so many leases and hand-ins; who holds more asks with a request, which names them all."""
 DRIFT_SHARE = 2_000
 """Two crystals of 200 ppm differ by up to 1/2500: a lease ends earlier by a little more than that."""
 
 
+RECHECK_FIRST_MS = 30_000
+RECHECK_MAX_MS = 600_000
 ASK_AFTER_FAILURES = 3
 """Uploads of a hand-in that failed in a row, after which the dispatcher is asked whether it is still wanted."""
 
@@ -226,6 +230,12 @@ class Pending(msgspec.Struct, frozen=True):
     settling: bool = False
     missing: tuple[int, ...] = ()
     """Slices whose answers have to be uploaded before this can be sent."""
+    referenced: tuple[int, ...] = ()
+    """Slices whose answers the message only names, so that the dispatcher looks for them where they were uploaded."""
+    in_doubt: tuple[int, ...] = ()
+    """Those of them that the server may have lost: looked after, while the message is sent all the same."""
+    recheck: Retry = Retry()
+    """How often all of them came into doubt, and before when they do not again."""
     upload_url: str = ""
     """Where to, as its grant said; empty after a restart: as the stored grant says."""
     upload_token: str = ""
@@ -248,6 +258,35 @@ class Pending(msgspec.Struct, frozen=True):
         """After one more try: the next is due twice as far off, spread by `share` in [0, 1)."""
         wait_ms = stretched_ms(about_ms(bound_ms(RESEND_FIRST_MS, RESEND_MAX_MS, self.tries), share), pace)
         return msgspec.structs.replace(self, next_ms=now_ms + wait_ms, tries=min(self.tries + 1, 30))
+
+    @property
+    def to_upload(self) -> int | None:
+        """The slice whose answers are to be brought away next, or looked after."""
+        return next(iter((*self.missing, *self.in_doubt)), None)
+
+    def uploaded(self, index: int, now_ms: int) -> Pending:
+        """After one slice's answers are there; what lacks no more is sent."""
+        missing = tuple(one for one in self.missing if one != index)
+        in_doubt = tuple(one for one in self.in_doubt if one != index)
+        next_ms = self.next_ms if missing or in_doubt else max(now_ms, self.not_before_ms)
+        return msgspec.structs.replace(self, missing=missing, in_doubt=in_doubt, next_ms=next_ms, upload=Retry())
+
+    def not_sent(self, next_ms: int) -> Pending:
+        """After a try that the link did not take: it was none."""
+        next_ms = max(next_ms, self.not_before_ms)
+        return msgspec.structs.replace(self, next_ms=next_ms, tries=max(0, self.tries - 1))
+
+    def doubted(self, now_ms: int, pace: Pace) -> Pending:
+        """The dispatcher did not take it: is what it names still there? Asked at once, and later each time in a row.
+
+        What is there costs a question (`agent.fleet.uploads`); what got lost over there goes up again. The message does
+        not wait for that: it may have been put off for another reason, and the gate may be shut for long.
+        """
+        if not self.referenced or now_ms < self.recheck.not_before_ms:
+            return self
+        tries = self.recheck.tries
+        again_ms = now_ms + stretched_ms(bound_ms(RECHECK_FIRST_MS, RECHECK_MAX_MS, tries), pace)
+        return msgspec.structs.replace(self, in_doubt=self.referenced, recheck=Retry(tries + 1, again_ms))
 
     def put_off(self, until_ms: int) -> Pending:
         """Not sent before then, whatever happens."""

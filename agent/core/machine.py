@@ -23,6 +23,7 @@ from agent.core.events import (
     EventType,
     GrantSeen,
     HandInFailed,
+    HandInNotSent,
     HandInSettled,
     HandInStored,
     HandInUndelivered,
@@ -72,12 +73,13 @@ def step(state: State, event: EventType) -> Step:
 
     Most of what a daemon hears is that nothing has changed. That decides nothing; a tick does, once something is due.
     Before anything is heard again, the gates look at what had grown too old by then: after a gap (a suspend, a stalled
-    process) the first word would make young again what nobody vouched for in between.
+    process) the first word would make young again what nobody vouched for in between. Before the first look of all
+    (`stale_ms` is 0) nothing can have grown old.
     """
     missed: tuple[EffectType, ...] = ()
-    if state.looked_at is not None and isinstance(event, SignalsSeen | SourceHeard | ComputeSeen):
+    if isinstance(event, SignalsSeen | SourceHeard | ComputeSeen):
         gap_ends_ms = _gap_ends_ms(event)
-        if gap_ends_ms >= state.gates.stale_ms:
+        if 0 < state.gates.stale_ms <= gap_ends_ms:
             state, missed = step(state, Tick(at_ms=gap_ends_ms))
     before = state.gates.state
     state, effects = fold(REPLACE(state, now_ms=max(state.now_ms, event.at_ms)), event)
@@ -160,7 +162,7 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return REPLACE(state, demand_until_ms=until_ms, demand_detail=event.detail), ()
         case LinkChanged():
             return outcomes.link_changed(state, event)
-        case GrantSeen() | VerdictSeen() | CancelSeen() | PaceSeen() | HandInUndelivered():
+        case GrantSeen() | VerdictSeen() | CancelSeen() | PaceSeen() | HandInUndelivered() | HandInNotSent():
             return _fleet_said(state, event)
         case SliceUploaded():
             return transfers.slice_uploaded(state, event)
@@ -208,11 +210,13 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             assert_never(event)
 
 
-def _fleet_said(state: State, event: GrantSeen | VerdictSeen | CancelSeen | PaceSeen | HandInUndelivered) -> Step:
+def _fleet_said(
+    state: State, event: GrantSeen | VerdictSeen | CancelSeen | PaceSeen | HandInUndelivered | HandInNotSent
+) -> Step:
     """What comes from the dispatcher, or of the way to it."""
     match event:
         case GrantSeen():
-            return asking.grant_seen(state, event), ()
+            return asking.grant_seen(state, event)
         case VerdictSeen():
             return owed.verdict_seen(state, event)
         case CancelSeen():
@@ -221,6 +225,8 @@ def _fleet_said(state: State, event: GrantSeen | VerdictSeen | CancelSeen | Pace
             return asking.pace_seen(state, event)
         case HandInUndelivered():
             return owed.undelivered(state, event)
+        case HandInNotSent():
+            return owed.not_sent(state, event), ()
         case _:
             assert_never(event)
 

@@ -129,6 +129,11 @@ class Grant(msgspec.Struct, frozen=True):
         """The fencing token."""
         return JobKey(self.job, self.epoch)
 
+    @property
+    def upload_place(self) -> tuple[str, str]:
+        """Where answers go and with what token; empty strings: nowhere."""
+        return self.upload_url, self.upload_token
+
     def span(self, index: int) -> tuple[int, int]:
         """Items [first, last) of slice `index`."""
         first = index * self.slice_items

@@ -111,10 +111,11 @@ def slice_stored(state: State, event: SliceStored) -> State:
         return state
     worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
     if lease.in_flight == event.outcome.index:
-        took_ms = state.now_ms - lease.in_flight_since_ms
+        # Boot time goes on while the computer is suspended: the worker's own clock, which does not, says what it took.
+        took_ms = min(state.now_ms - lease.in_flight_since_ms, state.policy.slice_timeout_ms)
         state = REPLACE(state, slice_ms=took_ms)
         if lease.ending is None:
-            at_full_pace_ms = took_ms * worker.duty_permille / 1000
+            at_full_pace_ms = min(took_ms, event.outcome.compute_ms)
             package = lease.grant.package_sha256
             speeds = state.speeds.learned(package, event.outcome.items, at_full_pace_ms, state.now_ms)
             state = REPLACE(state, speeds=speeds)

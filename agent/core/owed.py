@@ -4,6 +4,8 @@ A fresh hand-in goes at once, and the first sending of a result asks for the nex
 once a second, one after the other, so that a car that comes back with a full outbox does not arrive in a burst: resends
 (2, 4, 8 ... 300 s apart, for ever, after a restart too), and all that a reconnect offers anew. What the broker will not
 take waits: minutes when it was refused, an hour when the broker hung up over it again and again; the others go on.
+What the link itself did not take was never sent, and goes a second later. Where the dispatcher asks for a hand-in
+again, the answers that it only names are looked after as well: the server may have lost them.
 """
 
 from __future__ import annotations
@@ -12,8 +14,15 @@ import msgspec
 
 from agent.core.asking import answered, asked_now, fruitless, may_ask
 from agent.core.effects import EffectType, Report, SendHandIn, SettleHandIn
-from agent.core.events import HandInFailed, HandInSettled, HandInStored, HandInUndelivered, VerdictSeen
-from agent.core.lease import Lease, Pending
+from agent.core.events import (
+    HandInFailed,
+    HandInNotSent,
+    HandInSettled,
+    HandInStored,
+    HandInUndelivered,
+    VerdictSeen,
+)
+from agent.core.lease import HAVE_WITH_CREDIT_MAX, Lease, Pending
 from agent.core.model import HandInKind, JobKey, Outlook, Verdict, YieldReason
 from agent.core.outlook import outlook
 from agent.core.state import State
@@ -38,18 +47,23 @@ FOR_NOTHING = {YieldReason.EXPIRED, YieldReason.CANCELLED}
 
 def send_outbox(state: State) -> Step:
     """One hand-in a step, that which was sent least often first. A result's first sending asks for more work."""
-    if not state.connected:
+    if not state.connected or state.now_ms < state.send_not_before_ms:
         return state, ()
     due = [one for one in state.outbox if one.ready and one.next_ms <= state.now_ms and _has_turn(one, state)]
     if not due:
         return state, ()
     pending = min(due, key=lambda one: (one.tries, one.next_ms))
     # A sending repeated later must not ask: which of the two was answered, and so when a lease began, nobody knows.
-    credit = pending.kind is HandInKind.RESULT and pending.tries == 0 and state.asking is None and may_ask(state)
+    # Nor must one that cannot name all that is held: what is not named is taken for lost.
+    first = pending.kind is HandInKind.RESULT and pending.tries == 0 and len(state.have) <= HAVE_WITH_CREDIT_MAX
+    credit = first and state.asking is None and may_ask(state)
     sent = pending.sent(state.now_ms, state.jitter(f"{pending.key} {pending.tries}"), state.pace)
     state = replaced(state, sent)
+    next_ms = state.now_ms + OFFER_EVERY_MS
     if pending.tries:
-        state = REPLACE(state, offer_not_before_ms=state.now_ms + OFFER_EVERY_MS)
+        state = REPLACE(state, offer_not_before_ms=next_ms)
+    if state.now_ms < state.send_not_before_ms + OFFER_EVERY_MS:  # the link took none a moment ago
+        state = REPLACE(state, send_not_before_ms=next_ms)
     if credit:
         state = REPLACE(state, asking=asked_now(state, str(pending.key)))
     expected = outlook(state) if credit else Outlook()
@@ -73,7 +87,8 @@ def due_ms(state: State) -> list[int]:
     """When a rule here has something to do, if nothing happens until then."""
     if not state.connected:
         return []
-    soonest_ms = state.now_ms + 1  # one is sent a step: what is due already is due at the next
+    # One is sent a step: what is due already is due at the next.
+    soonest_ms = max(state.now_ms + 1, state.send_not_before_ms)
     return [
         max(one.next_ms, soonest_ms if one.tries == 0 else state.offer_not_before_ms, soonest_ms)
         for one in state.outbox
@@ -119,7 +134,7 @@ def verdict_seen(state: State, event: VerdictSeen) -> Step:
     if event.verdict is Verdict.LATER:
         wait_ms = stretched_ms(max(event.retry_ms, LEAST_MS), state.pace)
         wait_ms += round(wait_ms * 0.25 * state.jitter(f"{event.key} later"))
-        pending = pending.put_off(state.now_ms + wait_ms)
+        pending = pending.put_off(state.now_ms + wait_ms).doubted(state.now_ms, state.pace)
     else:
         settle = SettleHandIn(
             key=event.key,
@@ -156,18 +171,22 @@ def hand_in_stored(state: State, event: HandInStored) -> State:
         event.statement_sha256,
         state.now_ms,
         missing=tuple(index for index in event.missing if index not in lease.uploaded),
+        referenced=event.referenced,
         upload_url=lease.grant.upload_url,
         upload_token=lease.grant.upload_token,
     )
     worker = REPLACE(state.worker, idle_since_ms=state.now_ms)
     state = REPLACE(state, lease=None, outbox=(*state.outbox, pending), worker=worker)
-    if event.kind is not HandInKind.RESULT and _came_to_nothing(lease):
+    if event.kind is not HandInKind.RESULT and _came_to_nothing(lease, handed_in=bool(event.statement_sha256)):
         return fruitless(state)
     return REPLACE(state, fruitless=0) if lease.done else state
 
 
-def _came_to_nothing(lease: Lease) -> bool:
-    return lease.ending in FAULTS or (lease.ending in FOR_NOTHING and not lease.done)
+def _came_to_nothing(lease: Lease, *, handed_in: bool) -> bool:
+    """It failed, or nothing came of it; above all where slices were finished and not one of them could be handed in."""
+    if lease.ending in FAULTS:
+        return True
+    return not handed_in if lease.done else lease.ending in FOR_NOTHING
 
 
 def hand_in_failed(state: State, event: HandInFailed) -> Step:
@@ -181,6 +200,23 @@ def hand_in_failed(state: State, event: HandInFailed) -> Step:
 def hand_in_settled(state: State, event: HandInSettled) -> State:
     """The verdict is on disk: nothing is owed any more."""
     return REPLACE(state, outbox=tuple(one for one in state.outbox if one.key != event.key))
+
+
+def not_sent(state: State, event: HandInNotSent) -> State:
+    """The link took nothing: a try that was none, and a question that was not asked.
+
+    All wait a second, and so does a question of its own: it would not be taken either.
+    """
+    again_ms = state.now_ms + OFFER_EVERY_MS
+    not_before_ms = max(state.request_not_before_ms, again_ms)
+    state = REPLACE(state, send_not_before_ms=again_ms, request_not_before_ms=not_before_ms)
+    pending = find(state, event.key)
+    if pending is None or pending.verdict is not None:
+        return state
+    pending = pending.not_sent(again_ms)
+    state = replaced(state, pending)
+    asked = state.asking is not None and state.asking.rid == str(event.key)
+    return REPLACE(state, asking=None) if asked and not pending.tries else state
 
 
 def undelivered(state: State, event: HandInUndelivered) -> Step:

@@ -109,6 +109,8 @@ class State(msgspec.Struct, frozen=True):
     """Leases in a row that came to nothing (refused, at fault, too long): each doubles the wait for the next."""
     offer_not_before_ms: int = 0
     """Before then nothing of the outbox goes that was sent before."""
+    send_not_before_ms: int = 0
+    """Before then nothing of the outbox goes at all: the link took none."""
     uploading: tuple[JobKey, int] | None = None
     """The slice whose answers are under way to where its grant said."""
     upload_not_before_ms: int = 0

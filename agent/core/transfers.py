@@ -1,11 +1,11 @@
 """Bulk data on its way: answers that do not fit into a message go up slice by slice, and stop with the driver's sign.
 
 One slice at a time, in parts that stay where they arrived, so whatever interrupts an upload costs little. While a lease
-is at work its slices go up once they would not all fit beside each other; what a hand-in still lacks goes up
-afterwards, the one that may be tried soonest first, each holder with waits of its own, so that answers nobody wants
-keep nobody else's. When the gate closes, what is under way (an upload, or the input of a lease that is being opened) is
-paused once; hold does not matter, since moving bytes needs no accelerator. Over a metered network nothing is begun
-once the day's cap is used up (`agent.core.traffic`).
+is at work its slices go up once they would not all fit beside each other; what a hand-in still lacks, or what the
+server may have lost of it, goes up afterwards, the one that may be tried soonest first, each holder with waits of its
+own, so that answers nobody wants keep nobody else's. When the gate closes, what is under way (an upload, or the input
+of a lease that is being opened) is paused once; hold does not matter, since moving bytes needs no accelerator. Over a
+metered network nothing is begun once the day's cap is used up (`agent.core.traffic`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def upload(state: State) -> Step:
     if not waiting:
         return state, ()
     holder = min(waiting, key=lambda one: one.upload.not_before_ms)
-    index = _next_slice(holder)
+    index = holder.to_upload
     if index is None:
         return state, ()
     url, token = _place(holder)
@@ -89,16 +89,12 @@ def _holders(state: State) -> list[Lease | Pending]:
     lease = state.lease
     if lease is not None and lease.phase is Phase.RUNNING and lease.at_work and lease.to_upload is not None:
         holders.append(lease)
-    return holders + [one for one in state.outbox if one.missing and one.verdict is None]
-
-
-def _next_slice(holder: Lease | Pending) -> int | None:
-    return holder.to_upload if isinstance(holder, Lease) else holder.missing[0]
+    return holders + [one for one in state.outbox if one.to_upload is not None and one.verdict is None]
 
 
 def _place(holder: Lease | Pending) -> tuple[str, str]:
     if isinstance(holder, Lease):
-        return holder.grant.upload_url, holder.grant.upload_token
+        return holder.grant.upload_place
     return holder.upload_url, holder.upload_token
 
 
@@ -112,11 +108,9 @@ def slice_uploaded(state: State, event: SliceUploaded) -> Step:
     if lease is not None and lease.key == event.key and event.index in lease.done:
         uploaded = lease.uploaded if event.index in lease.uploaded else (*lease.uploaded, event.index)
         return REPLACE(state, lease=REPLACE(lease, uploaded=uploaded, upload=Retry())), _mended(lease)
-    if pending is None or event.index not in pending.missing:
+    if pending is None or event.index not in (*pending.missing, *pending.in_doubt):
         return state, ()
-    missing = tuple(index for index in pending.missing if index != event.index)
-    next_ms = pending.next_ms if missing else max(state.now_ms, pending.not_before_ms)
-    return replaced(state, REPLACE(pending, missing=missing, next_ms=next_ms, upload=Retry())), _mended(pending)
+    return replaced(state, pending.uploaded(event.index, state.now_ms)), _mended(pending)
 
 
 def transfer_failed(state: State, event: TransferFailed) -> Step:

@@ -11,10 +11,12 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 
 import msgspec
 
 from agent.errors import FleetError
+from agent.fleet.tls import FreshContext, TlsFilesError
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,11 +29,26 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Web(msgspec.Struct, frozen=True):
-    """What may be reached: HTTPS, by this TLS context; plain HTTP to this machine if the configuration says so."""
+    """What may be reached: HTTPS, by TLS of the unit's own (or as this computer believes anybody); plain HTTP to this
+    machine if the configuration says so.
+    """
 
-    context: ssl.SSLContext | None = None
+    tls: FreshContext | None = None
     allow_loopback_http: bool = False
     limits: Limits = Limits()
+
+    def context(self) -> ssl.SSLContext:
+        """For the next connection; asked on the thread that makes it. Raises TransientError: files may be rotated."""
+        try:
+            return _everybody() if self.tls is None else self.tls.now()
+        except TlsFilesError as error:
+            raise TransientError(str(error)) from error
+
+
+@cache
+def _everybody() -> ssl.SSLContext:
+    """Made once: it reads every authority that this computer knows."""
+    return ssl.create_default_context()
 
 
 class TransientError(FleetError):
@@ -84,6 +101,11 @@ class Cut:
     def done(self) -> bool:
         """Whether it was cut."""
         return self._done.is_set()
+
+    def check(self) -> None:
+        """Raise PausedError when it was cut."""
+        if self.done:
+            raise PausedError("the transfer was paused")
 
     def wait(self, seconds: float) -> bool:
         """Wait for so long, or until it is cut: True then."""

@@ -29,7 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.fleet.broker_limits import BrokerLimits
-from agent.fleet.flood import FloodGate
+from agent.fleet.flood import FloodGate, ReadingPace
 from agent.fleet.link_config import MAX_PACKET_BYTES, LinkConfig
 from agent.fleet.metered_socket import MeteredSocket, plain
 from agent.fleet.tls import TlsClient, TlsFilesError
@@ -44,9 +44,14 @@ STUCK_S = 30.0
 """How far the thread may be behind its own word."""
 LONGEST_REST_S = 60.0
 SHORTEST_REST_S = 0.2
-UNREAD_AFTER = 32
+FRAMES_PER_MESSAGE = 2.0
+"""So many packets of any kind are read for each message that may come: each of ours is answered by one, too."""
+FRAME_UNIT_BYTES = 4096
+"""A packet costs one unit of reading, and another for each of these."""
 UNREAD_S = 0.05
-"""After so many messages too many nothing is read for so long: the broker's queue fills, not this computer's time."""
+"""Beyond that nothing is read for so long at least: the broker's queue fills, not this computer's time."""
+BROKER_KEEPALIVE_S = (60, 1200)
+"""How far a broker may have us ping more or less often than we would, which costs data or hides that it is gone."""
 REDIRECT_CODES = frozenset({0x9C, 0x9D})
 BLAMELESS_CODES = frozenset({0x88, 0x89, 0x8B, 0x8D, 0x8E, 0x97, 0x98, 0x9C, 0x9D, 0x9F})
 """Reasons of a DISCONNECT that no message of ours brings about."""
@@ -110,6 +115,10 @@ class _Client(mqtt.Client):
     def _create_socket(self) -> MeteredSocket:
         return self._made
 
+    def ping_every(self, keepalive_s: int) -> None:
+        """Paho believes whatever the broker says, and lets nobody change it while it is connected."""
+        self._keepalive = keepalive_s
+
 
 @dataclass(eq=False)
 class Conversation:
@@ -126,12 +135,13 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self._open_waker()
+        self._will = None if self.config.will is None else self.config.will()
         self._leaving = False
         self._ending: Ending | None = None
         self._secured: ssl.SSLSocket | None = None
         self._limits: BrokerLimits | None = None
         self._subscribe_id: int | None = None
-        self._keepalive_s = self.config.keepalive_s
+        self._keepalive_s, self._acknowledgements = self.config.keepalive_s, 0
         self._in_flight: dict[int, Outgoing] = {}
         self._written_at_s = time.monotonic()
 
@@ -211,8 +221,8 @@ class Conversation:
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_publish = self._acknowledged
-        if self.config.will is not None:
-            client.will_set(self.config.will[0], self.config.will[1], qos=1)
+        if self._will is not None:
+            client.will_set(*self._will, qos=1)
         return client
 
     def _talk(self) -> Ending:
@@ -220,7 +230,7 @@ class Conversation:
         assert made is not None
         network, woken = made.fileno(), self._woken.fileno()
         poll.register(woken, select.POLLIN)
-        unread_until_s, dropped = 0.0, self.gate.dropped
+        unread_until_s, pace = 0.0, self._reading_pace()
         while client.socket() is not None and self._ending is None:
             now_s = time.monotonic()
             backlog, unread = client.want_write(), now_s < unread_until_s
@@ -235,15 +245,31 @@ class Conversation:
             if backlog and network in ready:
                 client.loop_write()
             elif waiting or network in ready:
-                client.loop_read()
-                if self.gate.dropped - dropped >= UNREAD_AFTER:
-                    unread_until_s, dropped = time.monotonic() + UNREAD_S, self.gate.dropped
+                unread_until_s = self._read(made, pace)
             self._send_what_waits()
             client.loop_misc()
             self._ending = self._ending or self._overdue()
         if client.want_write():  # a DISCONNECT that was asked for in a callback
             client.loop_write()
         return self._ending or Ending(made.fault or "the connection ended", blames=bool(made.fault))
+
+    def _reading_pace(self) -> ReadingPace:
+        config = self.config
+        per_s, burst = FRAMES_PER_MESSAGE * config.messages_per_s, FRAMES_PER_MESSAGE * config.message_burst
+        return ReadingPace(per_s, burst, time.monotonic())
+
+    def _read(self, made: MeteredSocket, pace: ReadingPace) -> float:
+        """Have paho read a packet or some; until when nothing more is read."""
+        frames, read_bytes = made.guard.frames, made.read_bytes
+        self._client.loop_read()
+        now_s = time.monotonic()
+        rest_s = pace.rest_s(now_s, made.guard.frames - frames + (made.read_bytes - read_bytes) / FRAME_UNIT_BYTES)
+        if made.guard.pubacks != self._acknowledgements:
+            self._ending = self._ending or Ending("the broker acknowledged a message that it was not sent")
+        if rest_s <= 0:
+            return 0.0
+        self.gate.slowed(now_s)
+        return now_s + max(rest_s, UNREAD_S)
 
     def _rest_s(self) -> float:
         """How long the thread may sleep: the keep-alive may be late by a sixth, which brokers forgive by half."""
@@ -287,13 +313,25 @@ class Conversation:
         if code.is_failure:
             self._ending = Ending(f"the broker refused the connection: {code}{_said(told)}", code.value)
             return
+        if self._limits is not None:
+            self._ending = Ending("the broker accepted the connection a second time")
+            return
         self._limits = BrokerLimits.of(told)
-        self._keepalive_s = client.keepalive
+        self._keepalive_s = self._bounded(client.keepalive)
+        assert isinstance(client, _Client)
+        client.ping_every(self._keepalive_s)
         _, self._subscribe_id = client.subscribe([(one, SubscribeOptions(qos=1)) for one in self.config.filters])
+
+    def _bounded(self, keepalive_s: int) -> int:
+        """The keep-alive that counts, of what the broker said; 0 would mean that a dead link is never noticed."""
+        own_s, (least_s, most_s) = self.config.keepalive_s, BROKER_KEEPALIVE_S
+        return min(max(keepalive_s, min(least_s, own_s)), max(most_s, own_s)) if keepalive_s else own_s
 
     def _subscribed(self, _c: mqtt.Client, _u: Any, mid: int, codes: list[ReasonCode], told: Properties | None) -> None:
         if mid != self._subscribe_id or self._limits is None:
+            self._ending = Ending("the broker answered a subscription that it was not asked for")
             return
+        self._subscribe_id = None
         granted = [one for one, code in zip(self.config.filters, codes, strict=False) if not code.is_failure]
         refused = [one for one in self.config.filters if one not in granted]
         if refused:
@@ -329,6 +367,7 @@ class Conversation:
     def _acknowledged(self, _c: mqtt.Client, _u: Any, mid: int, code: ReasonCode, told: Properties | None) -> None:
         message = self._in_flight.pop(mid, None)
         if message is not None:
+            self._acknowledgements += 1
             self.listener.acknowledged(message, f"{code}{_said(told)}" if code.is_failure else "")
 
 

@@ -32,7 +32,7 @@ from agent.errors import TrustError
 from agent.fleet import messages
 from agent.fleet.flood import FloodGate
 from agent.fleet.inline import InlineInputs
-from agent.fleet.link import LinkConfig
+from agent.fleet.link_config import LinkConfig
 from agent.fleet.messages import MessageError
 from agent.fleet.orders import Orders
 from agent.fleet.refusals import Refusal
@@ -47,10 +47,11 @@ RENEWAL_EXPIRY_S = 60
 VERBS = ("grant", "verdict", "cancel", "config")
 MESSAGES_PER_S, MESSAGE_BURST = 200.0, 256
 """What the link lets through. An honest car hears one or two a second, and after an outage one for each hand-in."""
-CHECKS_PER_S, CHECK_BURST = 200.0, 400.0
+CHECKS_PER_S, CHECK_BURST = 50.0, 400.0
 CHECK_UNIT_BYTES = 4096
-"""Reading and verifying an envelope costs about 0.1 ms, and up to 0.3 ms more for each of so many bytes of it: one
-unit, and another for each of these. 200 units a second are a twentieth of a core at most."""
+"""Reading and verifying an envelope costs 0.1 to 0.5 ms (the number of its signatures and cold caches decide), and 0.1
+to 0.3 ms more for each of so many bytes of it: one unit, and another for each of these. 50 units a second were at most
+a twentieth of a slow core, whatever came (measured with eleven kinds of flood)."""
 TOLD_CHARACTERS = 300
 
 Understood = GrantSeen | VerdictSeen | CancelSeen | PaceSeen | PricesSeen | DemandSeen
@@ -60,7 +61,7 @@ class Desk:
     """One unit's side of `dw/v1`. Use from the event loop's thread.
 
     It is given what carries its messages by `attach`; that calls `receive`, `link_changed` and `undelivered`, and
-    connects as `link_config` says.
+    connects as `link_config` says. `run` names this run of the agent: no two runs have the same, whoever booted.
     """
 
     def __init__(
@@ -68,13 +69,13 @@ class Desk:
         *,
         unit: str,
         cell: str,
-        boot: str,
+        run: str,
         dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
         orders: Orders,
         emit: Emit,
         clock: Clock,
     ) -> None:
-        self._unit, self._cell, self._up, self._boot = unit, cell, f"dw/v1/u/{cell}/{unit}", boot
+        self._unit, self._cell, self._up, self._run = unit, cell, f"dw/v1/u/{cell}/{unit}", run
         self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
         self._topics = {f"dw/v1/d/{unit}/{verb}": verb for verb in VERBS} | {f"dw/v1/b/{cell}/pace": "pace"}
@@ -86,15 +87,19 @@ class Desk:
     def link_config(self, config: LinkConfig) -> LinkConfig:
         """The connection as this unit needs it: its client id, its two filters, and its will."""
         filters = (f"dw/v1/d/{self._unit}/+", f"dw/v1/b/{self._cell}/pace")
-        will = (f"{self._up}/status", self._status("lost"))
         return msgspec.structs.replace(
             config,
             client_id=self._unit,
             filters=filters,
-            will=will,
+            will=self._will,
             messages_per_s=MESSAGES_PER_S,
             message_burst=MESSAGE_BURST,
         )
+
+    def _will(self) -> tuple[str, bytes]:
+        """What the broker says of the connection that begins now, should it be lost; each attempt has its number."""
+        self._connections += 1
+        return f"{self._up}/status", self._status("lost")
 
     def attach(self, carrier: Carrier) -> None:
         """From now on messages go this way."""
@@ -250,13 +255,12 @@ class Desk:
 
     def _status(self, state: str) -> bytes:
         return messages.encode(
-            messages.Status(state=state, boot=self._boot, conn=self._connections, version=__version__)
+            messages.Status(state=state, boot=self._run, conn=self._connections, version=__version__)
         )
 
     def link_changed(self, connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - Link's callback
         """The link came up, or went down and says why."""
         if connected:
-            self._connections += 1
             self._publish("status", self._status("up"))
         elif self._carrier is not None:
             self._carrier.spread(self._orders.pace.spread_ms)

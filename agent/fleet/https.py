@@ -74,6 +74,12 @@ class _Response(http.client.HTTPResponse):
             raise http.client.IncompleteRead(lines.last)
 
 
+class _Https(http.client.HTTPConnection):
+    """Its socket is opened and secured here: the standard library's own would make a TLS context for nothing."""
+
+    default_port = http.client.HTTPS_PORT
+
+
 class Answer:
     """An answer whose body is still to be read."""
 
@@ -183,8 +189,7 @@ class Connection:
         host = parts.hostname or ""
         client: http.client.HTTPConnection
         if parts.scheme == "https" and host:
-            context = self._web.context or ssl.create_default_context()
-            client = http.client.HTTPSConnection(host, parts.port, context=context)
+            client = _Https(host, parts.port)
         elif parts.scheme == "http" and host in LOOPBACK and self._web.allow_loopback_http:
             client = http.client.HTTPConnection(host, parts.port)
         else:
@@ -227,9 +232,9 @@ class Connection:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _secured(self, client: http.client.HTTPConnection, plain: socket.socket) -> socket.socket:
-        if not isinstance(client, http.client.HTTPSConnection):
+        if not isinstance(client, _Https):
             return plain
-        context = self._web.context or ssl.create_default_context()
+        context = self._web.context()
         self._cut.leave(plain)
         safe = context.wrap_socket(plain, server_hostname=client.host, do_handshake_on_connect=False)
         self._take(safe)

@@ -28,16 +28,15 @@ from typing import Any
 
 import msgspec
 
+from agent.clock import boot_s, slept_s
 from agent.fleet.backoff import TAKEN_OVER, Backoff, settled
 from agent.fleet.connection import Connection
 from agent.fleet.conversation import REDIRECT_CODES, Ending
 from agent.fleet.flood import FloodGate
 from agent.fleet.link_config import LinkConfig
 from agent.fleet.quarantine import LOSSES, Quarantine
-from agent.fleet.tls import TlsClient, TlsFiles
+from agent.fleet.tls import TlsClient
 from agent.log import logger
-
-__all__ = ["Link", "LinkConfig", "LinkStatus", "TlsFiles"]
 
 UP_DEADLINE_S = 30.0
 """A broker that has not granted the subscriptions by then is left."""
@@ -48,6 +47,8 @@ SLEPT_S = 5.0
 """After a sleep of so long the connection is presumed dead."""
 WAKE_JITTER_S = 2.0
 SAID_MOST = 64
+PROVEN_S = 5.0
+"""A connection that has lived for so long without a suspect (`quarantine.py`) shows that it would go on living."""
 LEFT_BEHIND = 4
 """With so many threads that do not end, no more are begun until one does."""
 
@@ -93,12 +94,15 @@ class Link:
         self._gate = FloodGate(config.messages_per_s, config.message_burst)
         self._connection: Connection | None = None
         self._alone: Callable[[], bool] | None = None
-        """A suspect that goes once everything before it is acknowledged; until then nothing else is taken."""
+        """A suspect that goes once the connection is proven and what is on its way then is acknowledged."""
+        self._proving: asyncio.TimerHandle | None = None
+        self._proven = False
+        """From then on nothing passes a suspect that waits."""
         self._left_behind: list[Connection] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
         self._turn = self._attempts = self._connections = 0
-        self._down_since_s, self._told_up, self._told_at_s = _boot_s(), False, -math.inf
+        self._down_since_s, self._told_up, self._told_at_s = boot_s(), False, -math.inf
         self._broker, self._detail = "", ""
         self._dropped: Counter[str] = Counter()
         self._moved = (0, 0)
@@ -135,10 +139,11 @@ class Link:
         connection = self._connection
         if connection is None or not self.connected:
             return False
-        if self._alone is not None:
+        in_flight = [message.token for message in connection.in_flight]
+        if self._alone is not None and self._proven:
             return False  # what has to travel alone would never travel if others went before it
-        if not self._quarantine.admits(token, [message.token for message in connection.in_flight]):
-            if not self._quarantine.suspects(token):
+        if not self._quarantine.admits(token, in_flight, proven=self._proven):
+            if self._alone is not None or not self._quarantine.suspects(token):
                 return False
             self._alone = partial(self.publish, topic, payload, qos=qos, expiry_s=expiry_s, token=token, retain=retain)
             return True
@@ -188,7 +193,7 @@ class Link:
                 ending, up_since_s = await self._one_connection(address)
             except Exception as error:  # noqa: BLE001 - the link outlives whatever it was
                 ending, up_since_s = Ending(f"the link failed: {error!r}", bug=True), None
-            up_for_s = None if up_since_s is None else _boot_s() - up_since_s
+            up_for_s = None if up_since_s is None else boot_s() - up_since_s
             self._went_down(ending, was_up=up_for_s is not None)
             ceiling_s = self._backoff.ceiling_s(up_for_s=up_for_s, code=ending.code)
             self._turn = 0 if settled(up_for_s) else self._turn + 1
@@ -211,7 +216,7 @@ class Link:
         try:
             over = connection.start()
             if await self._came_up(connection):
-                up_since_s = _boot_s()
+                up_since_s = boot_s()
                 self._is_up()
             ending = await asyncio.shield(over)
         finally:
@@ -241,6 +246,9 @@ class Link:
     def _put_away(self, connection: Connection) -> None:
         """Count what it moved, and remember it if its thread does not end."""
         self._connection = self._alone = None
+        self._proven = False
+        if self._proving is not None:
+            self._proving.cancel()
         sent, received = connection.traffic
         self._moved = self._moved[0] + sent, self._moved[1] + received
         self._dropped += connection.dropped
@@ -248,18 +256,19 @@ class Link:
             self._left_behind.append(connection)
 
     def _is_up(self) -> None:
-        down_s = _boot_s() - self._down_since_s
+        down_s = boot_s() - self._down_since_s
         again = self._connections > 0 or self._attempts > 1
         self._detail = f"after {down_s:.0f} s, at attempt {self._attempts}" if again else ""
         self.connected = True
         self._connections += 1
         self._attempts = 0
         self._told_up = True
+        self._proving = asyncio.get_running_loop().call_later(PROVEN_S, self._prove)
         self._on_state(True, self._broker, self._detail)
 
     def _went_down(self, ending: Ending, *, was_up: bool) -> None:
         """Tell of it, though of a link that stays down but once an hour."""
-        now_s, self._detail = _boot_s(), ending.detail
+        now_s, self._detail = boot_s(), ending.detail
         if was_up:
             self._down_since_s = now_s
         news = dict.fromkeys(REDIRECT_CODES, "redirect_ignored") | {TAKEN_OVER: "client_id_taken_over"}
@@ -275,21 +284,33 @@ class Link:
                 self._say_once("link_failed", repr(error))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait so long, or until the computer wakes from sleep: then what was in the way may be gone."""
-        self._hurry.clear()
+        """Wait so long, or until the computer wakes from sleep: then what was in the way may be gone.
+
+        Waking ends the connection too, so this may begin after it: a wake counts until the next attempt.
+        """
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._hurry.wait(), seconds)
+            self._hurry.clear()
             await asyncio.sleep(random.uniform(0, WAKE_JITTER_S))  # noqa: S311 - jitter, not a secret
 
     # --- what is told of messages -------------------------------------------------------------------------------
 
     def _acknowledged(self, token: str, refusal: str) -> None:
         self._quarantine.acknowledged(token)
-        if self._alone is not None and self._connection is not None and not self._connection.in_flight:
-            alone, self._alone = self._alone, None
-            alone()
+        self._send_alone()
         if refusal:
             self._refused(token, f"the broker refused it: {refusal}")
+
+    def _prove(self) -> None:
+        self._proven = True
+        if self._connection is not None:
+            self._connection.guarded(self._send_alone)
+
+    def _send_alone(self) -> None:
+        connection = self._connection
+        if self._alone is not None and self._proven and connection is not None and not connection.in_flight:
+            alone, self._alone = self._alone, None
+            alone()
 
     def _refused(self, token: str, detail: str) -> None:
         self._dropped["refused"] += 1
@@ -311,15 +332,15 @@ class Link:
     # --- the watch ----------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        slept_s = _slept_s()
+        asleep_s = slept_s()
         while True:
             await asyncio.sleep(WATCH_S)
-            before_s, slept_s = slept_s, _slept_s()
+            before_s, asleep_s = asleep_s, slept_s()
             connection = self._connection
-            if slept_s - before_s > SLEPT_S:
+            if asleep_s - before_s > SLEPT_S:
                 self._hurry.set()
                 if connection is not None:
-                    connection.break_off(Ending(f"this computer slept for {slept_s - before_s:.0f} s"))
+                    connection.break_off(Ending(f"this computer slept for {asleep_s - before_s:.0f} s"))
             elif connection is not None and self.connected and (stuck := connection.stuck()):
                 connection.break_off(Ending(stuck))
             self._tell_of_floods()
@@ -330,12 +351,3 @@ class Link:
             self._flooded = flooded
             name = "flood_of_messages" if flooded else "flood_over"
             logger().warning(name, broker=self._broker, dropped=self._gate.dropped)
-
-
-def _boot_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _slept_s() -> float:
-    """How long this computer has slept since it booted."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

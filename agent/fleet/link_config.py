@@ -6,6 +6,8 @@ sent again by its sender, so every bound may be small. What talks to many (a dis
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from agent.fleet.backoff import CAP_S
@@ -20,7 +22,10 @@ INBOX_MESSAGES = 32
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to connect, as whom, and what to hear. `will` is (topic, payload), sent by the broker when we vanish."""
+    """Where to connect, as whom, and what to hear.
+
+    `will` is asked before each connection, on the event loop, for what the broker sends when we vanish: topic, payload.
+    """
 
     brokers: tuple[tuple[str, int], ...]
     client_id: str
@@ -28,13 +33,13 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_s: int = 300
     reconnect_max_s: float = CAP_S
     """The longest wait between two attempts; rigs shorten it, a fleet never should."""
-    will: tuple[str, bytes] | None = None
+    will: Callable[[], tuple[str, bytes]] | None = None
     tls: TlsFiles | None = None
     max_in_flight: int = MAX_IN_FLIGHT
     """Publishes inside the library at once, never more than the broker's Receive Maximum."""
     receive_maximum: int = RECEIVE_MAXIMUM
     inbox_messages: int = INBOX_MESSAGES
     messages_per_s: float = 0.0
-    """More than these are dropped, and then less is read; 0: no limit."""
+    """More than these are dropped, and of packets of any kind no more than twice as many are read; 0: no limit."""
     message_burst: int = 256
     """So many may come at once before the limit counts."""

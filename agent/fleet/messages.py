@@ -48,7 +48,11 @@ PaidMicro = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
 """For one hand-in: up to a million units, so that no sum of them outgrows a database's integers."""
 WallMs = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
 """Milliseconds since 1970, until the end of the year 9999."""
-Text = Annotated[str, msgspec.Meta(max_length=512)]
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$(?!\n)"
+"""No control characters: they have no place in a log or on a terminal, and a database's text may not take a NUL.
+(Python's `$` also matches before a line break at the end, hence the last part.)"""
+Text = Annotated[str, msgspec.Meta(max_length=512, pattern=PRINTABLE)]
+Remark = Annotated[str, msgspec.Meta(max_length=128, pattern=PRINTABLE)]
 Base64 = Annotated[str, msgspec.Meta(max_length=MAX_MESSAGE_BYTES)]
 
 
@@ -73,7 +77,11 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Birth and death of a link; `lost` is the MQTT will. `conn` counts connections, so a late will is ignored."""
+    """Birth and death of a link; `lost` is the MQTT will, told to the broker anew at each attempt to connect.
+
+    `boot` names the run of the agent (not of the kernel, which a statement names), and `conn` counts the attempts of
+    this run: a will is of the same number as the `up` of its connection, and one of an earlier number is ignored.
+    """
 
     v: int = VERSION
     state: Identifier
@@ -261,7 +269,7 @@ class CancelMessage(msgspec.Struct, frozen=True, kw_only=True):
     job: Identifier
     epoch: Count
     grace_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
-    why: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    why: Remark = ""
 
 
 class PaceMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,7 +284,7 @@ class PaceMessage(msgspec.Struct, frozen=True, kw_only=True):
     state: PaceState
     spread_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)]
     interval_permille: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = 1000
-    detail: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    detail: Remark = ""
 
 
 class PricesSlot(msgspec.Struct, frozen=True, array_like=True):
@@ -324,7 +332,7 @@ class DemandMessage(msgspec.Struct, frozen=True, kw_only=True):
     unit: Identifier
     issued_wall_ms: WallMs
     stop_for_s: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_STOP_S)]
-    detail: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    detail: Remark = ""
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,8 @@
 
 paho reads whatever length a packet announces (up to 256 MB) into memory, ignores that a broker was told a smaller
 Maximum Packet Size, and keeps every QoS 2 message until its sender releases it. So the frames are looked at here,
-header by header, before paho sees them: the first that breaks the rules ends the connection, with the reason in
-`fault`. It also reads in pieces of its own, since paho asks for single bytes.
+header by header, as paho takes them: the first that breaks the rules ends the connection, with the reason in `fault`.
+It also reads in pieces of its own, since paho asks for single bytes.
 
 Traffic is counted as a mobile network would: with what TCP, IP and TLS add. Roughly, since acknowledgements and what
 is sent twice are not seen from here.
@@ -24,18 +24,23 @@ TLS_RECORD_BYTES = 22
 TLS_HANDSHAKE_BYTES = (3_000, 3_000)
 """About so much is sent and received for a handshake with certificates at both ends."""
 
-PUBLISH = 0x30
-SERVER_PACKETS = frozenset({0x20, PUBLISH, 0x40, 0x50, 0x60, 0x70, 0x90, 0xB0, 0xD0, 0xE0, 0xF0})
-"""What a server may send (MQTT 5, section 2.1.2)."""
+PUBLISH, PUBACK = 0x30, 0x40
+ANSWERS_TO_QOS_2 = frozenset({0x50, 0x60, 0x70})
+SERVER_PACKETS = frozenset({0x20, PUBLISH, PUBACK, 0x90, 0xD0, 0xE0}) | ANSWERS_TO_QOS_2
+"""What a server may send (MQTT 5, section 2.1.2) to a client that never unsubscribes and logs in by TLS."""
 
 
 class FrameGuard:
-    """Follows the frames of one stream through their fixed headers; keeps nothing of what is in them."""
+    """Follows the frames of one stream through their fixed headers; keeps nothing of what is in them.
+
+    `frames` counts those that ended, `pubacks` the acknowledgements among them.
+    """
 
     def __init__(self, max_packet_bytes: int) -> None:
         self._max_bytes = max_packet_bytes
+        self.frames = self.pubacks = 0
         self._command: int | None = None
-        self._length = self._shift = self._body_left = 0
+        self._kind = self._length = self._shift = self._body_left = 0
 
     def look(self, chunk: bytes) -> None:
         """Follow the next bytes; raises ConnectionError that says which rule is broken."""
@@ -45,6 +50,8 @@ class FrameGuard:
                 step = min(self._body_left, len(chunk) - at)
                 self._body_left -= step
                 at += step
+                if not self._body_left:
+                    self._end()
                 continue
             byte = chunk[at]
             at += 1
@@ -57,9 +64,11 @@ class FrameGuard:
         kind = command & 0xF0
         if kind not in SERVER_PACKETS:
             raise ConnectionError(f"the broker sent a packet of type {command >> 4}, which is no server's")
+        if kind in ANSWERS_TO_QOS_2:
+            raise ConnectionError("the broker sent an answer to a message with QoS 2, and there is none")
         if kind == PUBLISH and command & 0x04:
             raise ConnectionError("the broker sent a message with QoS 2 where at most QoS 1 was asked for")
-        self._command, self._length, self._shift = command, 0, 0
+        self._command, self._kind, self._length, self._shift = command, kind, 0, 0
 
     def _lengthen(self, byte: int) -> None:
         self._length |= (byte & 0x7F) << self._shift
@@ -73,6 +82,13 @@ class FrameGuard:
                 f"the broker sent a packet of {self._length} bytes, more than the {self._max_bytes} that it was told"
             )
         self._command, self._body_left = None, self._length
+        if not self._length:
+            self._end()
+
+    def _end(self) -> None:
+        self.frames += 1
+        if self._kind == PUBACK:
+            self.pubacks += 1
 
 
 class MeteredSocket:
@@ -80,11 +96,13 @@ class MeteredSocket:
 
     def __init__(self, raw: socket.socket | ssl.SSLSocket, max_packet_bytes: int) -> None:
         self._raw = raw
-        self._guard = FrameGuard(max_packet_bytes)
-        self._buffer = b""
+        self.guard = FrameGuard(max_packet_bytes)
+        self._buffer, self._at = b"", 0
         tls = isinstance(raw, ssl.SSLSocket)
         self._overhead_bytes = HEADER_BYTES + (TLS_RECORD_BYTES if tls else 0)
         self.sent_bytes, self.received_bytes = TLS_HANDSHAKE_BYTES if tls else (0, 0)
+        self.read_bytes = 0
+        """How much of what came was handed on."""
         self.heard_at_s = time.monotonic()
         """When bytes came last."""
         self.fault = ""
@@ -94,10 +112,9 @@ class MeteredSocket:
 
     def recv(self, size: int) -> bytes:
         """At most `size` bytes. Raises what the socket raises, and ConnectionError for frames against the rules."""
-        if not self._buffer:
+        if self._at == len(self._buffer):
             try:
                 chunk = self._raw.recv(CHUNK_BYTES)
-                self._guard.look(chunk)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 raise
             except OSError as error:
@@ -108,8 +125,15 @@ class MeteredSocket:
                 return b""
             self.heard_at_s = time.monotonic()
             self.received_bytes += len(chunk) + self._overhead_bytes
-            self._buffer = chunk
-        piece, self._buffer = self._buffer[:size], self._buffer[size:]
+            self._buffer, self._at = chunk, 0
+        piece = self._buffer[self._at : self._at + size]
+        try:
+            self.guard.look(piece)
+        except ConnectionError as error:
+            self.fault = self.fault or str(error)
+            raise
+        self._at += len(piece)
+        self.read_bytes += len(piece)
         return piece
 
     def send(self, data: bytes | bytearray) -> int:
@@ -137,7 +161,7 @@ class MeteredSocket:
     def pending(self) -> int:
         """How much was read from the network already: it makes no socket readable."""
         inner = self._raw.pending() if isinstance(self._raw, ssl.SSLSocket) and self._raw.fileno() >= 0 else 0
-        return len(self._buffer) + inner
+        return len(self._buffer) - self._at + inner
 
     def fileno(self) -> int:
         """The file descriptor; -1 once it is closed."""

@@ -9,12 +9,14 @@
 The length is known from the grant and read no further; the digest is checked before the bytes are handed on. The name
 of an object is its digest, so there is nothing to be compared (ETag) before a part is resumed. What has arrived stays
 (`agent.fleet.partials`) when the transfer is cut off (`Cut`), fails, or the computer goes.
+
+The bytes go from the socket into sealed memory piece by piece, on the transfer's thread, and it is this memory that is
+handed on: the event loop never waits for a copy of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import http
 import re
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from agent.fleet.channel import Channel, Cut, PausedError, TransientError
 from agent.fleet.https import CHUNK_BYTES, Answer, Connection
 from agent.fleet.partials import Partial, Partials
 from agent.fleet.retry import Patience, Retry
+from agent.sealed import InputMemory
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
 CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
@@ -43,18 +46,31 @@ class ObjectWanted(msgspec.Struct, frozen=True):
     sha256: str
     length: int
 
+    @property
+    def shown(self) -> str:
+        """Where it is, for people: without the query, which may hold a secret."""
+        return self.url.partition("?")[0]
 
-async def fetch(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> bytes:
-    """The object's bytes; raises FleetError that names the URL and what was wrong (never what the server said)."""
+
+async def fetch(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> InputMemory:
+    """The object, sealed; the caller closes it.
+
+    Raises FleetError that names the URL and what was wrong (never what the server said), of which PausedError is a cut,
+    also one from before; and WorkerError when there is no memory for it.
+    """
     if wanted.length > MAX_OBJECT_BYTES:
         raise FleetError(
-            f"the object {wanted.url} is {wanted.length} bytes, more than the {MAX_OBJECT_BYTES} that are fetched"
+            f"the object {wanted.shown} is {wanted.length} bytes, more than the {MAX_OBJECT_BYTES} that are fetched"
         )
     return await on_thread(channel.cut, lambda: _download(channel, partials, wanted, patience))
 
 
 async def on_thread(cut: Cut, work: Callable[[], Result]) -> Result:
-    """Run what blocks on a thread; it is cut when the caller is cancelled, and not waited for long once it is cut."""
+    """Run what blocks on a thread; it is cut when the caller is cancelled, and not waited for long once it is cut.
+
+    Raises PausedError, also when it was cut before.
+    """
+    cut.check()
     job = asyncio.ensure_future(asyncio.to_thread(work))
     job.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, also when nobody waits
     try:
@@ -69,26 +85,25 @@ async def on_thread(cut: Cut, work: Callable[[], Result]) -> Result:
         raise
 
 
-def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> bytes:
+def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> InputMemory:
     retry = Retry(patience, channel.cut)
     with partials.open(wanted.sha256, wanted.length, channel.cut) as partial:
-        retry.reached(len(partial.body))
+        retry.reached(partial.received)
         while True:
             try:
-                if not partial.body or len(partial.body) < wanted.length:
+                if not partial.received or partial.received < wanted.length:
                     _attempt(channel, wanted, partial)
             except TransientError as error:
-                retry.reached(len(partial.body))
+                retry.reached(partial.received)
                 retry.wait(error)
                 continue
-            found = hashlib.sha256(partial.body).hexdigest()
+            found = partial.sha256
             if found == wanted.sha256:
-                partial.drop()
-                return bytes(partial.body)
+                return partial.whole()
             if not partial.resumed:
                 partial.drop()
                 raise FleetError(
-                    f"the object {wanted.url} has SHA-256 {found[:16]}…, {wanted.sha256[:16]}… was promised"
+                    f"the object {wanted.shown} has SHA-256 {found[:16]}…, {wanted.sha256[:16]}… was promised"
                 )
             partial.restart()  # a power cut may have spoiled what was here before
 
@@ -96,12 +111,12 @@ def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patien
 def _attempt(channel: Channel, wanted: ObjectWanted, partial: Partial) -> None:
     """Fetch what is missing; raises TransientError where the next attempt may bring more."""
     with Connection(channel, wanted.url) as connection:
-        here = len(partial.body)
+        here = partial.received
         answer = connection.exchange("GET", {"Range": f"bytes={here}-"} if here else {})
         first = _first(answer, wanted, partial)
         if answer.length is not None and answer.length != wanted.length - first:
             raise _another_length(wanted)
-        skip = len(partial.body) - first
+        skip = partial.received - first
         most = wanted.length - first
         while chunk := answer.read(min(CHUNK_BYTES, most + 1)):
             most -= len(chunk)
@@ -109,13 +124,13 @@ def _attempt(channel: Channel, wanted: ObjectWanted, partial: Partial) -> None:
                 raise _another_length(wanted)
             partial.add(chunk[skip:])
             skip = max(0, skip - len(chunk))
-    if len(partial.body) < wanted.length:
+    if partial.received < wanted.length:
         raise TransientError(str(_another_length(wanted)))
 
 
 def _first(answer: Answer, wanted: ObjectWanted, partial: Partial) -> int:
     """Which byte of the object the answer's body begins with; raises FleetError when that is of no use."""
-    here = len(partial.body)
+    here = partial.received
     if answer.status == http.HTTPStatus.OK:
         return 0
     if here and answer.status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -126,11 +141,11 @@ def _first(answer: Answer, wanted: ObjectWanted, partial: Partial) -> int:
     given = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
     if given is None or int(given[1]) != here or int(given[2]) != wanted.length - 1:
         partial.restart()
-        raise TransientError(f"GET {wanted.url} was answered with another range than was asked for")
+        raise TransientError(f"GET {wanted.shown} was answered with another range than was asked for")
     if given[3] not in {"*", str(wanted.length)}:
         raise _another_length(wanted)
     return here
 
 
 def _another_length(wanted: ObjectWanted) -> FleetError:
-    return FleetError(f"the object {wanted.url} is not the {wanted.length} bytes long that were promised")
+    return FleetError(f"the object {wanted.shown} is not the {wanted.length} bytes long that were promised")

@@ -1,15 +1,16 @@
 """Objects that have arrived in part, kept on disk so that the rest can be fetched later, also after a restart.
 
 A file is `{sha256}.part`, holds the object from its first byte on, and is believed in nothing: the digest of the whole
-decides, so a tail that a power cut spoiled costs another fetch and no more. What arrives is in memory in any case (a
-worker gets it from there); the disk is only for what a pause would lose. So a disk without room costs resumability
-alone: below the reserve, which is the store's, nothing is written, and that is counted. Files are few and their bytes
-bounded: the oldest is dropped for the next.
+decides, so a tail that a power cut spoiled costs another fetch and no more. What arrives goes into memory in any case
+(`agent.sealed`; a worker gets it from there), piece by piece, and its digest is computed meanwhile; the disk is only
+for what a pause would lose. So a disk without room costs resumability alone: below the reserve (`agent.disk`) nothing
+is written, and that is counted. Files are few and their bytes bounded: the oldest is dropped for the next.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import threading
@@ -17,13 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.fleet.channel import Cut, PausedError
+from agent.disk import RESERVE_BYTES, has_room
+from agent.fleet.channel import Cut
 from agent.log import logger
+from agent.sealed import InputMemory
 
 MOST_FILES = 4
 MOST_BYTES = 128 * 1024 * 1024
-RESERVE_BYTES = 256 * 1024 * 1024
-"""So much of the disk stays free for what was earned."""
+PIECE_BYTES = 256 * 1024
+"""So much is read from a file at a time: between two pieces a pause is noticed."""
 WORTH_BYTES = 1024 * 1024
 """An object shorter than this is fetched again rather than written down."""
 SUFFIX = ".part"
@@ -53,18 +56,21 @@ class Partials:
     def open(self, sha256: str, length: int, cut: Cut) -> Iterator[Partial]:
         """The object as far as it is here. It is kept for the next time unless it is dropped.
 
-        Raises PausedError when cut while another transfer, which is on its way out, still has its file.
+        Raises PausedError when cut, also while another transfer, which is on its way out, still has its file; and
+        WorkerError when there is no memory for it.
         """
         if not NAME.fullmatch(sha256):
             raise ValueError(f"{sha256!r} names no object")
         while not self._turn.acquire(timeout=TURN_S):
-            if cut.done:
-                raise PausedError("the transfer was paused")
-        partial = Partial(self, self._folder / f"{sha256}{SUFFIX}", length)
+            cut.check()
         try:
-            yield partial
+            partial = Partial(self, self._folder / f"{sha256}{SUFFIX}", length)
+            try:
+                partial.take_up(cut)
+                yield partial
+            finally:
+                partial.close()
         finally:
-            partial.close()
             self._turn.release()
 
     def note(self, problem: str) -> None:
@@ -78,8 +84,7 @@ class Partials:
 
     def has_room(self, more: int) -> bool:
         """Whether the disk takes so many bytes without touching the reserve."""
-        disk = os.statvfs(self._folder)
-        return disk.f_bavail * disk.f_frsize - more >= self._reserve_bytes
+        return has_room(self._folder, more, self._reserve_bytes)
 
     def make_room(self, path: Path, length: int) -> None:
         """Make the folder, and drop the oldest other files until this one fits; raises OSError."""
@@ -93,27 +98,46 @@ class Partials:
 
 
 class Partial:
-    """One object on its way: `body` is what has arrived, `resumed` how much of it an earlier transfer left."""
+    """One object on its way: `received` bytes have arrived, of which an earlier transfer left `resumed`."""
 
     def __init__(self, folder: Partials, path: Path, length: int) -> None:
         self._folder, self._path, self._length = folder, path, length
         self._file: BinaryIO | None = None
-        self.body = bytearray()
-        if length >= folder.worth_bytes:
-            try:
-                folder.make_room(path, length)
-                self._file = path.open("a+b", buffering=0)
-                self._file.seek(0)
-                self.body += self._file.read(length + 1)
-            except OSError as error:
-                self._give_up(str(error))
-        self.resumed = len(self.body)
-        if self.resumed > length:  # not of this object: its digest is another's
+        self._memory: InputMemory | None = InputMemory()
+        self._digest = hashlib.sha256()
+        self.resumed = 0
+
+    def take_up(self, cut: Cut) -> None:
+        """What an earlier transfer left on the disk; raises PausedError when cut, and WorkerError."""
+        cut.check()
+        if self._length < self._folder.worth_bytes:
+            return
+        try:
+            self._folder.make_room(self._path, self._length)
+            self._file = self._path.open("a+b", buffering=0)
+            self._file.seek(0)
+            while self.received <= self._length and (piece := self._file.read(PIECE_BYTES)):
+                self._keep(piece)
+                cut.check()
+        except OSError as error:
+            self._give_up(str(error))
+        self.resumed = self.received
+        if self.resumed > self._length:  # not of this object: its digest is another's
             self.restart()
 
+    @property
+    def received(self) -> int:
+        """How many bytes are here."""
+        return 0 if self._memory is None else self._memory.length
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what is here."""
+        return self._digest.hexdigest()
+
     def add(self, data: bytes) -> None:
-        """So much more has arrived."""
-        self.body += data
+        """So much more has arrived; raises WorkerError when there is no memory for it."""
+        self._keep(data)
         if self._file is None:
             return
         try:
@@ -124,7 +148,9 @@ class Partial:
 
     def restart(self) -> None:
         """Forget what has arrived."""
-        self.body.clear()
+        if self._memory is not None:
+            self._memory.restart()
+        self._digest = hashlib.sha256()
         self.resumed = 0
         if self._file is not None:
             try:
@@ -132,8 +158,16 @@ class Partial:
             except OSError as error:
                 self._give_up(str(error))
 
+    def whole(self) -> InputMemory:
+        """All of it is here and right: sealed, and from now on the caller's to close. Its file is dropped."""
+        assert self._memory is not None
+        self._memory.seal()
+        memory, self._memory = self._memory, None
+        self.drop()
+        return memory
+
     def drop(self) -> None:
-        """It is not needed any more."""
+        """Its file is not needed any more."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -141,7 +175,11 @@ class Partial:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Keep on disk what is there."""
+        """Keep on disk what is there, and nothing in memory."""
+        received, memory = self.received, self._memory
+        self._memory = None
+        if memory is not None:
+            memory.close()
         file, self._file = self._file, None
         if file is None:
             return
@@ -151,8 +189,13 @@ class Partial:
         except OSError as error:
             self._folder.note(str(error))
         file.close()
-        if not self.body:
+        if not received:
             self.drop()
+
+    def _keep(self, data: bytes) -> None:
+        assert self._memory is not None
+        self._memory.add(data)
+        self._digest.update(data)
 
     def _give_up(self, problem: str) -> None:
         """The disk refuses, or has no room: give it back what is there, and go on in memory."""

@@ -5,6 +5,10 @@ client that sends it again at each reconnect has no link any more. So: what was 
 suspected, and a suspect travels alone. An innocent one is acknowledged then, and cleared; the guilty one is alone at
 the next losses too, and at the third in a row it is quarantined: told to its owner as poison, who lets it wait long. If
 it comes back, one more loss is enough.
+
+A broker that is killed and started again and again loses messages too, and none of them is to blame. So a suspect
+travels only over a connection that has been proven: that has lived for some seconds without it. What such a broker
+serves in those seconds, it serves; a suspect waits until it has calmed down.
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ class Quarantine:
     def __init__(self) -> None:
         self._losses: dict[str, int] = {}
 
-    def admits(self, token: str, in_flight: Collection[str]) -> bool:
-        """Whether this message may travel now, with those (messages without a token are '')."""
+    def admits(self, token: str, in_flight: Collection[str], *, proven: bool) -> bool:
+        """Whether this message may travel now, with those (messages without a token are ''), over such a connection."""
         if any(one in self._losses for one in in_flight):
             return False
-        return token not in self._losses or not in_flight
+        return token not in self._losses or (proven and not in_flight)
 
     def suspects(self, token: str) -> bool:
         """Whether it was on its way when a broker hung up, and has not been acknowledged since."""

@@ -8,10 +8,10 @@ brings a large object over, while a server that gives nothing is left after a fe
 from __future__ import annotations
 
 import random
-import time
 
 import msgspec
 
+from agent.clock import boot_s
 from agent.fleet.channel import Cut, PausedError, TransientError
 
 
@@ -31,7 +31,7 @@ class Retry:
 
     def __init__(self, patience: Patience, cut: Cut) -> None:
         self._patience, self._cut = patience, cut
-        self._ends_s = _boot_s() + patience.for_s
+        self._ends_s = boot_s() + patience.for_s
         self._best_bytes = 0
         self._fruitless = 0
 
@@ -46,11 +46,7 @@ class Retry:
         self._fruitless += 1
         ceiling_s = min(patience.longest_s, patience.first_s * 2 ** (self._fruitless - 1))
         wait_s = min(error.retry_after_s, patience.retry_after_s) + random.uniform(0, ceiling_s)  # noqa: S311 - jitter
-        if self._fruitless > patience.fruitless or _boot_s() + wait_s >= self._ends_s:
+        if self._fruitless > patience.fruitless or boot_s() + wait_s >= self._ends_s:
             raise error
         if self._cut.wait(wait_s):
             raise PausedError("the transfer was paused")
-
-
-def _boot_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,9 +1,10 @@
 """Mutual TLS 1.3 with a private CA: files that may be rotated at any time, and sessions that are resumed.
 
-The files are read at every connection, so a certificate that was renewed counts at the next one, without a restart.
-While they stay the same, so does the context, and with it the broker's session: resuming one costs both ends a third
-less (no certificates, no signatures), which is what limits a region whose cars come back together. A session is offered
-until the broker's certificate would expire, for a day at most, and to the broker that gave it.
+The files are read at every connection, to the broker and for transfers alike, so a certificate that was renewed counts
+at the next one, without a restart. While they stay the same, so does the context, and with it the broker's session:
+resuming one costs both ends a third less (no certificates, no signatures), which is what limits a region whose cars
+come back together. A session is offered until the broker's certificate would expire, for a day at most, and to the
+broker that gave it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,24 +57,39 @@ class TlsFilesError(Exception):
     """The TLS files cannot be used; the text says why."""
 
 
+class FreshContext:
+    """A TLS context that follows its files. Use from any thread."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files, self._lock = files, threading.Lock()
+        self._made: tuple[bytes, ssl.SSLContext] | None = None
+
+    def now(self) -> ssl.SSLContext:
+        """The context for the files as they are now, the same one while they are; raises TlsFilesError."""
+        with self._lock:
+            try:
+                digest = self._files.digest()
+                if self._made is None or self._made[0] != digest:
+                    self._made = digest, self._files.context()
+            except (OSError, ValueError) as error:
+                raise TlsFilesError(f"the TLS files cannot be used: {error}") from error
+            return self._made[1]
+
+
 class TlsClient:
     """Makes TLS connections with these files. Lives as long as its link; use from one network thread at a time."""
 
     def __init__(self, files: TlsFiles) -> None:
-        self._files = files
-        self._digest = b""
+        self._fresh = FreshContext(files)
         self._context: ssl.SSLContext | None = None
         self._sessions: dict[tuple[str, int], _Session] = {}
 
     def context(self) -> ssl.SSLContext:
         """The context for the files as they are now; raises TlsFilesError."""
-        try:
-            digest = self._files.digest()
-            if self._context is None or digest != self._digest:
-                self._context, self._digest, self._sessions = self._files.context(), digest, {}
-        except (OSError, ValueError) as error:
-            raise TlsFilesError(f"the TLS files cannot be used: {error}") from error
-        return self._context
+        context = self._fresh.now()
+        if context is not self._context:
+            self._context, self._sessions = context, {}
+        return context
 
     def wrap(
         self, context: ssl.SSLContext, raw: socket.socket, address: tuple[str, int], timeout_s: float

@@ -1,8 +1,8 @@
 """Starting, feeding and ending one worker process: a plain child on a socket pair, watched through a pidfd.
 
 The daemon's loop never waits for the worker. Frames are small and written without blocking: a worker that does not
-read them is broken. A job's input crosses in a sealed memfd. Whatever comes back is untrusted: a broken frame, an
-answer whose digest is wrong or a closed socket ends the process.
+read them is broken. A job's input crosses in a sealed memfd that was filled before (`agent.sealed`). Whatever comes
+back is untrusted: a broken frame, an answer whose digest is wrong or a closed socket ends the process.
 
 Vacating is `stop`: the Stop frame is on its way before the call returns, and when the process has not ended within
 the budget it is killed through its pidfd, which cannot hit another process. `on_gone` is called exactly once, after
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import signal
@@ -30,6 +29,7 @@ from pathlib import Path
 from agent import wire
 from agent.errors import WorkerError
 from agent.ports import Clock
+from agent.sealed import InputMemory
 
 OnMessage = Callable[[wire.WorkerMessage], None]
 OnGone = Callable[[int, bool, str], None]
@@ -41,7 +41,6 @@ _LINGER_MS = 1000
 """How long a worker that closed its socket, or refused its package, may take to end by itself."""
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """NumPy's own thread pool stays small: the engine's threads are set by Load."""
-_ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def launch(clock: Clock, on_message: OnMessage, on_gone: OnGone, *, python: str = sys.executable) -> WorkerProcess:
@@ -118,13 +117,9 @@ class WorkerProcess:
         """Load the package directory; answered by Loaded or Refused. Raises WorkerError, as all orders do."""
         self._send(wire.Load(path=str(package), threads=threads, memory_mb=memory_mb))
 
-    def send_input(self, body: bytes, *, items: int) -> None:
-        """Hand over a job's input (see `wire.encode_input`), replacing the one before."""
-        descriptor = _sealed_memory(body)
-        try:
-            self._send(wire.Input(items=items, bytes=len(body)), [descriptor])
-        finally:
-            os.close(descriptor)
+    def send_input(self, memory: InputMemory, *, items: int) -> None:
+        """Hand over a job's input (see `wire.encode_input`), replacing the one before; `memory` stays the caller's."""
+        self._send(wire.Input(items=items, bytes=memory.length), [memory.descriptor])
 
     def run(self, index: int, first: int, last: int) -> None:
         """Compute items [first, last) as slice `index`; answered by SliceDone or SliceError."""
@@ -263,20 +258,3 @@ class WorkerProcess:
             how += f" {self._clock.boot_ms() - self._stop_asked_ms} ms after it was told to stop"
         complaint = self._stderr_tail.decode("utf-8", "replace").strip()
         return "; ".join(part for part in (self._fault, how, complaint) if part)
-
-
-def _sealed_memory(body: bytes) -> int:
-    """A memfd with `body` in it that nobody can change any more; the caller closes it. Raises WorkerError."""
-    try:
-        descriptor = os.memfd_create("driveway-input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    except OSError as error:
-        raise WorkerError(f"no memory for an input of {len(body)} bytes: {error.strerror}") from error
-    try:
-        rest = memoryview(body)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _ALL_SEALS)
-    except OSError as error:
-        os.close(descriptor)
-        raise WorkerError(f"no memory for an input of {len(body)} bytes: {error.strerror}") from error
-    return descriptor

@@ -15,6 +15,7 @@ from agent.clock import SystemClock
 from agent.errors import DrivewayError, PackageError, WorkerError
 from agent.inference.launcher import WorkerProcess, launch
 from agent.package import open_package
+from agent.sealed import InputMemory
 
 
 class PackageRunner:
@@ -39,7 +40,11 @@ class PackageRunner:
     def give(self, items: Sequence[bytes]) -> None:
         """Hand over the inputs that `compute` computes from now on; raises WorkerError."""
         self._items = len(items)
-        self._running().send_input(wire.encode_input(list(items)), items=len(items))
+        memory = InputMemory.holding(wire.encode_input(list(items)))
+        try:
+            self._running().send_input(memory, items=len(items))
+        finally:
+            memory.close()
 
     async def compute(self) -> wire.SliceDone:
         """Compute all inputs once, as one slice; raises WorkerError with the worker's own words when it fails."""

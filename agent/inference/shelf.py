@@ -34,7 +34,8 @@ class Shelf:
     def changed(self) -> bool:
         """Whether something came or went since this was last asked: the directory's time, so it costs next to nothing.
 
-        A package is to be moved there whole: one that is looked at half written is refused until the next start.
+        A package is to be moved there whole: one that is looked at half written is refused until the next start. A disk
+        may hang all the same, so ask on a thread.
         """
         before_ns = self._listed_ns
         try:
@@ -54,6 +55,10 @@ class Shelf:
             except DrivewayError as error:
                 found[path.name] = str(error)
         return found
+
+    def newcomers_if_changed(self) -> Found:
+        """The same, looked for only where something came or went since."""
+        return self.newcomers() if self.changed() else {}
 
     def take_in(self, found: Found) -> None:
         """Offer what was found, or keep why not."""

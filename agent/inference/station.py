@@ -21,6 +21,7 @@ from agent.inference.shelf import Shelf
 from agent.package import Package
 from agent.ports import Clock, Emit
 from agent.rows import Engine, StoredSlice
+from agent.sealed import InputMemory
 
 EXECUTOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
 OnSlice = Callable[[JobKey, StoredSlice], None]
@@ -69,13 +70,13 @@ class Station:
             return
         self._order(lambda process: process.load(path, threads=limits.threads, memory_mb=limits.memory_mb))
 
-    def run(self, key: JobKey, index: int, span: tuple[int, int], body: bytes, items: int) -> None:
-        """Compute items [first, last) of the input `body`, which crosses once per lease."""
+    def run(self, key: JobKey, index: int, span: tuple[int, int], memory: InputMemory, items: int) -> None:
+        """Compute items [first, last) of the input in `memory`, which crosses once per lease and worker."""
         self._running, self.items_done = Running(key, index, span), 0
 
         def give(process: WorkerProcess) -> None:
             if self._input_of != key:
-                process.send_input(body, items=items)
+                process.send_input(memory, items=items)
                 self._input_of = key
             process.run(index, *span)
 

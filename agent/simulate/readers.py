@@ -62,11 +62,11 @@ def _first_line(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             head = file.read(PROBE_BYTES)
-        if head.startswith(b"\x1f\x8b"):
+        if head.startswith(recording.GZIP):
             with gzip.open(path) as packed:
                 head = packed.read(PROBE_BYTES)
-            if not head.lstrip().startswith((b"(", b"#")):
-                raise TraceError(f"{path} is gzipped and no candump log", hint="unpack it first")
+            if not head.lstrip().startswith((b"(", b"#", b"{")):
+                raise TraceError(f"{path} is gzipped and neither a candump log nor a recording", hint="unpack it first")
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"cannot read the trace {path}: {getattr(error, 'strerror', None) or error}") from error
     lines = (line.strip() for line in head.splitlines())

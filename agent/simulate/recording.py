@@ -4,12 +4,15 @@ One JSON object a line (JSONL): first the header (policy, which leaves the car h
 line an event, with what was true at that moment where somebody knows it. The core has no clock and no randomness, so
 the same lines always give the same states and the same effects; what the effects led to is in the lines that follow.
 
-A daemon's flight recorder (`agent.recorder`) writes the same format from the middle of its life: its header holds the
-whole state, and each line the effects too, so that a replay shows whether this version decides as that one did.
+A daemon's flight recorder (`agent.recorder`) writes the same format from the middle of its life, compressed by gzip:
+its header holds the whole state, and each line the effects too, so that a replay shows whether this version decides as
+that one did. Whether a file is compressed shows in its first bytes, never in its name.
 """
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +31,8 @@ from agent.recorder import FORMAT
 from agent.simulate.promises import Broken, Truth, Watch
 
 T = TypeVar("T")
+GZIP = b"\x1f\x8b"
+"""What a compressed file begins with."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,8 +96,7 @@ def write(path: Path, header: Header, lines: Iterable[Line]) -> None:
 
 def read(path: Path) -> Recording:
     """Read a recording; raises ConfigError for what is not one, and OSError."""
-    with path.open("rb") as file:
-        numbered = list(enumerate(file, start=1))
+    numbered = list(enumerate(_texts(path), start=1))
     if not numbered:
         raise ConfigError(f"{path} is empty", hint="a recording begins with its header")
     header = _decode(numbered[0][1], Header, path, 1)
@@ -100,6 +104,20 @@ def read(path: Path) -> Recording:
         raise ConfigError(f"{path} is a recording of format {header.format!r}", hint=f"this version reads {FORMAT}")
     lines = tuple(_decode(text, Line, path, number) for number, text in numbered[1:] if text.strip())
     return Recording(header, lines)
+
+
+def _texts(path: Path) -> list[bytes]:
+    """The file's lines, unpacked; raises ConfigError for what is compressed and damaged, and OSError."""
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        if not packed:
+            return list(file)
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return list(unpacked)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ConfigError(f"{path} is damaged: {error}", hint="it was cut off, or is no whole gzip file") from error
 
 
 def replay(recording: Recording, follow: Follow | None = None) -> Outcome:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from hil.acl.guarded import GuardedMosquitto, Member, dynamic_security
-from hil.acl.probe import Finding, Outcome, Report, Target, probe, reachable
+from hil.acl.probe import Finding, Outcome, Report, probe
+from hil.acl.target import Target, reachable
 from hil.broker import HOST, EmbeddedBroker, free_port
-from hil.faults.certificates import Authority
+from hil.certificates import Authority
 
 CAR, VICTIM, DISPATCHER, CELL, SHARE_GROUP = "probe-car", "probe-victim", "probe-dispatcher", "0a", "probe-group"
 

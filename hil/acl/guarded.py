@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import FleetError
-from agent.fleet.link import TlsFiles
+from agent.fleet.tls import TlsFiles
 from hil.broker import HOST, Mosquitto
 
 PLUGINS = (

@@ -5,34 +5,36 @@ CA, and a broker that nobody else uses at the time: a staging one, or a new one 
 is retained, and all of it carries a mark of its own, so it disturbs nothing that is left there.
 
 What a SUBACK says proves nothing (Mosquitto with `acl_file` grants what it then drops), so each attack is judged by
-what arrives where. First it checks that a car can do what it should: a broker that lets nobody do anything stops every
-attack, and serves nobody.
+what arrives where. First it checks that both cars can do what they should: a broker that lets nobody do anything stops
+every attack, and serves nobody. That something did not arrive is believed only of somebody to whom what was sent after
+it did; else the finding is `unproven`, which counts as a failure.
+
+`$SYS` is the broker's own affair: that a car may read it is a finding only when what it reads there names another
+client, or a topic of ours.
 """
 
 from __future__ import annotations
 
 import enum
 import secrets
-import socket
 import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.x509.oid import NameOID
 
-from agent.errors import ConfigError
-from agent.fleet.link import TlsFiles
-from hil.acl.visitor import PATIENCE_S, Visitor
-from hil.faults.certificates import Authority
+from agent.fleet.tls import TlsFiles
+from hil.acl.target import Target
+from hil.acl.visitor import Visitor
+from hil.certificates import Authority
 
 MESSAGES = 20
 SETTLE_S = 0.3
-"""After a subscription, before it counts; and after the last message, before nothing more is waited for."""
+"""For what no message tells of: that a broker has found a connection gone, or ends one of its own accord."""
+CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
 
 
 class Outcome(enum.StrEnum):
@@ -40,6 +42,7 @@ class Outcome(enum.StrEnum):
 
     STOPPED = "stopped"
     WORKED = "worked"
+    UNPROVEN = "unproven"
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -53,7 +56,7 @@ class Finding(msgspec.Struct, frozen=True):
     @property
     def held(self) -> bool:
         """As it should be."""
-        return (self.outcome is Outcome.WORKED) is self.control
+        return self.outcome is (Outcome.WORKED if self.control else Outcome.STOPPED)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -62,57 +65,6 @@ class Report(msgspec.Struct, frozen=True):
     broker: str
     held: bool
     findings: tuple[Finding, ...]
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker, and who may talk to it. Without certificates (`None`) it is spoken to in plain text."""
-
-    host: str
-    port: int
-    car: str
-    victim: str
-    dispatcher: str
-    cell: str = "00"
-    share_group: str = "dispatch"
-    tls: tuple[TlsFiles, TlsFiles, TlsFiles] | None = None
-    """Of the car, the victim and the dispatcher."""
-
-    def up(self, unit: str, verb: str) -> str:
-        """A topic of what a car sends."""
-        return f"dw/v1/u/{self.cell}/{unit}/{verb}"
-
-    def visit(
-        self,
-        name: str,
-        tls: TlsFiles | None = None,
-        *,
-        will: tuple[str, bytes] | None = None,
-        old_protocol: bool = False,
-    ) -> Visitor:
-        """A client with the certificate of `name`, unless another is given."""
-        if tls is None and self.tls is not None:
-            tls = self.tls[(self.car, self.victim, self.dispatcher).index(name)]
-        return Visitor(self.host, self.port, name, tls, will=will, old_protocol=old_protocol)
-
-
-def target_from_files(
-    address: tuple[str, int], ca: Path, pairs: tuple[str, str, str], *, cell: str, share_group: str
-) -> Target:
-    """The target, from `CERTIFICATE:KEY` of car, victim and dispatcher; raises ConfigError for a file that is none."""
-    files = tuple(_files(ca, pair) for pair in pairs)
-    names = [_common_name(Path(one.certificate)) for one in files]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"the certificates name {', '.join(names)}", hint="two different cars and a dispatcher")
-    return Target(
-        host=address[0],
-        port=address[1],
-        car=names[0],
-        victim=names[1],
-        dispatcher=names[2],
-        cell=cell,
-        share_group=share_group,
-        tls=(files[0], files[1], files[2]),
-    )
 
 
 def probe(target: Target) -> Report:
@@ -129,20 +81,38 @@ def probe(target: Target) -> Report:
 
 
 def may_do_its_own(target: Target) -> Finding:
-    """A car is heard by the dispatcher, and hears it."""
+    """Each of the two cars is heard by the dispatcher, and hears it."""
     with ExitStack() as stack:
-        dispatcher, car = _dispatcher(stack, target), stack.enter_context(target.visit(target.car))
-        if not (dispatcher.connected and car.connected):
-            return Finding("control", Outcome.STOPPED, dispatcher.refusal or car.refusal, control=True)
-        car.subscribe(f"dw/v1/d/{target.car}/+", f"dw/v1/b/{target.cell}/pace")
-        up, down = _mark(), _mark()
-        car.publish(target.up(target.car, "request"), up)
-        dispatcher.publish(f"dw/v1/d/{target.car}/grant", down)
-        heard = dispatcher.hears(up), car.hears(down)
-        if not all(heard):
-            who = "the dispatcher does not hear the car" if not heard[0] else "the car does not hear the dispatcher"
-            return Finding("control", Outcome.STOPPED, who, control=True)
-    return Finding("control", Outcome.WORKED, "a car and the dispatcher hear each other", control=True)
+        dispatcher = _dispatcher(stack, target)
+        for name in (target.car, target.victim):
+            car = stack.enter_context(target.visit(name))
+            if not (dispatcher.connected and car.connected):
+                return Finding("control", Outcome.STOPPED, dispatcher.refusal or car.refusal, control=True)
+            _listen(target, car)
+            if not _is_heard(target, car, dispatcher):
+                return Finding("control", Outcome.STOPPED, f"the dispatcher does not hear {name}", control=True)
+            if not _can_hear(target, car, dispatcher):
+                return Finding("control", Outcome.STOPPED, f"{name} does not hear the dispatcher", control=True)
+    return Finding("control", Outcome.WORKED, "both cars and the dispatcher hear each other", control=True)
+
+
+def _listen(target: Target, car: Visitor) -> None:
+    """What a car subscribes to."""
+    car.subscribe(f"dw/v1/d/{car.name}/+", f"dw/v1/b/{target.cell}/pace")
+
+
+def _is_heard(target: Target, car: Visitor, dispatcher: Visitor) -> bool:
+    """Whether the dispatcher hears what a car says now: it has heard all that it may of what was said before."""
+    mark = _mark()
+    car.publish(target.up(car.name, "request"), mark)
+    return dispatcher.hears(mark)
+
+
+def _can_hear(target: Target, car: Visitor, dispatcher: Visitor) -> bool:  # noqa: ARG001 - as its counterpart
+    """Whether a car hears what the dispatcher says to it now."""
+    mark = _mark()
+    dispatcher.publish(f"dw/v1/d/{car.name}/grant", mark)
+    return car.hears(mark)
 
 
 # --- attacks ------------------------------------------------------------------------------------------------------
@@ -185,8 +155,8 @@ def joins_the_dispatchers(target: Target) -> Iterator[Finding]:
         marks = [_mark() for _ in range(MESSAGES)]
         for mark in marks:
             victim.publish(target.up(target.victim, "result"), mark)
-        dispatcher.hears(marks[-1])
-        time.sleep(SETTLE_S)
+        if not _is_heard(target, victim, dispatcher):
+            _is_heard(target, victim, dispatcher)  # every other one may be the attacker's
         arrived = sum(mark in dispatcher.heard for mark in marks)
         outcome = Outcome.STOPPED if arrived == MESSAGES else Outcome.WORKED
         yield Finding("joining the share group", outcome, f"{arrived} of {MESSAGES} reach the dispatcher")
@@ -194,7 +164,16 @@ def joins_the_dispatchers(target: Target) -> Iterator[Finding]:
 
 def listens_to_others(target: Target) -> Iterator[Finding]:
     """Filters that are not its own."""
-    filters = ("#", "dw/v1/#", f"dw/v1/d/{target.victim}/+", "dw/v1/d/+/+", target.up(target.victim, "+"), "+/+/u/#")
+    filters = (
+        "#",
+        "dw/v1/#",
+        f"dw/v1/d/{target.victim}/+",
+        "dw/v1/d/+/+",
+        target.up(target.victim, "+"),
+        "+/+/u/#",
+        "$share/evil/dw/v1/u/+/+/+",
+        "$share/evil/dw/v1/d/+/+",
+    )
     for old in (False, True):
         for topic_filter in filters if not old else filters[:1]:
             name = f"listening to {topic_filter}" + (" with MQTT 3.1.1" if old else "")
@@ -205,26 +184,88 @@ def _overheard(target: Target, name: str, topic_filter: str, *, old: bool) -> Fi
     with ExitStack() as stack:
         dispatcher, victim = _dispatcher(stack, target), stack.enter_context(target.visit(target.victim))
         attacker = stack.enter_context(target.visit(target.car, old_protocol=old))
+        _listen(target, attacker)
         attacker.subscribe(topic_filter)
-        victim.subscribe(f"dw/v1/d/{target.victim}/+", f"dw/v1/b/{target.cell}/pace")
+        _listen(target, victim)
         up, down = _mark(), _mark()
         victim.publish(target.up(target.victim, "result"), up)
         dispatcher.publish(f"dw/v1/d/{target.victim}/grant", down)
-        dispatcher.hears(up)
-        victim.hears(down)
-        time.sleep(SETTLE_S)
+        arrived = dispatcher.hears(up) and victim.hears(down)
+        can_hear = _can_hear(target, attacker, dispatcher)
         admitted = attacker.connected
         caught = [what for what, mark in (("a result", up), ("a grant", down)) if mark in attacker.heard]
     if caught:
         return Finding(name, Outcome.WORKED, f"hears {' and '.join(caught)} of {target.victim}")
+    if not arrived or (admitted and not can_hear):
+        return Finding(name, Outcome.UNPROVEN, "those who should hear something do not")
     return Finding(name, Outcome.STOPPED, "hears nothing" if admitted else "is not admitted")
+
+
+def reads_the_brokers_own_topics(target: Target) -> Iterator[Finding]:
+    """`$SYS`, where some brokers say who connects, and what they log."""
+    name = "listening to $SYS/#"
+    with ExitStack() as stack:
+        dispatcher, attacker = _dispatcher(stack, target), stack.enter_context(target.visit(target.car))
+        _listen(target, attacker)
+        attacker.subscribe("$SYS/#")
+        victim = stack.enter_context(target.visit(target.victim))
+        _listen(target, victim)
+        if not _is_heard(target, victim, dispatcher) or (
+            attacker.connected and not _can_hear(target, attacker, dispatcher)
+        ):
+            yield Finding(name, Outcome.UNPROVEN, "those who should hear something do not")
+            return
+        own = {topic for topic in attacker.topics if topic.startswith("$SYS/")}
+        said = [*own, *(payload.decode("utf-8", "replace") for payload in attacker.heard)]
+    names = (target.victim, target.dispatcher, "dw/v1/")
+    leaks = sorted({one for one in names for text in said if one in text})
+    if leaks:
+        yield Finding(name, Outcome.WORKED, f"reads of {', '.join(leaks)}")
+    else:
+        yield Finding(name, Outcome.STOPPED, f"reads {len(own)} topics, none of a client" if own else "hears nothing")
+
+
+def governs_the_broker(target: Target) -> Iterator[Finding]:
+    """Mosquitto's dynamic-security plugin takes orders by MQTT: whoever may give one may do anything.
+
+    Tried with a topic of the probe's own that it would be allowed to use then; the order is taken back.
+    """
+    name, word = f"orders to {CONTROL_TOPIC}", f"acl-probe-{secrets.token_hex(4)}"
+    acls = [
+        {"acltype": kind, "topic": word, "allow": True}
+        for kind in ("publishClientSend", "publishClientReceive", "subscribeLiteral")
+    ]
+    allow: tuple[dict[str, object], ...] = (
+        {"command": "createRole", "rolename": word, "acls": acls},
+        {"command": "addClientRole", "username": target.car, "rolename": word},
+    )
+    if _hears_itself(target, word):
+        yield Finding(name, Outcome.UNPROVEN, "a car may use any topic, so an order would make no difference")
+        return
+    _order(target, *allow)
+    obeyed = _hears_itself(target, word)
+    _order(target, {"command": "deleteRole", "rolename": word})
+    yield Finding(name, Outcome.WORKED, "the broker obeys") if obeyed else Finding(name, Outcome.STOPPED, "no effect")
+
+
+def _order(target: Target, *commands: dict[str, object]) -> None:
+    with target.visit(target.car) as attacker:
+        attacker.publish(CONTROL_TOPIC, msgspec.json.encode({"commands": commands}))
+
+
+def _hears_itself(target: Target, topic: str) -> bool:
+    with target.visit(target.car) as attacker:
+        mark = _mark()
+        attacker.subscribe(topic)
+        attacker.publish(topic, mark)
+        return attacker.hears(mark, patience_s=2 * SETTLE_S)
 
 
 def speaks_for_others(target: Target) -> Iterator[Finding]:
     """Topics that are not its own to publish to, the will among them."""
     with ExitStack() as stack:
         dispatcher, victim = _dispatcher(stack, target), stack.enter_context(target.visit(target.victim))
-        victim.subscribe(f"dw/v1/d/{target.victim}/+", f"dw/v1/b/{target.cell}/pace")
+        _listen(target, victim)
         for name, topic, listener in (
             ("a result in another's name", target.up(target.victim, "result"), dispatcher),
             ("a grant to another", f"dw/v1/d/{target.victim}/grant", victim),
@@ -233,12 +274,13 @@ def speaks_for_others(target: Target) -> Iterator[Finding]:
             with target.visit(target.car) as attacker:
                 mark = _mark()
                 attacker.publish(topic, mark)
-                yield _reached(name, listener, mark)
+                yield _reached(target, name, mark, dispatcher, victim, listener)
         mark = _mark()
         attacker = target.visit(target.car, will=(target.up(target.victim, "status"), mark))
         with attacker:
             attacker.vanish()
-        yield _reached("a will in another's name", dispatcher, mark)
+        time.sleep(SETTLE_S)
+        yield _reached(target, "a will in another's name", mark, dispatcher, victim, dispatcher)
 
 
 ATTACKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
@@ -246,6 +288,8 @@ ATTACKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
     takes_anothers_client_id,
     joins_the_dispatchers,
     listens_to_others,
+    reads_the_brokers_own_topics,
+    governs_the_broker,
     speaks_for_others,
 )
 
@@ -253,7 +297,6 @@ ATTACKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
 def _dispatcher(stack: ExitStack, target: Target) -> Visitor:
     dispatcher = stack.enter_context(target.visit(target.dispatcher))
     dispatcher.subscribe(f"$share/{target.share_group}/dw/v1/u/+/+/+")
-    time.sleep(SETTLE_S)
     return dispatcher
 
 
@@ -264,42 +307,17 @@ def _admitted(name: str, visitor: Visitor) -> Finding:
     return Finding(name, Outcome.STOPPED, visitor.refusal)
 
 
-def _reached(name: str, listener: Visitor, mark: bytes) -> Finding:
-    if listener.hears(mark, patience_s=2 * SETTLE_S):
+def _reached(  # noqa: PLR0917 - the scene
+    target: Target, name: str, mark: bytes, dispatcher: Visitor, victim: Visitor, listener: Visitor
+) -> Finding:
+    """Whether a message arrived that was sent before this is asked; both who might hear it are shown to hear."""
+    both_hear = _is_heard(target, victim, dispatcher) and _can_hear(target, victim, dispatcher)
+    if mark in listener.heard:
         return Finding(name, Outcome.WORKED, f"{listener.name} hears it")
-    return Finding(name, Outcome.STOPPED, "nobody hears it")
+    if not both_hear:
+        return Finding(name, Outcome.UNPROVEN, f"{victim.name} and the dispatcher do not hear each other")
+    return Finding(name, Outcome.STOPPED, "nobody hears it, and they hear what comes after it")
 
 
 def _mark() -> bytes:
     return b"acl-probe " + secrets.token_hex(8).encode("ascii")
-
-
-def _files(ca: Path, pair: str) -> TlsFiles:
-    certificate, colon, key = pair.partition(":")
-    if not colon:
-        raise ConfigError(f"{pair!r} is not CERTIFICATE:KEY", hint="two PEM files, with a colon between them")
-    for path in (ca, Path(certificate), Path(key)):
-        if not path.is_file():
-            raise ConfigError(f"there is no file {path}")
-    return TlsFiles(ca=str(ca), certificate=certificate, key=key)
-
-
-def _common_name(path: Path) -> str:
-    try:
-        subject = x509.load_pem_x509_certificate(path.read_bytes()).subject
-    except ValueError as error:
-        raise ConfigError(f"{path} is no certificate in PEM: {error}") from error
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    if not names:
-        raise ConfigError(f"{path} has no common name", hint="a unit's certificate names it there")
-    return str(names[0].value)
-
-
-@contextmanager
-def reachable(target: Target) -> Iterator[None]:
-    """Raises ConfigError when there is no broker at all, so that this does not pass for a stopped attack."""
-    try:
-        with socket.create_connection((target.host, target.port), PATIENCE_S):
-            yield
-    except OSError as error:
-        raise ConfigError(f"there is no broker at {target.host}:{target.port}: {error}") from error

@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.fleet.link import TlsFiles
+from agent.fleet.tls import TlsFiles
 
 PATIENCE_S = 3.0
 POLL_S = 0.01
@@ -40,6 +40,7 @@ class Visitor:
     ) -> None:
         self.name, self._host, self._port = name, host, port
         self.heard: set[bytes] = set()
+        self.topics: set[str] = set()
         self.connected = False
         self.refusal = ""
         self._answered = threading.Event()
@@ -82,8 +83,9 @@ class Visitor:
         return all(self._granted[mid])
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Send one message, QoS 1; what the broker says to it is not looked at."""
-        self._client.publish(topic, payload, qos=1)
+        """Send one message, QoS 1, and wait until the broker has dealt with it; what it says is not looked at."""
+        sent = self._client.publish(topic, payload, qos=1)
+        self._wait(lambda: sent.is_published() or not self.connected, PATIENCE_S)
 
     def hears(self, payload: bytes, *, patience_s: float = PATIENCE_S) -> bool:
         """Whether this arrives."""
@@ -121,4 +123,5 @@ class Visitor:
         self._granted[mid] = [not code.is_failure for code in codes]
 
     def _on_message(self, _c: mqtt.Client, _u: Any, message: mqtt.MQTTMessage) -> None:
+        self.topics.add(message.topic)
         self.heard.add(bytes(message.payload))

@@ -1,12 +1,12 @@
 """Tasks that do nothing, on Celery: what `hil.bench.leases` is held against. Runs in `.venv-peers`, not in ours.
 
-    .venv-peers/bin/python hil/bench/celery_peer.py --redis-port 6400 --chunk 10 --tasks 200 --latencies 0
+    .venv-peers/bin/python hil/bench/celery_peer.py --redis-port 6400 --chunk 10 --tasks 200 --prefetch 1
 
 Like durability: a task is acknowledged after it has run and goes to another worker when its own is lost, results are
 kept, and Redis writes its append-only file (how often it syncs it is the caller's to say). One worker process, which
 takes one task at a time. All tasks are queued before the worker starts; throughput is counted between the first and
 the last result, by the times that the worker writes into them, so neither queueing nor starting counts. A latency is
-one task, from sending it to having its result, with nothing else going on.
+one task, from sending it to having its result, with nothing else going on. Redis has to be empty: it is nobody else's.
 
 Prints one line of JSON. Imports nothing of ours, since nothing of ours is installed there.
 """
@@ -36,7 +36,6 @@ app = celery.Celery("celery_peer", broker=f"{URL}/{QUEUE_DB}", backend=f"{URL}/{
 app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
-    worker_prefetch_multiplier=1,
     worker_concurrency=1,
     task_serializer="json",
     result_serializer="json",
@@ -54,12 +53,13 @@ def _nothing(items: list[int]) -> list[dict[str, dict[str, int]]]:
 nothing = app.task(name="nothing")(_nothing)
 
 
-def main() -> int:
-    """Measure, and print the figures."""
+def main() -> int | str:
+    """Measure, and print the figures; the exit status, or why nothing was measured."""
     parser = argparse.ArgumentParser(description="Tasks that do nothing, on Celery.")
     parser.add_argument("--redis-port", type=int, required=True)
     parser.add_argument("--chunk", type=int, required=True, help="items of a task")
     parser.add_argument("--tasks", type=int, required=True)
+    parser.add_argument("--prefetch", type=int, required=True, help="tasks that the worker takes ahead")
     parser.add_argument("--latencies", type=int, default=0, help="how many single tasks to time")
     options = parser.parse_args()
     url = f"redis://127.0.0.1:{options.redis_port}"
@@ -67,12 +67,14 @@ def main() -> int:
         os.environ["DRIVEWAY_PEER_REDIS"] = url
         os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])  # noqa: S606 - this program again
     results = redis.Redis(port=options.redis_port, db=RESULT_DB)
-    results.flushall()
+    kept = sorted(results.info("keyspace"))
+    if kept:
+        return f"the Redis at port {options.redis_port} is not empty ({', '.join(kept)}): give one of its own"
     for _ in range(WARM_UP_TASKS):
         nothing.apply_async(args=[[0]])
     sent = [nothing.apply_async(args=[list(range(options.chunk))]) for _ in range(options.tasks)]
     log = Path(f"worker-{options.chunk}.log").open("wb")  # noqa: SIM115 - closed below
-    worker = subprocess.Popen(_worker(), cwd=Path(__file__).parent, stdout=log, stderr=log)
+    worker = subprocess.Popen(_worker(options.prefetch), cwd=Path(__file__).parent, stdout=log, stderr=log)
     try:
         _wait_for(results, WARM_UP_TASKS + options.tasks)
         ended_s = sorted(_ended_s(results, task.id) for task in sent)
@@ -95,8 +97,8 @@ def main() -> int:
     return 0
 
 
-def _worker() -> list[str]:
-    options = ("--pool", "prefork", "--concurrency", "1", "--prefetch-multiplier", "1", "--loglevel", "ERROR")
+def _worker(prefetch: int) -> list[str]:
+    options = ("--pool", "prefork", "--concurrency", "1", "--prefetch-multiplier", str(prefetch), "--loglevel", "ERROR")
     return [sys.executable, "-m", "celery", "-A", "celery_peer", "worker", *options]
 
 

@@ -89,7 +89,8 @@ class QuietRig(Rig):
         self._closing.enter_context(self.broker)
         ready = self.folder / "dispatcher"
         broker = f"127.0.0.1:{self._broker_port}"
-        arguments = ("--dir", str(ready), "--broker", broker, "--retry-s", "30", "--enrol-code", self._enrol_code)
+        codes = str(self.enrol_codes())
+        arguments = ("--dir", str(ready), "--broker", broker, "--retry-s", "30", "--enrol-code-file", codes)
         self._spawn("dispatcher", "hil.dispatcher", *arguments)
         self._wait_for("dispatcher", (ready / "ready").exists)
 

@@ -137,17 +137,20 @@ class LeaseRig:
         settled = self.wait_for(jobs, leases)
         return Pass(jobs=jobs, settled_ms=settled, before=before, after=self.standing())
 
-    def restart_broker(self, jobs: tuple[str, ...]) -> float:
+    def restart_broker(self, jobs: tuple[str, ...]) -> tuple[float, float]:
         """Kill the broker in the middle of leases; seconds from when it accepts connections to the next verdict.
 
-        With a daemon and a dispatcher that have just been started: a link that was lost a moment ago would wait longer,
-        since it cannot know that this outage is another one.
+        The first with a daemon and a dispatcher that have just been started, the second right after the first: a link
+        that was lost a moment ago waits longer, since it cannot know that this outage is another one.
         """
         for name in ("daemon", "dispatcher"):
             self._rig.stop(name)
         self._rig.start_dispatcher()
         self._rig.start_daemon()
         self.wait_for(jobs, len(self.settled_ms(jobs)) + LEASES_BEFORE)
+        return self._outage_s(jobs), self._outage_s(jobs)
+
+    def _outage_s(self, jobs: tuple[str, ...]) -> float:
         self._rig.broker.kill()
         time.sleep(DOWN_S)
         self._rig.broker.start()

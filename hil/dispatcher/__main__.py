@@ -9,6 +9,12 @@ DIR/replicas/NAME. They are one group of the broker's shared subscriptions, so e
 group's name is a secret in the book, since whoever may guess it on a broker without access lists can take messages
 away. Any of them may be killed at any moment: what it had not answered, cars say again.
 
+DIR is its owner's alone, for what is in it admits cars, proves who the dispatcher is and gives orders. Enrolment codes
+and the database's address may come from files, since everybody on a machine can read a command line.
+
+While the database is locked by others, it waits to start, and says so once; a replica that loses it later leaves the
+broker until it is back.
+
 The link and the web server run on threads of their own; the book belongs to one more, `book`.
 """
 
@@ -16,29 +22,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from agent.clock import SystemClock
-from agent.errors import DrivewayError
+from agent.errors import ConfigError, DrivewayError
 from agent.fleet.link import Link
 from agent.fleet.link_config import LinkConfig
 from agent.fleet.messages import encode
 from agent.fleet.tls import TlsFiles
 from agent.trust.keys import FileSigner
 from hil.dispatcher.book import Book
-from hil.dispatcher.database import Database, SqliteDatabase
+from hil.dispatcher.database import ConflictError, Database, DatabaseLostError
+from hil.dispatcher.endings import MAX_FAILURES
 from hil.dispatcher.jobs_api import JobsApi
-from hil.dispatcher.leases import MAX_FAILURES, Places
+from hil.dispatcher.leases import Places
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.operator_api import OperatorApi
 from hil.dispatcher.orders import TOKEN_FILE, read_order
@@ -46,9 +54,13 @@ from hil.dispatcher.pump import Intake, Outbox, pump
 from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.replication import AdaptiveReplication, NoReplication
 from hil.dispatcher.service import Dispatcher
+from hil.dispatcher.staging import Staging, StillOpen
+from hil.dispatcher.steady_clock import open_steady
 from hil.dispatcher.web import WebServer
+from hil.secret import write_secret
 
 ANSWER_TIMEOUT_S = 10.0
+SWEEP_EVERY_S = 600.0
 MAX_IN_FLIGHT = 64
 RECEIVE_MAXIMUM = 512
 INBOX_MESSAGES = 4096
@@ -57,6 +69,9 @@ KEEPALIVE_S = 30
 """A replica whose connection is dead and does not know it is still given its share of the messages."""
 RECONNECT_MAX_S = 15.0
 """Replicas are few: coming back together, they trouble no broker, and all cars wait for them."""
+
+AGAIN_S = 0.5
+"""Between two attempts to open a database that others keep locked."""
 
 T = TypeVar("T")
 log = structlog.get_logger("dispatcher")
@@ -76,7 +91,8 @@ def main() -> None:
     arguments = _parse()
     try:
         folder: Path = arguments.dir / "replicas" / arguments.replica if arguments.replica else arguments.dir
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        arguments.dir.chmod(0o700)
         asyncio.run(_serve(arguments, folder))
     except (DrivewayError, OSError) as error:
         sys.exit(f"dispatcher: {error}")
@@ -90,7 +106,9 @@ def _parse() -> argparse.Namespace:
     add("--http-port", type=int, default=0, help="0 takes any free port (see `ready`)")
     add("--retry-s", type=int, default=30, help="when to ask again when there is no work")
     add("--enrol-code", action="append", default=[], help="admit one unit with this code")
+    add("--enrol-code-file", type=Path, metavar="FILE", help="admit one unit with each code in it, one a line")
     add("--database", default="", metavar="URL", help="postgresql://… (default: SQLite in DIR)")
+    add("--database-file", type=Path, metavar="FILE", help="a file with that URL, which may hold a password")
     add("--replica", default="", metavar="NAME", help="one of several: keeps `ready` in DIR/replicas/NAME")
     add("--share-group", default="", metavar="NAME", help="of the broker's shared subscription (default: a secret)")
     add("--key", type=Path, help="the signing key that all replicas share (default: DIR/dispatcher.key)")
@@ -106,6 +124,8 @@ def _parse() -> argparse.Namespace:
     tls = (arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
     if any(tls) and not all(tls):
         parser.error("--tls-ca, --tls-certificate and --tls-key go together")
+    if arguments.database and arguments.database_file:
+        parser.error("--database and --database-file are two ways to say one thing")
     if not _is_name(arguments.replica) or not _is_name(arguments.share_group):
         parser.error("a name has letters, digits, '-' and '_' only")
     return arguments
@@ -122,17 +142,49 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _open(arguments: argparse.Namespace) -> Book:
-    """The book, in the database that was asked for; raises StoreError."""
-    database: Database
-    if arguments.database:
-        from hil.dispatcher.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is loaded only where it is used
+def _open(arguments: argparse.Namespace) -> Database:
+    """The database that was asked for; raises StoreError, and ConfigError for a file that cannot be read."""
+    url = arguments.database or " ".join(_lines(arguments.database_file))
+    if not url:
+        return open_steady(arguments.dir)
+    from hil.dispatcher.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is loaded only where it is used
 
-        database = PostgresDatabase(arguments.database)
-    else:
-        database = SqliteDatabase(arguments.dir, SystemClock().wall_ms)
+    return PostgresDatabase(url)
+
+
+def _prepare(arguments: argparse.Namespace, database: Database) -> tuple[Book, str]:
+    """The book, with the codes that are to be in it, and the share group's name. Raises as `_open` does."""
     replication = AdaptiveReplication() if arguments.replicate else NoReplication()
-    return Book(database, replication=replication, max_failures=arguments.max_failures)
+    book = Book(database, replication=replication, max_failures=arguments.max_failures)
+    for code in arguments.enrol_code + _lines(arguments.enrol_code_file):
+        book.units.add_code(code)
+    return book, arguments.share_group or book.secret("share_group")
+
+
+def _lines(path: Path | None) -> list[str]:
+    """What is in a file, line by line; raises ConfigError."""
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return [line for line in lines if line]
+
+
+async def _when_free(call: Callable[[], T], ended: asyncio.Event) -> T | None:
+    """What it returns, once whoever keeps the database locked lets go; None when told to end before."""
+    told = False
+    while not ended.is_set():
+        try:
+            return await asyncio.to_thread(call)
+        except (DatabaseLostError, ConflictError) as error:
+            if not told:
+                told = True
+                log.warning("waiting_for_the_database", detail=str(error))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended.wait(), AGAIN_S)
+    return None
 
 
 async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
@@ -147,10 +199,10 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
     owner = ThreadPoolExecutor(1, thread_name_prefix="book")
 
     def on_book(question: Callable[[Book], T]) -> T:
-        return owner.submit(question, book).result(ANSWER_TIMEOUT_S)
+        return _answer(owner.submit(question, book))
 
     def on_dispatcher(question: Callable[[Dispatcher], T]) -> T:
-        return owner.submit(question, dispatcher).result(ANSWER_TIMEOUT_S)
+        return _answer(owner.submit(question, dispatcher))
 
     def on_state(connected: bool, broker: str, detail: str) -> None:  # noqa: FBT001 - the link's signature
         log.info("link", connected=connected, broker=broker, detail=detail)
@@ -158,10 +210,18 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
             owner.submit(dispatcher.republish)
             _write_ready(ready_file, broker, web)
 
-    book = _open(arguments)
-    for code in arguments.enrol_code:
-        book.units.add_code(code)
+    database = await _when_free(partial(_open, arguments), ended)
+    if database is None:
+        return
+    with contextlib.ExitStack() as undo:
+        undo.callback(database.close)
+        prepared = await _when_free(partial(_prepare, arguments, database), ended)
+        if prepared is None:
+            return
+        undo.pop_all()
+    book, group = prepared
     objects, token = Objects(arguments.objects or arguments.dir / "objects"), _operator_token(folder)
+    staging = Staging(objects)
     jobs, operator = JobsApi(objects, on_book, token), OperatorApi(on_dispatcher, token)
     web = WebServer(
         arguments.http_port,
@@ -170,7 +230,7 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         lambda unit, kind, body: on_dispatcher(lambda it: encode(it.order(unit, read_order(kind, body)))),
         token,
         more=lambda request: jobs(request) or operator(request),
-        may_upload=lambda bearer: on_book(lambda it: it.upload_allowed(bearer)),
+        may_upload=lambda bearer: on_book(lambda it: it.upload_rights.of(bearer)),
     )
     outbox, intake = Outbox(loop), Intake(loop.time)
     dispatcher = Dispatcher(
@@ -179,20 +239,27 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         publish=outbox.put,
         places=Places(object_url=web.object_url, upload_url=web.upload_url, small=objects.small),
         retry_s=arguments.retry_s,
-        uploaded=objects.path,
+        brought=staging,
         ramp=Ramp(arguments.ramp_per_s),
     )
-    link = Link(_link_config(arguments, book), on_message=intake.offer, on_state=on_state)
+    link = Link(
+        _link_config(arguments, group),
+        on_message=intake.offer,
+        on_state=on_state,
+        on_undelivered=outbox.undelivered,
+    )
     outbox.link = link
     web.start()
     link.start()
-    pumping = loop.create_task(pump(dispatcher, intake, outbox, owner))
+    pumping = loop.create_task(pump(dispatcher, intake, outbox, owner, link))
+    sweeping = loop.create_task(_sweep(staging, lambda leases: on_book(lambda it: it.upload_rights.still_open(leases))))
     try:
         await asyncio.wait({pumping, loop.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
         if pumping.done():
             pumping.result()  # it never ends by itself: let it be seen
     finally:
         pumping.cancel()
+        sweeping.cancel()
         _forget_ready(ready_file)
         await link.close()
         await asyncio.to_thread(web.close)
@@ -201,9 +268,27 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         log.info("ended", **dispatcher.counts, dropped=dict(intake.dropped + outbox.dropped))
 
 
-def _link_config(arguments: argparse.Namespace, book: Book) -> LinkConfig:
+def _answer(asked: Future[T]) -> T:
+    """What the book's thread says to it; one that is not answered in time is not asked any more."""
+    try:
+        return asked.result(ANSWER_TIMEOUT_S)
+    except TimeoutError:
+        asked.cancel()
+        raise
+
+
+async def _sweep(staging: Staging, still_open: StillOpen) -> None:
+    """Until cancelled: drop, now and then, what cars brought and nobody will hand in."""
+    while True:
+        try:
+            await asyncio.to_thread(staging.sweep, still_open)
+        except (DrivewayError, OSError) as error:  # a TimeoutError is one
+            log.warning("uploads_not_swept", error=str(error))
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def _link_config(arguments: argparse.Namespace, group: str) -> LinkConfig:
     """A dispatcher's link: one filter, and room for many cars at once."""
-    group = arguments.share_group or book.secret("share_group")
     tls = None
     if arguments.tls_ca:
         tls = TlsFiles(ca=arguments.tls_ca, certificate=arguments.tls_certificate, key=arguments.tls_key)
@@ -223,10 +308,7 @@ def _link_config(arguments: argparse.Namespace, book: Book) -> LinkConfig:
 def _operator_token(folder: Path) -> str:
     """A new secret at each start, for those who may read the dispatcher's own folder."""
     token = secrets.token_hex(16)
-    path = folder / TOKEN_FILE
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(token)
+    write_secret(folder / TOKEN_FILE, token)
     return token
 
 

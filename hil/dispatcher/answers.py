@@ -32,9 +32,10 @@ from agent.fleet.messages import (
     encode,
 )
 from agent.ports import Signer
+from agent.printable import printable
 from agent.trust import dsse
 from hil.dispatcher.book import Book
-from hil.dispatcher.leases import DELIVERY_MS
+from hil.dispatcher.endings import DELIVERY_MS
 from hil.dispatcher.orders import Order
 
 VERDICT_EXPIRY_S = 300
@@ -164,7 +165,7 @@ def verdict(
         job=key.job,
         epoch=key.epoch,
         verdict=kind,
-        reason=reason[:512],
+        reason=printable(reason)[:512],
         paid_micro=paid_micro,
         statement_sha256=statement_sha256,
         retry_s=retry_s,

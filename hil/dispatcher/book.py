@@ -5,13 +5,14 @@ unit the holder, and no hand-in of that epoch was judged, in one compare-and-set
 given still settles: its epoch is still the job's. So is one that was freed: freeing keeps epoch and holder.
 
 A finished slice is paid once, for the items it answered (not those it failed); what a lease left over becomes FREE.
-How leases are given out, and end without a hand-in, is in `hil.dispatcher.leases`.
+How leases are given out is in `hil.dispatcher.leases`, how they end without a result in `hil.dispatcher.endings`.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -20,18 +21,20 @@ import msgspec
 from agent.core.model import JobKey, Outlook, Verdict, YieldReason
 from agent.errors import FleetError
 from agent.fleet.messages import JobGrant
+from agent.trust.statement import Statement
 from hil.dispatcher.database import Database, Row, SqliteDatabase
+from hil.dispatcher.endings import EXPIRED_AT_ONCE, MAX_FAILURES
 from hil.dispatcher.judge import Accepted, Lease
-from hil.dispatcher.leases import EXPIRED_AT_ONCE, MAX_FAILURES, Holding, Leases, Places, job_grant
+from hil.dispatcher.leases import Holding, Leases, Places, job_grant, longest_ms
 from hil.dispatcher.orders import Orders
 from hil.dispatcher.paces import Paces
 from hil.dispatcher.rates import Rates
 from hil.dispatcher.replication import Comparator, Copies, NoReplication, Replication, SameDigest
 from hil.dispatcher.submissions import Submissions
+from hil.dispatcher.tickets import MOST_KEPT, Tickets
 from hil.dispatcher.units import Unit, Units
+from hil.dispatcher.upload_rights import MOST_BYTES_OF_ONE, UploadRights
 
-UPLOAD_MAX_BYTES = 64 * 1024 * 1024
-"""Of one slice's answers; a job that needs more is cut into smaller slices."""
 MOST_MICRO = 10**12
 """What a verdict can say that was paid: a million units of the currency."""
 EXPIRE_EVERY_MS = 1_000
@@ -70,13 +73,14 @@ class Book:
         max_failures: int = MAX_FAILURES,
     ) -> None:
         self.database = database
+        database.in_use()
         self.units = Units(database)
         self.orders = Orders(database)
         self.paces = Paces(database)
+        self.upload_rights = UploadRights(database)
+        self._rates, self._tickets = Rates(database), Tickets(database)
+        self.leases = Leases(database, self.units, self._rates, self._tickets, max_failures=max_failures)
         self.submissions = Submissions(database)
-        self.leases = Leases(database, self.units, max_failures=max_failures)
-        self.submissions = Submissions(database)
-        self._rates = Rates(database)
         self._copies = Copies(database, replication or NoReplication(), comparator or SameDigest())
         self._expired_ms = 0
 
@@ -151,19 +155,26 @@ class Book:
         )
 
     def grant(
-        self, unit: Unit, held: list[Holding], have: Iterable[JobKey], outlook: Outlook, places: Places
+        self,
+        unit: Unit,
+        held: list[Holding],
+        have: Iterable[JobKey],
+        outlook: Outlook,
+        places: Places,
+        *,
+        asked: str = "",
     ) -> JobGrant | None:
         """A lease for `unit`: the one it lost, else the next it can run (see `Leases.grant`); None: there is none."""
         now_ms = self.now_ms()
         with self.database.transaction():
-            job = self.leases.grant(unit, held, have, outlook, now_ms)
+            job = self.leases.grant(unit, held, have, outlook, now_ms, asked=asked)
             return None if job is None else self._as_granted(job, now_ms, places)
 
-    def renew(self, unit: Unit, key: JobKey, places: Places) -> JobGrant | None:
-        """The same lease with its time running anew; None when it is not this unit's, or is to end."""
+    def renew(self, unit: Unit, key: JobKey, done: int, places: Places) -> JobGrant | None:
+        """The same lease, `done` slices of it, with its time running anew; None when it is to end, or another's."""
         now_ms = self.now_ms()
         with self.database.transaction():
-            job = self.leases.renew(unit.unit, key, now_ms)
+            job = self.leases.renew(unit.unit, key, done, now_ms)
             return None if job is None else self._as_granted(job, now_ms, places)
 
     def _as_granted(self, job: Row, now_ms: int, places: Places) -> JobGrant:
@@ -171,17 +182,11 @@ class Book:
 
     def record_ticket(self, key: JobKey, sha256: str) -> None:
         """Note the digest of a signed payload that carries this grant. Call it before the payload is sent."""
-        self.database.execute(
-            "INSERT INTO tickets (job, epoch, sha256) VALUES (:job, :epoch, :sha256) ON CONFLICT DO NOTHING",
-            job=key.job,
-            epoch=key.epoch,
-            sha256=sha256,
-        )
+        self._tickets.record(key, sha256)
 
     def upload_allowed(self, token: str) -> int | None:
         """How large an object may be that is brought with this token; None: there is no such lease any more."""
-        row = self.database.row("SELECT state FROM jobs WHERE upload_token = :token", token=token)
-        return None if row is None or row["state"] == "done" else UPLOAD_MAX_BYTES
+        return None if self.upload_rights.of(token) is None else MOST_BYTES_OF_ONE
 
     # --- what comes back ---------------------------------------------------------------------------------------
 
@@ -220,6 +225,7 @@ class Book:
             unit=unit.unit,
             nonce=row["nonce"],
             tickets=tickets,
+            tickets_dropped=len(tickets) >= MOST_KEPT,
             package=row["package"],
             package_sha256=row["package_sha256"],
             input_sha256=row["input_sha256"],
@@ -228,6 +234,8 @@ class Book:
             wanted=missing[: row["granted_slices"]],
             left_over=len(missing),
             held_ms=self.now_ms() - row["granted_ms"],
+            longest_ms=longest_ms(row["ttl_s"]),
+            estimate_us_per_item=row["estimate_us_per_item"],
             price_micro_per_item=row["price_micro_per_item"],
             replica_of=row["replica_of"],
         )
@@ -239,8 +247,13 @@ class Book:
         )
         return row is None
 
-    def settle(self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str) -> int | None:
-        """Take the slices, pay for them, and end the lease; what was paid, or None when the fence had moved."""
+    def settle(
+        self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str, *, forgive: bool = True
+    ) -> int | None:
+        """Take the slices, pay for them, and end the lease; what was paid, or None when the fence had moved.
+
+        With `forgive`, what was held against the unit is less, or gone: it did what it was asked.
+        """
         paid_by_slice = {
             entry.index: lease.price_micro_per_item * (entry.items - entry.failed_items) for entry in accepted.slices
         }
@@ -283,16 +296,18 @@ class Book:
                     for entry in accepted.slices
                 ],
             )
-            self.units.note_settled(unit)
+            self._tickets.forget(lease.key)
+            if forgive:
+                self.units.note_settled(unit)
             if done:
                 self._copies.on_done(lease.key.job, lease.replica_of, now_ms)
-        times = statement.times
-        took_ms = max(
-            times.finished_boot_ms - times.started_boot_ms, sum(entry.compute_ms for entry in statement.slices)
-        )
-        items = sum(entry.items for entry in accepted.slices)
-        self._rates.note(lease.package_sha256, unit.device_class, items, took_ms)
+            self.database.on_commit(partial(self._note_rate, lease, unit, statement))
         return paid_micro
+
+    def _note_rate(self, lease: Lease, unit: Unit, statement: Statement) -> None:
+        items = sum(entry.items for entry in statement.slices)
+        took_ms = sum(entry.compute_ms for entry in statement.slices)
+        self._rates.note(lease.package_sha256, unit.device_class, items, took_ms, lease.estimate_us_per_item)
 
     def refuse(self, lease: Lease, reason: str, statement_sha256: str) -> None:
         """The unit itself signed something wrong: the lease is over, unpaid, and its slices are wanted again."""
@@ -309,6 +324,7 @@ class Book:
                     statement=statement_sha256,
                     now=now_ms,
                 )
+                self._tickets.forget(lease.key)
                 self.leases.note_bad(lease.unit, lease.key, reason, now_ms)
 
     def give_back(self, lease: Lease, why: YieldReason, detail: str) -> bool:
@@ -318,9 +334,9 @@ class Book:
         """
         return self.leases.give_back(lease.unit, lease.key, why, detail, self.now_ms())
 
-    def wait_for_uploads(self, lease: Lease) -> None:
-        """The unit has finished, and its answers are still on their way: give the job to nobody else meanwhile."""
-        self.leases.hold(lease.unit, lease.key, self.now_ms())
+    def wait_for_uploads(self, lease: Lease, arrived_bytes: int) -> None:
+        """The unit has finished, and so much of its answers is here: give the job to nobody else while more comes."""
+        self.leases.hold(lease.unit, lease.key, arrived_bytes, self.now_ms())
 
     def note_reason(self, lease: Lease, why: YieldReason, detail: str) -> None:
         """Why a lease was given back says something of unit and job: what is offered next depends on it."""
@@ -337,8 +353,9 @@ class Book:
             "UPDATE jobs SET settled_epoch = :epoch,"
             " state = CASE WHEN :state = 'done' THEN 'done' WHEN state = 'cancelled' THEN 'cancelled'"
             " WHEN state = 'dead' AND :progress = 0 THEN 'dead' ELSE 'free' END,"
-            " tries = CASE WHEN :progress = 1 THEN 0 ELSE tries END,"
-            " failures = CASE WHEN :progress = 1 THEN 0 ELSE failures END"
+            " failures = CASE WHEN :progress = 1 THEN 0 ELSE failures END,"
+            " not_before_ms = CASE WHEN :progress = 1 THEN 0 ELSE not_before_ms END,"
+            " progress_epoch = CASE WHEN :progress = 1 THEN :epoch ELSE progress_epoch END"
             " WHERE job = :job AND epoch = :epoch AND holder = :unit AND settled_epoch < :epoch",
             job=lease.key.job,
             epoch=lease.key.epoch,

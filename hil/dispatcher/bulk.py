@@ -4,8 +4,9 @@
     HEAD      /uploads/{sha256}    200 with Upload-Offset: how much is here
     PUT       /uploads/{sha256}    a piece, with `Content-Range: bytes a-b/n`: 201 when the object is whole and its
                                    digest right, 202 when a piece is missing yet, both with Upload-Offset; 400 no such
-                                   piece, 403 no such lease, 409 another offset (it says which), 411, 413, 422 another
-                                   digest (all of it is dropped), 503 later, 507 the disk is full
+                                   piece, 403 no such lease, 409 another offset (it says which), 411, 413 more than
+                                   the lease may bring, 422 another digest (all of it is dropped), 503 later, 507 the
+                                   disk is full
 
 An upload carries its lease's token (`Authorization: Bearer …`). A name that is no digest is no path anywhere.
 """
@@ -13,26 +14,21 @@ An upload carries its lease's token (`Authorization: Bearer …`). A name that i
 from __future__ import annotations
 
 import os
-import time
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from io import BufferedReader
 from typing import cast
 
-import msgspec
-
 from hil.dispatcher import ranges
+from hil.dispatcher.http_exchange import BULK_S, Exchange, refuse
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.uploads import UploadRefusedError, Uploads
 
 OBJECTS = "/objects/"
 UPLOADS = "/uploads/"
-PIECE_S = 600.0
-"""The whole of one request's body, however slowly it drips."""
 RETRY_AFTER_S = 30
 
 
-def answer_object(request: BaseHTTPRequestHandler, objects: Objects) -> bool:
+def answer_object(request: Exchange, objects: Objects) -> bool:
     """Answer a GET or HEAD of an object; False when it is about something else, or there is none."""
     path = objects.path(request.path.removeprefix(OBJECTS)) if request.path.startswith(OBJECTS) else None
     if path is None:
@@ -42,7 +38,7 @@ def answer_object(request: BaseHTTPRequestHandler, objects: Objects) -> bool:
         try:
             span = ranges.wanted(request.headers.get("Range", ""), length)
         except ranges.UnsatisfiableError as error:
-            _refuse(
+            refuse(
                 request,
                 HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
                 str(error),
@@ -58,13 +54,15 @@ def answer_object(request: BaseHTTPRequestHandler, objects: Objects) -> bool:
         left = length if span is None else span.size
         request.send_header("Content-Length", str(left))
         request.end_headers()
+        request.give_time(BULK_S)
         while request.command == "GET" and left and (chunk := file.read(min(64 * 1024, left))):
+            request.check_time()
             request.wfile.write(chunk)
             left -= len(chunk)
     return True
 
 
-def answer_upload(request: BaseHTTPRequestHandler, uploads: Uploads) -> bool:
+def answer_upload(request: Exchange, uploads: Uploads) -> bool:
     """Answer a HEAD or PUT of an upload; False when it is about something else."""
     if not request.path.startswith(UPLOADS):
         return False
@@ -79,7 +77,7 @@ def answer_upload(request: BaseHTTPRequestHandler, uploads: Uploads) -> bool:
         told = {} if error.offset is None else {"Upload-Offset": str(error.offset)}
         if error.status is HTTPStatus.SERVICE_UNAVAILABLE:
             told["Retry-After"] = str(RETRY_AFTER_S)
-        _refuse(request, error.status, error.what, **told)
+        refuse(request, error.status, error.what, **told)
     else:
         request.send_response(status)
         request.send_header("Upload-Offset", str(offset))
@@ -88,7 +86,7 @@ def answer_upload(request: BaseHTTPRequestHandler, uploads: Uploads) -> bool:
     return True
 
 
-def _receive(request: BaseHTTPRequestHandler, uploads: Uploads, token: str, sha256: str) -> tuple[int, HTTPStatus]:
+def _receive(request: Exchange, uploads: Uploads, token: str, sha256: str) -> tuple[int, HTTPStatus]:
     """One piece; how much is here then, and the status that says whether that is all. Raises UploadRefusedError."""
     span = ranges.brought(request.headers.get("Content-Range", ""))
     length = request.headers.get("Content-Length", "")
@@ -96,12 +94,12 @@ def _receive(request: BaseHTTPRequestHandler, uploads: Uploads, token: str, sha2
         raise UploadRefusedError(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
     if span is None or span.size != int(length):
         raise UploadRefusedError(HTTPStatus.BAD_REQUEST, "Content-Range is not bytes a-b/n of the body that follows")
-    ends_s, left = time.monotonic() + PIECE_S, span.size
+    left = span.size
+    request.give_time(BULK_S)
 
     def read(most: int) -> bytes:
         nonlocal left
-        if time.monotonic() > ends_s:
-            raise TimeoutError
+        request.check_time()
         data = cast("BufferedReader", request.rfile).read1(min(most, left))
         left -= len(data)
         return data
@@ -109,18 +107,3 @@ def _receive(request: BaseHTTPRequestHandler, uploads: Uploads, token: str, sha2
     offset = uploads.receive(token, sha256, span, read)
     request.close_connection = left > 0  # what is left of the body is not the next request
     return offset, HTTPStatus.CREATED if offset == span.length else HTTPStatus.ACCEPTED
-
-
-def _refuse(request: BaseHTTPRequestHandler, status: HTTPStatus, what: str, **headers: str) -> None:
-    """One sentence; and the connection ends, since what is left of a body is not the next request."""
-    body = msgspec.json.encode({"error": what})
-    request.close_connection = True
-    request.send_response(status)
-    for name, value in headers.items():
-        request.send_header(name, value)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(body)))
-    request.send_header("Connection", "close")
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(body)

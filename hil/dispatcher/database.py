@@ -10,12 +10,16 @@ differs is here: how a row is locked for one replica only, how a list is looked 
 
 A database that does not answer is a `DatabaseLostError`: nothing was decided, the caller answers nobody, and cars say
 it again. A constraint that held is a `ConflictError`: somebody else was first, and looking again shows what they did.
+A value that the database does not take is an `UnfitValueError`: whoever sent it is at fault, and nobody else.
+
+What must not be believed before it is durable (a count, a line in the log, a copy in memory) is left to `on_commit`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +45,8 @@ LOST_CODES = {
 }
 """Of the disk or of other processes: they may pass. The rest are mistakes in a statement, and are raised as such."""
 
+LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
 Row = Mapping[str, Any]
 log = structlog.get_logger("dispatcher")
 
@@ -53,16 +59,41 @@ class ConflictError(StoreError):
     """A constraint held, or another replica was first: look again."""
 
 
+class UnfitValueError(StoreError):
+    """A value that this database cannot hold, such as a text with a NUL in it: nothing was done."""
+
+
 class Database(ABC):
-    """Use from one thread at a time. Raises DatabaseLostError and ConflictError from every method but `close`."""
+    """Use from one thread at a time.
+
+    Raises DatabaseLostError, ConflictError and UnfitValueError from every method but `close`, `on_commit` and `lost`.
+    """
 
     lock_for_me = ""
     """Ends a SELECT of one job to be granted: the row is this replica's until the commit, others pass it over."""
 
     def __init__(self) -> None:
         self._depth = 0
-        self._lost = False
+        self._lost: bool | None = None
         self._now_ms_here: int | None = None
+        self._on_commit: list[Callable[[], object]] = []
+
+    @property
+    def lost(self) -> bool:
+        """Whether it did not answer the last time it was asked. Any thread may look."""
+        return bool(self._lost)
+
+    def in_use(self) -> None:
+        """From now on the log tells when it is lost; until then, the exception that its opener is raised does."""
+        if self._lost is None:
+            self._lost = False
+
+    def on_commit(self, call: Callable[[], object]) -> None:
+        """Call this once what was done so far is durable: now, or at the end of the transaction; never if it fails."""
+        if self._depth:
+            self._on_commit.append(call)
+        else:
+            call()
 
     def execute(self, sql: str, **values: object) -> int:
         """Run a statement; how many rows it changed."""
@@ -85,15 +116,20 @@ class Database(ABC):
             return
         self._begin()
         self._depth, self._now_ms_here = 1, None
+        self._on_commit.clear()
         try:
             yield
             self._end("COMMIT")
         except BaseException:
-            with contextlib.suppress(DatabaseLostError, ConflictError):
+            self._on_commit.clear()
+            with contextlib.suppress(DatabaseLostError, ConflictError, UnfitValueError):
                 self._end("ROLLBACK")
             raise
         finally:
             self._depth = 0
+        calls, self._on_commit = self._on_commit, []
+        for call in calls:
+            call()
 
     @abstractmethod
     def many(self, sql: str, values: Iterable[Mapping[str, object]]) -> None:
@@ -129,7 +165,7 @@ class Database(ABC):
     def _end(self, word: str) -> None: ...
 
     def _note_lost(self, detail: str) -> None:
-        if not self._lost:
+        if self._lost is False:
             self._lost = True
             log.warning("database_lost", detail=detail)
 
@@ -140,13 +176,17 @@ class Database(ABC):
 
 
 class SqliteDatabase(Database):
-    """The file in a folder, made when there is none; raises StoreError."""
+    """The file in a folder, made when there is none; raises StoreError, DatabaseLostError while others keep it locked.
+
+    Nobody but its owner reads it: upload tokens and the name of the share group are in it.
+    """
 
     def __init__(self, folder: Path, now_ms: Callable[[], int]) -> None:
         super().__init__()
         self._now_ms = now_ms
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _keep_private(folder)
             self._connection = _connect(str(folder / FILE))
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -154,7 +194,9 @@ class SqliteDatabase(Database):
             _check_age(self._connection)
             self._connection.executescript(schema.for_sqlite())
         except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot open the dispatcher's book in {folder}: {error}") from error
+            locked = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in LOCKED_CODES
+            kind = DatabaseLostError if locked else StoreError
+            raise kind(f"cannot open the dispatcher's book in {folder}: {error}") from error
         check_version(self, str(folder / FILE))
 
     def many(self, sql: str, values: Iterable[Mapping[str, object]]) -> None:
@@ -217,11 +259,12 @@ class SqliteReader(SqliteDatabase):
 
 
 def check_version(database: Database, where: str) -> None:
-    """Write down which tables these are; raises StoreError when they are another version's."""
-    database.execute(
-        "INSERT INTO settings (name, value) VALUES ('version', :version) ON CONFLICT DO NOTHING", version=schema.VERSION
-    )
+    """Write down which tables these are, unless it is there; raises StoreError when they are another version's."""
     row = database.row("SELECT value FROM settings WHERE name = 'version'")
+    if row is None:
+        sql = "INSERT INTO settings (name, value) VALUES ('version', :version) ON CONFLICT DO NOTHING"
+        database.execute(sql, version=schema.VERSION)
+        row = database.row("SELECT value FROM settings WHERE name = 'version'")
     if row is None or row["value"] != schema.VERSION:
         raise _other_version(where)
 
@@ -238,6 +281,19 @@ def _connect(name: str) -> sqlite3.Connection:
     )
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _keep_private(folder: Path) -> None:
+    """Make the file its owner's alone, whatever the umask; SQLite gives the files beside it the same mode.
+
+    It is not opened where it is there: closing it again would end the locks that this process has on it.
+    """
+    for path in (folder / FILE, folder / f"{FILE}-wal", folder / f"{FILE}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _check_age(connection: sqlite3.Connection) -> None:

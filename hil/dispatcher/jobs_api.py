@@ -21,11 +21,9 @@ import functools
 import hashlib
 import os
 import re
-import secrets
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
@@ -38,6 +36,17 @@ from agent.errors import DrivewayError, StoreError
 from agent.fleet.messages import MAX_MESSAGE_BYTES, Count, Identifier, ObjectRef, PackageRef, Sha256
 from hil.dispatcher.book import Book
 from hil.dispatcher.database import ConflictError
+from hil.dispatcher.http_exchange import (
+    BULK_S,
+    NO_OPERATOR,
+    Exchange,
+    RequestError,
+    body_length,
+    is_operator,
+    read_body,
+    refuse,
+    send,
+)
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submissions import PAGE_JOBS, JobProgress, SliceResult, job_name
 from hil.dispatcher.submit import job_grant
@@ -112,14 +121,6 @@ class SubmissionPage(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[JobProgress, ...]
 
 
-class RequestError(DrivewayError):
-    """A request that is not carried out."""
-
-    def __init__(self, status: HTTPStatus, what: str) -> None:
-        super().__init__(what)
-        self.status = status
-
-
 class Answer(msgspec.Struct, frozen=True):
     """A status, and its JSON."""
 
@@ -133,28 +134,29 @@ class JobsApi:
     def __init__(self, objects: Objects, on_book: OnBook, token: str) -> None:
         self._objects, self._on_book, self._token = objects, on_book, token
 
-    def __call__(self, request: BaseHTTPRequestHandler) -> bool:
+    def __call__(self, request: Exchange) -> bool:
         """Answer a request for one of the resources above; False for any other, of which nothing has been read."""
         split = urlsplit(request.path)
         work = self._resource(request, split.path, split.query)
         if work is None:
             return False
         try:
-            if not self._is_operator(request):
-                raise RequestError(HTTPStatus.FORBIDDEN, "the operator's token is missing or wrong")  # noqa: TRY301
+            if not is_operator(request, self._token):
+                raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
             answer = work()
         except RequestError as error:
-            answer = refusal(error.status, error.what)
+            refuse(request, error.status, error.what)
         except StoreError as error:
-            answer = refusal(HTTPStatus.SERVICE_UNAVAILABLE, error.what)
+            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, error.what)
         except DrivewayError as error:
-            answer = refusal(HTTPStatus.BAD_REQUEST, str(error))
+            refuse(request, HTTPStatus.BAD_REQUEST, str(error))
         except TimeoutError:
-            answer = refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
-        _send(request, answer)
+            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
+        else:
+            send(request, answer.status, answer.body)
         return True
 
-    def _resource(self, request: BaseHTTPRequestHandler, path: str, query: str) -> Callable[[], Answer] | None:
+    def _resource(self, request: Exchange, path: str, query: str) -> Callable[[], Answer] | None:
         """What to do about a path; None for one that is not ours."""
         routes: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], Answer]], ...] = (
             ("POST", JOBS, lambda _found: self._take(request)),
@@ -170,14 +172,11 @@ class JobsApi:
                 return functools.partial(work, found)
         return None
 
-    def _is_operator(self, request: BaseHTTPRequestHandler) -> bool:
-        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
-        return bool(self._token) and secrets.compare_digest(given, f"Bearer {self._token}".encode())
-
     # --- in -----------------------------------------------------------------------------------------------------
 
-    def _store(self, request: BaseHTTPRequestHandler, sha256: str) -> Answer:
-        length = _length(request, MAX_INPUT_BYTES)
+    def _store(self, request: Exchange, sha256: str) -> Answer:
+        length = body_length(request, MAX_INPUT_BYTES)
+        request.give_time(BULK_S)
         if self._objects.path(sha256) is not None:
             _read_away(request.rfile, length)
             return Answer(HTTPStatus.OK, b"{}")
@@ -195,8 +194,8 @@ class JobsApi:
             temporary.unlink(missing_ok=True)
         return Answer(HTTPStatus.CREATED, b"{}")
 
-    def _take(self, request: BaseHTTPRequestHandler) -> Answer:
-        body = request.rfile.read(_length(request, MAX_MESSAGE_BYTES))
+    def _take(self, request: Exchange) -> Answer:
+        body = read_body(request, MAX_MESSAGE_BYTES)
         try:
             order = msgspec.json.decode(body, type=JobOrder)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -274,11 +273,6 @@ class JobsApi:
         return Answer(HTTPStatus.OK, msgspec.json.encode(page))
 
 
-def refusal(status: HTTPStatus, what: str) -> Answer:
-    """The answer to what is not carried out."""
-    return Answer(status, msgspec.json.encode({"error": what}))
-
-
 def _only(book: Book, job: str) -> JobProgress:
     found = book.submissions.progress((job,))
     if not found:
@@ -294,16 +288,6 @@ def _same(there: JobProgress, order: JobOrder) -> bool:
         order.items,
         order.slice_items,
     )
-
-
-def _length(request: BaseHTTPRequestHandler, most: int) -> int:
-    """The length of the request's body, which has to be told beforehand."""
-    length = request.headers.get("Content-Length", "")
-    if not length.isascii() or not length.isdigit():
-        raise RequestError(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-    if len(length) > 12 or int(length) > most:
-        raise RequestError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {most} bytes")
-    return int(length)
 
 
 def _receive(stream: BufferedIOBase, length: int, file: Path) -> str:
@@ -339,16 +323,3 @@ def _items_of(path: Path) -> int | None:
             return int.from_bytes(head[1:5], "big")
         case _:
             return head[0] & 0x0F if head and head[0] & 0xF0 == 0x90 else None
-
-
-def _send(request: BaseHTTPRequestHandler, answer: Answer) -> None:
-    """The answer; after a refusal the connection ends, since what is left of a body is not the next request."""
-    refused = answer.status >= HTTPStatus.BAD_REQUEST
-    request.close_connection = request.close_connection or refused
-    request.send_response(answer.status)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(answer.body)))
-    if refused:
-        request.send_header("Connection", "close")
-    request.end_headers()
-    request.wfile.write(answer.body)

@@ -8,8 +8,8 @@
 A counter has to be new for the key, not higher than the last one seen: hand-ins may overtake each other on the way, and
 arriving late is not a crime. Two different statements with one counter are.
 
-Answers are in the message, or were uploaded before and are read by their digest; until they are all there the answer is
-`later`, too.
+Answers are in the message, or were uploaded before; until they are all there the answer is `later`, too. What was
+uploaded is not read here: its digest was compared and its answers were counted when it came.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import binascii
 import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -30,12 +29,16 @@ from agent.fleet.messages import Envelope, SliceOutput, UploadedObject
 from agent.trust import dsse
 from agent.trust.keys import load_public_key
 from agent.trust.statement import PAYLOAD_TYPE, Slice, Statement, parse_statement
+from hil.dispatcher.item_errors import count_failed
+from hil.dispatcher.staging import Upload
 from hil.dispatcher.units import Unit
 
 MAX_POWER_W = 2000
 """More than any inference computer in a car draws; a lease that claims more was not measured."""
 CLOCK_STEP_MS = 60_000
 """The database's clock may have been set back by so much while the lease was held: that is nobody's lie."""
+SLEEP_LONGEST_MS = 7 * 24 * 3_600_000
+"""A car that was suspended in the middle of a lease finishes its statement when it wakes."""
 CLOCK_DRIFT = 1.01
 """Two crystals differ by far less than a percent; suspends and restarts are in boot time already."""
 
@@ -55,13 +58,16 @@ class MisstatementError(TrustError):
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease as the book has it; `tickets` are the digests of the signed grants that were sent for it.
 
-    `wanted` are the slices that it is for, `left_over` is how many the whole job still lacks.
+    `tickets_dropped`: there were more of them than are kept. `held_ms` is how long ago it was granted by the database's
+    clock, `longest_ms` how long it can have been worked on, whatever that clock shows. `wanted` are the slices
+    that it is for, `left_over` is how many the whole job still lacks.
     """
 
     key: JobKey
     unit: str
     nonce: str
     tickets: frozenset[str]
+    tickets_dropped: bool = False
     package: str
     package_sha256: str
     input_sha256: str
@@ -70,8 +76,10 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     wanted: tuple[int, ...]
     left_over: int
     held_ms: int
+    longest_ms: int
     price_micro_per_item: int
     replica_of: str | None = None
+    estimate_us_per_item: int = 0
 
     def items_of(self, index: int) -> int:
         """How many items slice `index` has."""
@@ -111,11 +119,11 @@ def judge(
     unit: Unit,
     *,
     counter_is_new: Callable[[str, int], bool],
-    uploaded: Callable[[str], Path | None],
+    uploaded: Callable[[str], Upload | None],
 ) -> Accepted:
     """The hand-in, verified; raises UnprovenError or MisstatementError with the reason.
 
-    `uploaded` says where the object of a digest lies, None where it does not.
+    `uploaded` says what the lease has brought under a digest, None where it is not there.
     """
     envelope = msgspec.json.encode(hand_in.statement)
     statement = _authentic(envelope, hand_in.kind, lease, unit)
@@ -147,6 +155,8 @@ def _authentic(envelope: bytes, kind: HandInKind, lease: Lease, unit: Unit) -> S
 
 def _check_bindings(statement: Statement, lease: Lease, unit: Unit) -> None:
     if statement.lease.ticket_sha256 not in lease.tickets:
+        if lease.tickets_dropped:
+            raise UnprovenError("ticketSha256 is not among the grants that are remembered of this lease")
         raise MisstatementError("ticketSha256 is not the digest of a grant that was sent for this lease")
     for name, said, granted in (
         ("nonce", statement.lease.nonce, lease.nonce),
@@ -173,22 +183,33 @@ def _check_plausible(statement: Statement, lease: Lease) -> None:
     """Lazy fraud only: work that took longer than the lease was held, or power that no such computer draws.
 
     A car whose agent was restarted has slices from before, so these are held against the lease, and not against the
-    times in the statement, which are of the last run.
+    times in the statement, which are of the last run. What cannot be under any clock is a lie. What only the database's
+    clock speaks against may be that clock's fault, since somebody may have set it back: until it has caught up, nothing
+    is proven. Granted in what is now the future, a lease says nothing of its length.
     """
-    most_ms = round(lease.held_ms * CLOCK_DRIFT) + CLOCK_STEP_MS
+    held_ms = lease.held_ms if lease.held_ms >= 0 else lease.longest_ms
+    for most_ms, error in (
+        (max(held_ms, lease.longest_ms), MisstatementError),
+        (held_ms, UnprovenError),
+    ):
+        _check_against(statement, round(most_ms * CLOCK_DRIFT) + CLOCK_STEP_MS, lease.held_ms, error)
+
+
+def _check_against(statement: Statement, most_ms: int, held_ms: int, error: type[TrustError]) -> None:
+    of_what = f"of a lease that was granted {held_ms} ms ago"
     duration_ms = statement.times.finished_boot_ms - statement.times.started_boot_ms
-    of_what = f"of a lease that was granted {lease.held_ms} ms ago"
-    if duration_ms > most_ms:
-        raise MisstatementError(f"the work took {duration_ms} ms {of_what}")
+    asleep_ms = SLEEP_LONGEST_MS if error is MisstatementError else 0
+    if duration_ms > most_ms + asleep_ms:
+        raise error(f"the work took {duration_ms} ms {of_what}")
     for entry in statement.slices:
         if entry.compute_ms > most_ms:
-            raise MisstatementError(f"slice {entry.index} computed for {entry.compute_ms} ms {of_what}")
+            raise error(f"slice {entry.index} computed for {entry.compute_ms} ms {of_what}")
     if statement.energy.micro_wh > MAX_POWER_W * most_ms / 3.6:  # 1 W for 1 ms is 1/3.6 microwatt-hours
-        raise MisstatementError(f"{statement.energy.micro_wh} uWh {of_what} is more than {MAX_POWER_W} W")
+        raise error(f"{statement.energy.micro_wh} uWh {of_what} is more than {MAX_POWER_W} W")
 
 
 def _answers(
-    outputs: tuple[SliceOutput, ...], slices: tuple[Slice, ...], uploaded: Callable[[str], Path | None]
+    outputs: tuple[SliceOutput, ...], slices: tuple[Slice, ...], uploaded: Callable[[str], Upload | None]
 ) -> tuple[AcceptedSlice, ...]:
     """The answers, if they are exactly those whose digests were signed."""
     given = {output.index: output for output in outputs}
@@ -197,38 +218,49 @@ def _answers(
     return tuple(_answer(entry, given[entry.index], uploaded) for entry in slices)
 
 
-def _answer(entry: Slice, output: SliceOutput, uploaded: Callable[[str], Path | None]) -> AcceptedSlice:
-    body = _from_base64(output) if output.uploaded is None else _from_upload(entry, output.uploaded, uploaded)
-    if hashlib.sha256(body).hexdigest() != entry.output_sha256:
-        raise UnprovenError(f"the output of slice {entry.index} is not the one that was signed")
-    try:
-        answers = msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise MisstatementError(f"the output of slice {entry.index} is not a JSON array: {error}") from error
-    if len(answers) != entry.items:
-        raise MisstatementError(f"the output of slice {entry.index} has {len(answers)} answers for {entry.items} items")
+def _answer(entry: Slice, output: SliceOutput, uploaded: Callable[[str], Upload | None]) -> AcceptedSlice:
+    if output.uploaded is not None:
+        _check_upload(entry, output.uploaded, uploaded)
+        body = None
+    else:
+        body = _from_base64(output)
+        _check_body(entry, body)
     return AcceptedSlice(
         index=entry.index,
         items=entry.items,
         failed_items=entry.failed_items,
         output_sha256=entry.output_sha256,
-        body=body if output.uploaded is None else None,
+        body=body,
     )
 
 
-def _from_upload(entry: Slice, claimed: UploadedObject, uploaded: Callable[[str], Path | None]) -> bytes:
-    """The object that was brought, whatever the store believes of it: its digest is looked at again by the caller."""
+def _check_body(entry: Slice, body: bytes) -> None:
+    if hashlib.sha256(body).hexdigest() != entry.output_sha256:
+        raise UnprovenError(f"the output of slice {entry.index} is not the one that was signed")
+    try:
+        answers = msgspec.json.decode(body, type=list[msgspec.Raw])
+        failed = count_failed(answers)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MisstatementError(f"the output of slice {entry.index} is not a JSON array: {error}") from error
+    if len(answers) != entry.items:
+        raise MisstatementError(f"the output of slice {entry.index} has {len(answers)} answers for {entry.items} items")
+    if failed != entry.failed_items:
+        raise MisstatementError(f"the output of slice {entry.index} has {failed} errors, not {entry.failed_items}")
+
+
+def _check_upload(entry: Slice, claimed: UploadedObject, uploaded: Callable[[str], Upload | None]) -> None:
     if claimed.sha256 != entry.output_sha256:
         raise UnprovenError(f"the upload named for slice {entry.index} is not the output that was signed")
-    path = uploaded(claimed.sha256)
-    if path is None:
+    found = uploaded(claimed.sha256)
+    if found is None:
         raise MissingUploadError(f"the output of slice {entry.index} has not been uploaded")
-    try:
-        if path.stat().st_size != claimed.bytes:
-            raise UnprovenError(f"the upload of slice {entry.index} has another size than {claimed.bytes} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise MissingUploadError(f"the upload of slice {entry.index} cannot be read: {error.strerror}") from error
+    if found.bytes != claimed.bytes:
+        raise UnprovenError(f"the upload of slice {entry.index} has another size than {claimed.bytes} bytes")
+    if found.answers != entry.items:
+        raise MisstatementError(f"the output of slice {entry.index} is not a JSON array of {entry.items} answers")
+    if found.failed != entry.failed_items:
+        failed = f"{found.failed} errors, not {entry.failed_items}"
+        raise MisstatementError(f"the output of slice {entry.index} has {failed}")
 
 
 def _from_base64(output: SliceOutput) -> bytes:

@@ -1,27 +1,32 @@
-"""Giving work out: which job a unit gets, how much of it, for how long; and what becomes of a lease that fails.
+"""Giving work out: which job a unit gets, how much of it, and for how long. How leases end is `hil.dispatcher.endings`.
 
 A job is FREE, LEASED, DONE, DEAD or CANCELLED; each grant takes the next epoch, in one compare-and-set. What a unit is
 offered: a free job whose package it holds, for its executor and class of device, of a kind that its owner takes, whose
 input its traffic allows, and of which at least one slice should fit into the time that its gate is expected to stay
-open. Jobs that were tried least come first, so that one which always fails stands in nobody's way; then priority, then
-age. Of that job it gets as many slices as should fit; the rest is granted again when this lease has ended.
+open. More priority comes first, then age; a job that failed waits a while, longer each time, so that one which always
+fails stands in nobody's way. Of that job it gets as many slices as should fit; the rest is granted again when this
+lease has ended.
 
-A lease that comes to nothing is forgiven where the car had reasons of its own (the driver, energy, heat). A fault, a
-wrong statement, or silence until the end is held against the job: ten in a row without progress, and it is DEAD, kept
-with its reasons. A unit that failed a job three times is not offered it for an hour, so that no unit alone kills one.
+A lease that a unit does not name when it asks is sent again at once, while that makes sense. It is taken for lost only
+when two different requests do not name it: requests are not signed, and an old one may come again at any time.
 """
 
 from __future__ import annotations
 
 import base64
 import secrets
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 
-from agent.core.model import JobKey, Outlook, YieldReason
+from agent.core.model import JobKey, Outlook
 from agent.fleet.messages import INLINE_INPUT_BYTES, JobGrant, ObjectRef, PackageRef, UploadRef
 from hil.dispatcher.database import Database, Row
+from hil.dispatcher.endings import MAX_FAILURES, Endings
+from hil.dispatcher.rates import TRY_EVERY_MS, Rates
+from hil.dispatcher.tickets import Tickets
 from hil.dispatcher.units import Unit, Units
 
 MAX_LEASES_PER_UNIT = 4
@@ -32,17 +37,14 @@ FIT_SHARE = 0.8
 LONG_LEASE_S = 900
 RENEWALS_PER_LEASE = 3
 """A long lease is renewed when a third of its time is gone, so that two renewals may get lost."""
-MAX_FAILURES = 10
-FAILURES_PER_UNIT = 3
-REFUSAL_MS = 3_600_000
-"""How long a unit is not offered again what it refused, or failed three times."""
-SHORT_MS = 900_000
-CANCELLED_MS = 60_000
-DELIVERY_MS = 60_000
-"""What a cancelled lease gets beyond its grace, for the car to say what it finished."""
-UPLOAD_HOLD_MS = 900_000
-UPLOAD_LONGEST_MS = 24 * 3_600_000
-EXPIRED_AT_ONCE = 200
+RENEWED_LONGEST_MS = 48 * 3_600_000
+"""However well it gets on, a lease is renewed no longer than this after its grant."""
+IDLE_TTLS, IDLE_SLICES = 2, 3
+"""Without a slice done it is renewed for so many of its times, or so many times as long as a slice should take."""
+LOST_AFTER_MS = 10_000
+"""What two requests so far apart do not name is lost."""
+RIDS_KEPT = 8
+UNITS_KEPT = 10_000
 NO_LIMIT = 2**62
 INLINE_SLICES = 256
 """More slices than these are a list too long to leave room for an input in a message of 16 KiB."""
@@ -60,27 +62,44 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease that runs, as a unit's question is answered by it; `worth`: sending a lost grant again makes sense."""
+    """A lease that runs, as a unit's question is answered by it; `worth`: sending a lost grant again makes sense.
+
+    `cancel_why`: it is to end, and why. `missed_ms`: when the request `missed_rid` was the first not to name it.
+    """
 
     key: JobKey
     workload_class: str
     worth: bool
     cancel_why: str | None
     cancel_ends_ms: int
+    missed_ms: int | None
+    missed_rid: str | None
 
 
-class Leases:
+class Leases(Endings):
     """Part of the book; see there for threads and time."""
 
-    def __init__(self, database: Database, units: Units, *, max_failures: int = MAX_FAILURES) -> None:
-        self._database, self._units, self._max_failures = database, units, max_failures
-
-    # --- granting ----------------------------------------------------------------------------------------------
+    def __init__(
+        self,
+        database: Database,
+        units: Units,
+        rates: Rates,
+        tickets: Tickets,
+        *,
+        max_failures: int = MAX_FAILURES,
+    ) -> None:
+        super().__init__(database, units, max_failures=max_failures)
+        self._rates, self._tickets = rates, tickets
+        self._asked = _Asked()
 
     def held_by(self, unit: str, now_ms: int) -> list[Holding]:
-        """The leases of `unit` that run, those of jobs that were withdrawn included."""
+        """The leases of `unit` that run, those of jobs that were withdrawn included: the unit may still work on them.
+
+        A withdrawn job's lease is never granted or sent again, so it is always one that is to end.
+        """
         rows = self._database.rows(
-            "SELECT job, epoch, expires_ms, ttl_s, workload_class, cancel_why, cancel_ends_ms FROM jobs"
+            "SELECT job, epoch, state, expires_ms, ttl_s, workload_class, cancel_why, cancel_ends_ms, missed_ms,"
+            " missed_rid FROM jobs"
             " WHERE holder = :unit AND state IN ('leased', 'cancelled') AND settled_epoch < epoch"
             " AND expires_ms > :now",
             unit=unit,
@@ -91,47 +110,86 @@ class Leases:
                 key=JobKey(row["job"], row["epoch"]),
                 workload_class=row["workload_class"],
                 worth=row["expires_ms"] - now_ms >= max(1000, RESEND_WORTH * 1000 * row["ttl_s"]),
-                cancel_why=row["cancel_why"],
+                cancel_why="withdrawn" if row["state"] == "cancelled" and not row["cancel_why"] else row["cancel_why"],
                 cancel_ends_ms=row["cancel_ends_ms"],
+                missed_ms=row["missed_ms"],
+                missed_rid=row["missed_rid"],
             )
             for row in rows
         ]
 
     def grant(
-        self, unit: Unit, held: list[Holding], have: Iterable[JobKey], outlook: Outlook, now_ms: int
+        self,
+        unit: Unit,
+        held: list[Holding],
+        have: Iterable[JobKey],
+        outlook: Outlook,
+        now_ms: int,
+        *,
+        asked: str = "",
     ) -> Row | None:
-        """The job of a lease for `unit`, which holds `have`: the one it lost, else the next; None: there is none."""
+        """The job of a lease for `unit`, which holds `have`: the one it lost, else the next; None: there is none.
+
+        `asked`: by the request of this `rid`; "": it was none, and what it does not name is not lost for that.
+        """
         known, lost, running = set(have), None, 0
+        rid = "" if self._asked.before(unit.unit, asked) else asked
         for holding in held:
+            may_resend = holding.cancel_why is None and holding.worth and _takes(unit, holding.workload_class)
             if holding.key in known:
+                self._found(holding)
+                running += 1
+            elif may_resend and lost is None:
+                lost = holding.key.job
+            elif may_resend or not self._is_lost(holding, rid, now_ms):
                 running += 1
             elif holding.cancel_why is not None or not _takes(unit, holding.workload_class):
                 self._free(holding.key, unit.unit)
-            elif not holding.worth:
-                self._fail(holding.key, unit.unit, "lost", "its grant got lost, or its work", now_ms)
-            elif lost is None:
-                lost = holding.key.job
             else:
-                running += 1
+                self._fail(holding.key, unit.unit, "lost", "its grant got lost, or its work", now_ms)
+        if rid:
+            self._database.on_commit(partial(self._asked.note, unit.unit, rid))
         if lost is not None:
             return self.row(lost)
         if running >= MAX_LEASES_PER_UNIT or unit.benched_until_ms > now_ms:
             return None
         return self._next(unit, outlook, now_ms)
 
+    def _is_lost(self, holding: Holding, rid: str, now_ms: int) -> bool:
+        """Whether this is the second request that does not name the lease. The first is written down."""
+        if not rid or rid == holding.missed_rid:
+            return False
+        if holding.missed_ms is not None and holding.missed_ms <= now_ms:
+            return now_ms - holding.missed_ms >= LOST_AFTER_MS
+        self._note_missed(holding, now_ms, rid)
+        return False
+
+    def _found(self, holding: Holding) -> None:
+        if holding.missed_ms is not None:
+            self._note_missed(holding, None, None)
+
+    def _note_missed(self, holding: Holding, missed_ms: int | None, rid: str | None) -> None:
+        self._database.execute(
+            "UPDATE jobs SET missed_ms = :missed, missed_rid = :rid WHERE job = :job AND epoch = :epoch",
+            missed=missed_ms,
+            rid=rid,
+            job=holding.key.job,
+            epoch=holding.key.epoch,
+        )
+
     def _next(self, unit: Unit, outlook: Outlook, now_ms: int) -> Row | None:
         fit_us = int(FIT_SHARE * 1_000_000 * outlook.open_for_s) if outlook.open_for_s else NO_LIMIT
         job = self._database.row(
             f"""
             SELECT jobs.*, CASE WHEN rates.items > 0 THEN 1000 * rates.took_ms / rates.items
-                                ELSE estimate_us_per_item END AS us_per_item
+                                ELSE estimate_us_per_item END AS us_per_item, rates.items IS NOT NULL AS measured
             FROM jobs LEFT JOIN rates
               ON rates.package_sha256 = jobs.package_sha256 AND rates.device_class = :device_class
             WHERE state = 'free' AND {self._suits_unit()} AND {self._not_its_own()}
-              AND input_bytes <= :most_bytes
-              AND slice_items * CASE WHEN rates.items > 0 THEN 1000 * rates.took_ms / rates.items
-                                     ELSE estimate_us_per_item END <= :fit_us
-            ORDER BY tries, priority DESC, seq LIMIT 1 {self._database.lock_for_me}
+              AND input_bytes <= :most_bytes AND not_before_ms <= :now
+              AND CASE WHEN rates.items > 0 AND rates.tried_ms > :tried THEN slice_items * 1000 * rates.took_ms
+                 / rates.items WHEN rates.items > 0 THEN 0 ELSE slice_items * estimate_us_per_item END <= :fit_us
+            ORDER BY priority DESC, seq LIMIT 1 {self._database.lock_for_me}
             """,  # noqa: S608 - constants of ours
             unit=unit.unit,
             packages=unit.packages,
@@ -141,6 +199,7 @@ class Leases:
             device_class=unit.device_class,
             most_bytes=NO_LIMIT if outlook.budget_bytes is None else outlook.budget_bytes,
             fit_us=fit_us,
+            tried=now_ms - TRY_EVERY_MS,
             now=now_ms,
         )
         return None if job is None else self._lease(job, unit, fit_us, now_ms)
@@ -164,36 +223,57 @@ class Leases:
     def _lease(self, job: Row, unit: Unit, fit_us: int, now_ms: int) -> Row | None:
         """Compare-and-set: FREE becomes LEASED with the next epoch."""
         missing = self.missing(job)
+        fit_us = time_to_fit_us(job, fit_us)
         slices = slices_that_fit(job, len(missing), fit_us, unit.shorts)
-        return self._database.row(
+        expected_ms = items_in(job, missing[:slices]) * job["us_per_item"] // 1000
+        is_too_long = job["measured"] and job["slice_items"] * job["us_per_item"] > fit_us
+        if is_too_long and self._rates.may_try(job["package_sha256"], unit.device_class, now_ms):
+            slices, expected_ms = 1, 0  # told what was measured, the car would not begin
+        leased = self._database.row(
             "UPDATE jobs SET state = 'leased', epoch = epoch + 1, holder = :unit, nonce = :nonce,"
             " upload_token = :token, granted_slices = :slices, expected_ms = :expected, granted_ms = :now,"
-            " expires_ms = :now + 1000 * ttl_s, tries = tries + 1, cancel_why = NULL"
+            " expires_ms = :now + 1000 * ttl_s, done_slices = 0, progress_ms = :now, upload_bytes = -1,"
+            " missed_ms = NULL, missed_rid = NULL, cancel_why = NULL"
             " WHERE job = :job AND epoch = :epoch AND state = 'free' RETURNING *",
             unit=unit.unit,
             nonce=secrets.token_hex(16),
             token=secrets.token_urlsafe(24),
             slices=slices,
-            expected=items_in(job, missing[:slices]) * job["us_per_item"] // 1000,
+            expected=expected_ms,
             now=now_ms,
             job=job["job"],
             epoch=job["epoch"],
         )
+        if leased is not None and job["epoch"]:
+            self._tickets.forget(JobKey(job["job"], job["epoch"]))
+        return leased
 
-    def renew(self, unit: str, key: JobKey, now_ms: int) -> Row | None:
-        """The lease's job, with its time running from now; None when it is not this unit's, or is to end."""
+    def renew(self, unit: str, key: JobKey, done: int, now_ms: int) -> Row | None:
+        """The lease's job, with its time running from now; None when it is not this unit's, or is to end.
+
+        It is to end when it was cancelled, when it was never to be renewed, when it has been renewed for as long as any
+        lease may be, or when no slice was `done` for long.
+        """
         return self._database.row(
-            "UPDATE jobs SET expires_ms = :now + 1000 * ttl_s WHERE job = :job AND epoch = :epoch AND holder = :unit"
-            " AND state = 'leased' AND expires_ms > :now AND cancel_why IS NULL RETURNING *",
+            "UPDATE jobs SET expires_ms = :now + 1000 * ttl_s, missed_ms = NULL, missed_rid = NULL,"
+            " progress_ms = CASE WHEN :done > done_slices AND :done <= granted_slices THEN :now ELSE progress_ms END,"
+            " done_slices = CASE WHEN :done > done_slices AND :done <= granted_slices THEN :done ELSE done_slices END"
+            " WHERE job = :job AND epoch = :epoch AND holder = :unit"
+            " AND state = 'leased' AND expires_ms > :now AND cancel_why IS NULL"
+            " AND ttl_s > :short AND granted_ms + :longest > :now"
+            " AND (:done > done_slices AND :done <= granted_slices"
+            " OR :now - progress_ms <= :ttls * 1000 * ttl_s"
+            " OR (:now - progress_ms) * granted_slices <= :slices * expected_ms) RETURNING *",
             now=now_ms,
+            done=done,
+            short=LONG_LEASE_S,
+            longest=RENEWED_LONGEST_MS,
+            ttls=IDLE_TTLS,
+            slices=IDLE_SLICES,
             job=key.job,
             epoch=key.epoch,
             unit=unit,
         )
-
-    def row(self, job: str) -> Row | None:
-        """The job, None when there is none."""
-        return self._database.row("SELECT * FROM jobs WHERE job = :job", job=job)
 
     def missing(self, job: Row) -> tuple[int, ...]:
         """The slices without a result."""
@@ -203,152 +283,39 @@ class Leases:
             done = {row["slice"] for row in rows}
         return tuple(index for index in range(-(-job["items"] // job["slice_items"])) if index not in done)
 
-    # --- how leases end ----------------------------------------------------------------------------------------
 
-    def give_back(self, unit: str, key: JobKey, why: YieldReason, detail: str, now_ms: int) -> bool:
-        """The unit gave the lease back with nothing done; False when it was over anyway."""
-        if not self._free(key, unit):
-            return False
-        if why is YieldReason.FAULT:
-            self._count_failure(key, unit, why.value, detail, now_ms)
-        return True
+class _Asked:
+    """The last requests of the units that asked lately: one that comes again says nothing of what is held now."""
 
-    def hold(self, unit: str, key: JobKey, now_ms: int) -> None:
-        """Let a lease run on a little, while finished work is brought; not for ever, nor when it was cancelled."""
-        self._database.execute(
-            "UPDATE jobs SET expires_ms = :until WHERE job = :job AND epoch = :epoch AND holder = :unit"
-            " AND state = 'leased' AND cancel_why IS NULL AND expires_ms < :until AND granted_ms > :begun",
-            job=key.job,
-            epoch=key.epoch,
-            unit=unit,
-            until=now_ms + UPLOAD_HOLD_MS,
-            begun=now_ms - UPLOAD_LONGEST_MS,
-        )
+    def __init__(self) -> None:
+        self._rids: OrderedDict[str, deque[str]] = OrderedDict()
 
-    def note_reason(self, unit: str, job: Row, why: YieldReason, detail: str, now_ms: int) -> None:
-        """What a yield says about unit and job, beside that the lease is over."""
-        key = JobKey(job["job"], job["epoch"])
-        match why:
-            case YieldReason.REFUSED:
-                self._refuse(unit, job["package_sha256"], now_ms + REFUSAL_MS)
-                self._attempt(key, unit, why.value, detail, now_ms)
-            case YieldReason.SHORT:
-                self._units.note_short(unit)
-                if job["granted_slices"] == 1:  # it cannot get less of this job
-                    self._refuse(unit, job["job"], now_ms + SHORT_MS)
-            case YieldReason.CANCELLED:
-                self._refuse(unit, job["job"], now_ms + CANCELLED_MS)
-            case YieldReason.FAULT:
-                self._units.note_fault(unit, now_ms)
-            case _:
-                pass
+    def before(self, unit: str, rid: str) -> bool:
+        """Whether this request was here already."""
+        return rid in self._rids.get(unit, ())
 
-    def note_bad(self, unit: str, key: JobKey, reason: str, now_ms: int) -> None:
-        """The unit signed something wrong about a lease, which is over."""
-        self._count_failure(key, unit, "bad", reason, now_ms)
-        self._units.note_fault(unit, now_ms)
+    def note(self, unit: str, rid: str) -> None:
+        """It is here now."""
+        rids = self._rids.setdefault(unit, deque(maxlen=RIDS_KEPT))
+        if rid not in rids:
+            rids.append(rid)
+        self._rids.move_to_end(unit)
+        if len(self._rids) > UNITS_KEPT:
+            self._rids.popitem(last=False)
 
-    def expire(self, now_ms: int) -> int:
-        """Free what has run out; how many leases that were. The epoch stays: until the next grant they still settle."""
-        rows = self._database.rows(
-            "SELECT job, epoch, holder, cancel_why FROM jobs"  # noqa: S608 - a phrase of the database's own
-            " WHERE state = 'leased' AND expires_ms <= :now ORDER BY expires_ms LIMIT :most "
-            + self._database.lock_for_me,
-            now=now_ms,
-            most=EXPIRED_AT_ONCE,
-        )
-        for row in rows:
-            key = JobKey(row["job"], row["epoch"])
-            if row["cancel_why"] is None:
-                self._fail(key, row["holder"], "expired", "nothing was heard until its time was over", now_ms)
-            else:
-                self._free(key, row["holder"])
-        return len(rows)
 
-    def cancel(self, job: str, grace_s: int, why: str, now_ms: int, *, withdraw: bool) -> Row | None:
-        """End the job's lease within `grace_s`, and with `withdraw` the job as well; the lease, None when none runs."""
-        cancelled = self._database.execute(
-            "UPDATE jobs SET cancel_why = :why, cancel_ends_ms = :ends,"
-            " expires_ms = CASE WHEN expires_ms < :ends + :delivery THEN expires_ms ELSE :ends + :delivery END"
-            " WHERE job = :job AND state = 'leased'",
-            job=job,
-            why=why,
-            ends=now_ms + 1000 * grace_s,
-            delivery=DELIVERY_MS,
-        )
-        lease = self.row(job) if cancelled else None
-        if withdraw:
-            self._database.execute(
-                "UPDATE jobs SET state = 'cancelled' WHERE job = :job AND state IN ('free', 'leased', 'dead')", job=job
-            )
-        return lease
+def time_to_fit_us(job: Row, fit_us: int) -> int:
+    """How long a lease of the job may take: a short one has to be done in its own time as well.
 
-    def _free(self, key: JobKey, unit: str) -> bool:
-        return (
-            self._database.execute(
-                "UPDATE jobs SET state = 'free'"
-                " WHERE job = :job AND epoch = :epoch AND holder = :unit AND state = 'leased'",
-                job=key.job,
-                epoch=key.epoch,
-                unit=unit,
-            )
-            == 1
-        )
-
-    def _fail(self, key: JobKey, unit: str, why: str, detail: str, now_ms: int) -> None:
-        """Free it, once, and hold that against the job."""
-        if self._free(key, unit):
-            self._count_failure(key, unit, why, detail, now_ms)
-
-    def _count_failure(self, key: JobKey, unit: str, why: str, detail: str, now_ms: int) -> None:
-        self._attempt(key, unit, why, detail, now_ms)
-        failed = self._database.row(
-            "SELECT count(*) AS times FROM attempts WHERE job = :job AND unit = :unit AND why != 'refused'",
-            job=key.job,
-            unit=unit,
-        )
-        if failed is not None and failed["times"] >= FAILURES_PER_UNIT:
-            self._refuse(unit, key.job, now_ms + REFUSAL_MS)
-        self._database.execute(
-            "UPDATE jobs SET failures = failures + 1,"
-            " state = CASE WHEN failures + 1 >= :most THEN 'dead' ELSE state END WHERE job = :job AND state = 'free'",
-            job=key.job,
-            most=self._max_failures,
-        )
-
-    def _attempt(self, key: JobKey, unit: str, why: str, detail: str, now_ms: int) -> None:
-        self._database.execute(
-            "INSERT INTO attempts (job, epoch, unit, why, detail, at_ms) VALUES (:job, :epoch, :unit, :why, :detail,"
-            " :now) ON CONFLICT DO NOTHING",
-            job=key.job,
-            epoch=key.epoch,
-            unit=unit,
-            why=why,
-            detail=detail[:512],
-            now=now_ms,
-        )
-
-    def _refuse(self, unit: str, what: str, until_ms: int) -> None:
-        self._database.execute(
-            "INSERT INTO refusals (unit, what, until_ms) VALUES (:unit, :what, :until)"
-            " ON CONFLICT (unit, what) DO UPDATE SET until_ms = excluded.until_ms",
-            unit=unit,
-            what=what,
-            until=until_ms,
-        )
+    A lease that is renewed has all the time that the car has.
+    """
+    return fit_us if renew_s(job["ttl_s"]) else min(fit_us, int(FIT_SHARE * 1_000_000 * job["ttl_s"]))
 
 
 def slices_that_fit(job: Row, missing: int, fit_us: int, shorts: int) -> int:
-    """How many slices to grant of those that are missing: what should fit into the time, at least one.
-
-    A lease that is renewed has all the time that the car has; another has to be done within its own.
-    """
+    """How many slices to grant of those that are missing: what should fit into the time, at least one."""
     slice_us = job["slice_items"] * job["us_per_item"]
-    slices = missing
-    if slice_us:
-        if not renew_s(job["ttl_s"]):
-            fit_us = min(fit_us, int(FIT_SHARE * 1_000_000 * job["ttl_s"]))
-        slices = min(slices, fit_us // slice_us)
+    slices = min(missing, fit_us // slice_us) if slice_us else missing
     return max(1, slices >> shorts)
 
 
@@ -360,6 +327,11 @@ def items_in(job: Row, slices: Iterable[int]) -> int:
 def renew_s(ttl_s: int) -> int:
     """How often a lease of so long is renewed; 0 for a short one."""
     return ttl_s // RENEWALS_PER_LEASE if ttl_s > LONG_LEASE_S else 0
+
+
+def longest_ms(ttl_s: int) -> int:
+    """For how long a lease can be worked on, whatever any clock says."""
+    return 1000 * ttl_s + (RENEWED_LONGEST_MS if renew_s(ttl_s) else 0)
 
 
 def job_grant(job: Row, slices: tuple[int, ...], now_ms: int, places: Places) -> JobGrant:

@@ -5,6 +5,7 @@ An object appears whole, by a rename, and never changes; so several dispatchers 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -39,11 +40,13 @@ class Objects:
     def adopt(self, file: Path, name: str) -> None:
         """Make a file that is on the same disk, durable, and known to have this digest, the object of this name."""
         file.replace(self.folder / name)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.folder)
+
+    def link(self, file: Path, name: str) -> None:
+        """The same, and the file stays where it is under its own name, too."""
+        with contextlib.suppress(FileExistsError):  # brought before: the same digest, the same bytes
+            (self.folder / name).hardlink_to(file)
+            sync_folder(self.folder)
 
     def small(self, name: str) -> bytes | None:
         """An object that a message carries; the newest few are kept in memory, since jobs often share an input."""
@@ -66,3 +69,12 @@ class Objects:
             return None
         path = self.folder / name
         return path if path.is_file() else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

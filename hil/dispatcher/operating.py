@@ -87,7 +87,8 @@ class Operating:
             lease = self._book.leases.cancel(job, grace_s, why, self._book.now_ms(), withdraw=withdraw)
         if lease is None:
             return None
-        message = CancelMessage(unit=lease["holder"], job=job, epoch=lease["epoch"], grace_s=grace_s, why=why)
+        left_s = min(grace_s, max(0, -(-(lease["cancel_ends_ms"] - self._book.now_ms()) // 1000)))
+        message = CancelMessage(unit=lease["holder"], job=job, epoch=lease["epoch"], grace_s=left_s, why=why)
         log.info("cancelled", unit=message.unit, job=f"{job}/{message.epoch}", grace_s=grace_s, why=why)
         self.answers.cancel(message)
         self.answers.flush()

@@ -11,16 +11,15 @@ Orders to a single unit are in `hil.dispatcher.web`, jobs in `hil.dispatcher.job
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
 from agent.errors import StoreError
 from agent.fleet.messages import MAX_MESSAGE_BYTES, MessageError
+from hil.dispatcher.http_exchange import NO_OPERATOR, Exchange, RequestError, is_operator, read_body, refuse, send
 from hil.dispatcher.paces import PaceOrder
 from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.view import Counts
@@ -75,28 +74,31 @@ class OperatorApi:
     def __init__(self, on_dispatcher: OnDispatcher, token: str) -> None:
         self._on_dispatcher, self._token = on_dispatcher, token
 
-    def __call__(self, request: BaseHTTPRequestHandler) -> bool:
+    def __call__(self, request: Exchange) -> bool:
         """Answer a request for one of the resources above; False for any other, of which nothing has been read."""
         cancel = CANCEL.fullmatch(request.path) if request.command == "POST" else None
         pace = PACE.fullmatch(request.path) if request.command == "POST" else None
         if cancel is None and pace is None and (request.command, request.path) != ("GET", "/counts"):
             return False
         try:
-            if not self._is_operator(request):
-                status, answer = HTTPStatus.FORBIDDEN, _error("the operator's token is missing or wrong")
-            elif cancel is not None:
-                status, answer = HTTPStatus.OK, self._cancel(cancel[1], _body(request))
+            if not is_operator(request, self._token):
+                raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
+            if cancel is not None:
+                answer = self._cancel(cancel[1], read_body(request, MAX_MESSAGE_BYTES, usual="0"))
             elif pace is not None:
-                status, answer = HTTPStatus.OK, self._pace(pace[1], _body(request))
+                answer = self._pace(pace[1], read_body(request, MAX_MESSAGE_BYTES, usual="0"))
             else:
-                status, answer = HTTPStatus.OK, msgspec.json.encode(self._on_dispatcher(_report))
+                answer = msgspec.json.encode(self._on_dispatcher(_report))
+        except RequestError as error:
+            refuse(request, error.status, error.what)
         except MessageError as error:
-            status, answer = HTTPStatus.BAD_REQUEST, _error(str(error))
+            refuse(request, HTTPStatus.BAD_REQUEST, str(error))
         except StoreError as error:
-            status, answer = HTTPStatus.SERVICE_UNAVAILABLE, _error(str(error))
+            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except TimeoutError:
-            status, answer = HTTPStatus.SERVICE_UNAVAILABLE, _error("the dispatcher is busy")
-        _send(request, status, answer)
+            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
+        else:
+            send(request, HTTPStatus.OK, answer)
         return True
 
     def _cancel(self, job: str, body: bytes) -> bytes:
@@ -112,10 +114,6 @@ class OperatorApi:
         paces = self._on_dispatcher(lambda dispatcher: dispatcher.pace(cell, wanted))
         return msgspec.json.encode(Paced(cells=len(paces), issued_wall_ms=max(one.issued_wall_ms for one in paces)))
 
-    def _is_operator(self, request: BaseHTTPRequestHandler) -> bool:
-        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
-        return bool(self._token) and secrets.compare_digest(given, f"Bearer {self._token}".encode())
-
 
 Order = TypeVar("Order", CancelOrder, PaceOrder)
 
@@ -129,25 +127,3 @@ def _read(body: bytes, kind: type[Order]) -> Order:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"not a {kind.__name__}: {error}") from error
-
-
-def _body(request: BaseHTTPRequestHandler) -> bytes:
-    length = request.headers.get("Content-Length", "0")
-    if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > MAX_MESSAGE_BYTES:
-        raise MessageError(f"Content-Length is not a number up to {MAX_MESSAGE_BYTES}")
-    return request.rfile.read(int(length))
-
-
-def _error(what: str) -> bytes:
-    return msgspec.json.encode({"error": what})
-
-
-def _send(request: BaseHTTPRequestHandler, status: HTTPStatus, body: bytes) -> None:
-    """The answer; after a refusal the connection ends, since what is left of a body is not the next request."""
-    if status >= HTTPStatus.BAD_REQUEST:
-        request.close_connection = True
-    request.send_response(status)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    request.wfile.write(body)

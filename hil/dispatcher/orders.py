@@ -10,10 +10,12 @@ from __future__ import annotations
 import msgspec
 
 from agent.fleet.messages import DemandMessage, MessageError, PricesMessage, PricesSlot, decode, encode
-from hil.dispatcher.database import Database
+from hil.dispatcher.database import ConflictError, Database
 
 TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name
 PRICES, DEMAND = "prices", "demand"
+TRIES = 8
+"""So often an order is written down that others overtake."""
 Order = PricesMessage | DemandMessage
 
 
@@ -41,35 +43,30 @@ class Orders:
         """Write an order down, to be sent; raises MessageError for one that no car would take."""
         with self._database.transaction():
             now_ms = self._database.now_ms()
-            kind = PRICES if isinstance(wanted, PricesOrder) else DEMAND
-            issued_ms = max(now_ms, self._newest(unit) + 1)
-            order: Order
-            if isinstance(wanted, PricesOrder):
-                expires_ms = issued_ms + 1000 * wanted.valid_for_s
-                order = _checked(
-                    PricesMessage, unit=unit, issued_wall_ms=issued_ms, expires_wall_ms=expires_ms, slots=wanted.slots
-                )
-                ends_ms = expires_ms
-            else:
-                order = _checked(
-                    DemandMessage,
-                    unit=unit,
-                    issued_wall_ms=issued_ms,
-                    stop_for_s=wanted.stop_for_s,
-                    detail=wanted.detail,
-                )
-                ends_ms = now_ms + 1000 * wanted.stop_for_s
-            self._database.execute(
-                "INSERT INTO orders (unit, kind, issued_ms, ends_ms, body) VALUES (:unit, :kind, :issued, :ends, :body)"
-                " ON CONFLICT (unit, kind) DO UPDATE SET issued_ms = excluded.issued_ms, ends_ms = excluded.ends_ms,"
-                " body = excluded.body",
-                unit=unit,
-                kind=kind,
-                issued=issued_ms,
-                ends=ends_ms,
-                body=encode(order),
-            )
-        return order
+            for _ in range(TRIES):
+                issued_ms = max(now_ms, self._newest(unit) + 1)
+                order = _made(unit, issued_ms, wanted)
+                if self._write(order, now_ms):
+                    return order
+        raise ConflictError(f"others order the unit {unit} all the time")
+
+    def _write(self, order: Order, now_ms: int) -> bool:
+        """False when another replica was first with an order as new as this: a car would take it for the same."""
+        if isinstance(order, PricesMessage):
+            kind, ends_ms = PRICES, order.expires_wall_ms
+        else:
+            kind, ends_ms = DEMAND, now_ms + 1000 * order.stop_for_s
+        written = self._database.execute(
+            "INSERT INTO orders (unit, kind, issued_ms, ends_ms, body) VALUES (:unit, :kind, :issued, :ends, :body)"
+            " ON CONFLICT (unit, kind) DO UPDATE SET issued_ms = excluded.issued_ms, ends_ms = excluded.ends_ms,"
+            " body = excluded.body WHERE orders.issued_ms < excluded.issued_ms",
+            unit=order.unit,
+            kind=kind,
+            issued=order.issued_wall_ms,
+            ends=ends_ms,
+            body=encode(order),
+        )
+        return written == 1
 
     def standing(self, unit: str) -> list[Order]:
         """What the unit should know now: the newest of each kind, a stop with what is left of it."""
@@ -96,6 +93,17 @@ def read_order(kind: str, body: bytes) -> PricesOrder | DemandOrder:
         return msgspec.json.decode(body, type=DemandOrder)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"not an order of {kind}: {error}") from error
+
+
+def _made(unit: str, issued_ms: int, wanted: PricesOrder | DemandOrder) -> Order:
+    if isinstance(wanted, PricesOrder):
+        expires_ms = issued_ms + 1000 * wanted.valid_for_s
+        return _checked(
+            PricesMessage, unit=unit, issued_wall_ms=issued_ms, expires_wall_ms=expires_ms, slots=wanted.slots
+        )
+    return _checked(
+        DemandMessage, unit=unit, issued_wall_ms=issued_ms, stop_for_s=wanted.stop_for_s, detail=wanted.detail
+    )
 
 
 def _checked(kind: type[Order], **fields: object) -> Order:

@@ -4,18 +4,26 @@ A pace is published retained, so that a car hears it as soon as it connects, and
 every replica publishes what stands when its link comes up, and what changes when it sees that. `issued_wall_ms` rises
 with every pace of a cell, so a car knows an old one that some broker kept.
 
-The dispatcher obeys as well: a cell that is closed or stopped is granted nothing, whatever its cars ask.
+The dispatcher obeys as well: a cell that is closed or stopped is granted nothing, whatever its cars ask. It obeys what
+is committed, and nothing else. A row that cannot be read (a newer dispatcher's?) is told of once and stops nobody.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
+import structlog
 
 from agent.core.model import PaceState
 from agent.fleet.messages import MessageError, PaceMessage, decode, encode
-from hil.dispatcher.database import Database
+from hil.dispatcher.database import ConflictError, Database, Row
 
 ALL_CELLS = "all"
+TRIES = 8
+"""So often a pace is written down that others overtake."""
+
+log = structlog.get_logger("dispatcher")
 
 
 class PaceOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,6 +41,7 @@ class Paces:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[str, PaceMessage] = {}
+        self._unreadable: dict[str, int] = {}
 
     def of(self, cell: str) -> PaceMessage | None:
         """The cell's pace, None where none was ever set (which is `open`)."""
@@ -43,21 +52,39 @@ class Paces:
         return [self._known[cell] for cell in sorted(self._known)]
 
     def set(self, cell: str, wanted: PaceOrder) -> PaceMessage:
-        """Write a pace down, to be published; raises MessageError for one that no car would take."""
+        """Write a pace down, to be published after the commit; raises MessageError for one that no car would take."""
         with self._database.transaction():
-            newest = self._database.row("SELECT issued_ms FROM paces WHERE cell = :cell", cell=cell)
-            issued_ms = max(self._database.now_ms(), 1 + (0 if newest is None else int(newest["issued_ms"])))
-            pace = _checked(cell, issued_ms, wanted)
-            self._database.execute(
-                "INSERT INTO paces (cell, issued_ms, body) VALUES (:cell, :issued, :body) ON CONFLICT (cell)"
-                " DO UPDATE SET issued_ms = excluded.issued_ms, body = excluded.body"
-                " WHERE paces.issued_ms < excluded.issued_ms",
-                cell=cell,
-                issued=issued_ms,
-                body=encode(pace),
-            )
-        self._known[cell] = pace
-        return pace
+            for _ in range(TRIES):
+                pace = self._next(cell, wanted)
+                if self._write(pace):
+                    self._database.on_commit(partial(self._learn, pace))
+                    return pace
+        raise ConflictError(f"others set the pace of the cell {cell} all the time")
+
+    def _next(self, cell: str, wanted: PaceOrder) -> PaceMessage:
+        newest = self._database.row("SELECT issued_ms FROM paces WHERE cell = :cell", cell=cell)
+        issued_ms = max(self._database.now_ms(), 1 + (0 if newest is None else int(newest["issued_ms"])))
+        return _checked(cell, issued_ms, wanted)
+
+    def _write(self, pace: PaceMessage) -> bool:
+        """False when another replica was first with a pace as new as this: its row stands, and is to be looked at."""
+        written = self._database.execute(
+            "INSERT INTO paces (cell, issued_ms, body) VALUES (:cell, :issued, :body) ON CONFLICT (cell)"
+            " DO UPDATE SET issued_ms = excluded.issued_ms, body = excluded.body"
+            " WHERE paces.issued_ms < excluded.issued_ms",
+            cell=pace.cell,
+            issued=pace.issued_wall_ms,
+            body=encode(pace),
+        )
+        return written == 1
+
+    def _learn(self, pace: PaceMessage) -> bool:
+        """Whether it is news."""
+        known = self._known.get(pace.cell)
+        if known is not None and known.issued_wall_ms >= pace.issued_wall_ms:
+            return False
+        self._known[pace.cell] = pace
+        return True
 
     def refresh(self) -> list[PaceMessage]:
         """Look what other replicas have set; the paces that are news here."""
@@ -65,10 +92,24 @@ class Paces:
         for row in self._database.rows("SELECT cell, issued_ms, body FROM paces"):
             known = self._known.get(row["cell"])
             if known is None or known.issued_wall_ms < row["issued_ms"]:
-                pace = decode(row["body"], PaceMessage)
-                self._known[pace.cell] = pace
-                news.append(pace)
+                pace = self._read(row)
+                if pace is not None and self._learn(pace):
+                    news.append(pace)
         return news
+
+    def _read(self, row: Row) -> PaceMessage | None:
+        try:
+            pace = decode(row["body"], PaceMessage)
+        except MessageError as error:
+            detail = str(error)
+        else:
+            if (pace.cell, pace.issued_wall_ms) == (row["cell"], row["issued_ms"]):
+                return pace
+            detail = "it is of another cell or time than its row"
+        if self._unreadable.get(row["cell"]) != row["issued_ms"]:
+            self._unreadable[row["cell"]] = row["issued_ms"]
+            log.error("pace_unreadable", cell=row["cell"], detail=detail)
+        return None
 
 
 def _checked(cell: str, issued_ms: int, wanted: PaceOrder) -> PaceMessage:

@@ -6,12 +6,17 @@ seconds. It says once that the database is lost, and once that it is back.
 
 Locks are held for one batch only. Two replicas that change the same rows in another order may meet in a deadlock; the
 server ends one of them, which is a `ConflictError`: that batch is done again.
+
+A replica that stops in the middle of a batch (its host is frozen, or cut off, or without power) keeps its locks. So
+nobody waits for a lock for longer than `LOCK_TIMEOUT_S` (a `ConflictError`, too), and the server ends a transaction in
+which nothing happens for `IDLE_TIMEOUT_S`: what that replica had begun is undone, and it learns of it when it goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import random
 import re
 import time
@@ -26,11 +31,24 @@ from psycopg.types.numeric import Int8Dumper
 
 from agent.errors import StoreError
 from hil.dispatcher import schema
-from hil.dispatcher.database import ConflictError, Database, DatabaseLostError, Row, check_version
+from hil.dispatcher.database import (
+    ConflictError,
+    Database,
+    DatabaseLostError,
+    Row,
+    UnfitValueError,
+    check_version,
+)
 
 CONNECT_TIMEOUT_S = 2
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 10.0
+LOCK_TIMEOUT_S = 2
+IDLE_TIMEOUT_S = 10
+"""Longer than any batch thinks between two statements."""
+STATEMENT_TIMEOUT_S = 20
+UNHEARD_S = 15
+"""A peer that acknowledges nothing for so long is gone, whatever TCP hopes; both ends are told to think so."""
 FEW_ROWS = 4
 SCHEMA_LOCK = 0x64_77_76_31
 """An advisory lock of ours ("dwv1"), since replicas that start together would make the same tables."""
@@ -38,8 +56,20 @@ PLANS = b"SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort
 """Every question has its index. Statistics lag behind tables that fill within a minute, and a plan that sorts all free
 jobs to take the first was measured at a hundred times the price. The few questions about a whole table would be
 compiled first, because what is off counts as dear."""
+TIMEOUTS = f"""SET lock_timeout = '{LOCK_TIMEOUT_S}s'; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s';
+SET idle_in_transaction_session_timeout = '{IDLE_TIMEOUT_S}s'; SET tcp_keepalives_idle = {UNHEARD_S // 3};
+SET tcp_keepalives_interval = {UNHEARD_S // 3}; SET tcp_keepalives_count = 2;
+SET tcp_user_timeout = {1000 * UNHEARD_S}""".encode()
 PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 NOW = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now_ms"
+
+MADE = "SELECT value FROM settings WHERE name = 'tables' AND value = :digest"
+NOTE_MADE = (
+    "INSERT INTO settings (name, value) VALUES ('tables', :digest)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+CONFLICTS = (errors.IntegrityError, errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+LOSSES = (psycopg.OperationalError, psycopg.InterfaceError, errors.IdleInTransactionSessionTimeout)
 
 log = structlog.get_logger("dispatcher")
 
@@ -57,14 +87,29 @@ class PostgresDatabase(Database):
         self._url, self._clock = url, now_ms
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
         self._pause_s, self._next_try_s = BACKOFF_MIN_S, 0.0
-        try:
-            self._open()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            try:
+                self._open()
+                self._prepare()
+            except psycopg.Error as error:
+                raise StoreError(f"cannot use the database: {_sentence(error)}", hint="see --database") from error
+            undo.pop_all()
+
+    def _prepare(self) -> None:
+        """Make the tables, unless these very ones are there: even to find that an index is there stops all writers."""
+        tables = schema.for_postgres()
+        digest = hashlib.sha256(tables.encode()).hexdigest()
+        if not self._has_settings() or self.row(MADE, digest=digest) is None:
             with self.transaction():
                 self.rows("SELECT pg_advisory_xact_lock(:number)", number=SCHEMA_LOCK)
-                self._script(schema.for_postgres())
-            check_version(self, "the database")
-        except psycopg.Error as error:
-            raise StoreError(f"cannot use the database: {_sentence(error)}", hint="see --database") from error
+                self._script(tables)
+                self.execute(NOTE_MADE, digest=digest)
+        check_version(self, "the database")
+
+    def _has_settings(self) -> bool:
+        row = self.row("SELECT to_regclass('settings') IS NOT NULL AS there")
+        return row is not None and bool(row["there"])
 
     def many(self, sql: str, values: Iterable[Mapping[str, object]]) -> None:
         """See `Database`. psycopg's own way pays from a few rows on only."""
@@ -111,9 +156,17 @@ class PostgresDatabase(Database):
 
     def _open(self) -> None:
         self._connection = psycopg.connect(
-            self._url, autocommit=True, row_factory=dict_row, connect_timeout=CONNECT_TIMEOUT_S
+            self._url,
+            autocommit=True,
+            row_factory=dict_row,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            keepalives_idle=UNHEARD_S // 3,
+            keepalives_interval=UNHEARD_S // 3,
+            keepalives_count=2,
+            tcp_user_timeout=1000 * UNHEARD_S,
         )
         self._connection.execute(PLANS)
+        self._connection.execute(TIMEOUTS)
         # One type for every integer: a statement is prepared once, whatever the numbers.
         self._connection.adapters.register_dumper(int, Int8Dumper)
 
@@ -140,12 +193,28 @@ class PostgresDatabase(Database):
         assert self._connection is not None
         try:
             yield self._connection
-        except (errors.IntegrityError, errors.DeadlockDetected, errors.SerializationFailure) as error:
+        except CONFLICTS as error:
             raise ConflictError(f"another replica was first: {_sentence(error)}") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except errors.DataError as error:
+            raise UnfitValueError(f"the database does not take it: {_sentence(error)}") from error
+        except LOSSES as error:
             self._connection.close()
             self._note_lost(_sentence(error))
             raise DatabaseLostError(f"the database does not answer: {_sentence(error)}") from error
+
+
+class PostgresReader(PostgresDatabase):
+    """The database at `url`, for reading only, beside the replicas that write it; raises StoreError when it is none."""
+
+    def _prepare(self) -> None:
+        if not self._has_settings():
+            raise StoreError("the database is no dispatcher's", hint="see --database")
+        check_version(self, "the database")
+
+    def _open(self) -> None:
+        super()._open()
+        assert self._connection is not None
+        self._connection.execute(b"SET default_transaction_read_only = on")
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ Times are milliseconds of the database's clock, money millionths of the currency
 
 from __future__ import annotations
 
-VERSION = "2"
+VERSION = "3"
 """Of the tables; kept in `settings`. A book of another version is refused, never guessed at."""
 
 TABLES = """
@@ -27,8 +27,11 @@ CREATE TABLE IF NOT EXISTS units (
     benched_until_ms BIGINT NOT NULL DEFAULT 0, agreed BIGINT NOT NULL DEFAULT 0, disagreed BIGINT NOT NULL DEFAULT 0
 );
 
--- `settled_epoch` is the newest epoch with a hand-in: it stands in the row that the compare-and-set locks. `tries` and
--- `failures` count grants, and failed ones, since the job last came on. `granted_slices`: how many the lease is for.
+-- `settled_epoch` is the newest epoch with a hand-in: it stands in the row that the compare-and-set locks. `failures`
+-- counts leases that failed since the job last came on, in epoch `progress_epoch`; it is not granted before
+-- `not_before_ms`. Of the lease: `granted_slices`, how many it is for; `done_slices`, how many of them renewals said to
+-- be done, and `progress_ms`, when that last grew; `upload_bytes`, how much of its answers had been brought when it was
+-- last held for the rest (-1: it was not); `missed_ms` and `missed_rid`, the request that first did not name it.
 CREATE TABLE IF NOT EXISTS jobs (
     job TEXT PRIMARY KEY, seq BIGINT NOT NULL, customer TEXT NOT NULL, package TEXT NOT NULL,
     package_sha256 TEXT NOT NULL, input_sha256 TEXT NOT NULL, input_bytes BIGINT NOT NULL, items BIGINT NOT NULL,
@@ -39,13 +42,17 @@ CREATE TABLE IF NOT EXISTS jobs (
     state TEXT NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'leased', 'done', 'dead', 'cancelled')),
     epoch BIGINT NOT NULL DEFAULT 0, settled_epoch BIGINT NOT NULL DEFAULT 0, holder TEXT, nonce TEXT,
     upload_token TEXT UNIQUE, granted_slices BIGINT NOT NULL DEFAULT 0, expected_ms BIGINT NOT NULL DEFAULT 0,
-    granted_ms BIGINT, expires_ms BIGINT, tries BIGINT NOT NULL DEFAULT 0, failures BIGINT NOT NULL DEFAULT 0,
+    granted_ms BIGINT, expires_ms BIGINT, done_slices BIGINT NOT NULL DEFAULT 0, progress_ms BIGINT NOT NULL DEFAULT 0,
+    upload_bytes BIGINT NOT NULL DEFAULT -1, missed_ms BIGINT, missed_rid TEXT,
+    failures BIGINT NOT NULL DEFAULT 0, progress_epoch BIGINT NOT NULL DEFAULT 0,
+    not_before_ms BIGINT NOT NULL DEFAULT 0,
     cancel_why TEXT, cancel_ends_ms BIGINT NOT NULL DEFAULT 0, CHECK (settled_epoch <= epoch)
 );
 
--- The SHA-256 of every signed payload that carried a grant: what a statement may name as its ticket.
+-- The SHA-256 of signed payloads that carried a grant, by `number`: what a statement may name as its ticket.
 CREATE TABLE IF NOT EXISTS tickets (
-    job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY (job, epoch, sha256)
+    job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, sha256 TEXT NOT NULL, number BIGINT NOT NULL,
+    PRIMARY KEY (job, epoch, sha256)
 );
 
 -- One row for each lease that ended with a signed statement; the envelope is kept so that anybody can verify it.
@@ -81,10 +88,10 @@ CREATE TABLE IF NOT EXISTS comparisons (
     same BIGINT NOT NULL CHECK (same IN (0, 1)), at_ms BIGINT NOT NULL, PRIMARY KEY (job, slice)
 );
 
--- How long settled work took, by package and device class.
+-- How long settled work took, by package and device class; and when somebody last tried what that says to be too long.
 CREATE TABLE IF NOT EXISTS rates (
     package_sha256 TEXT NOT NULL, device_class TEXT NOT NULL, items BIGINT NOT NULL, took_ms BIGINT NOT NULL,
-    PRIMARY KEY (package_sha256, device_class)
+    tried_ms BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (package_sha256, device_class)
 );
 
 -- The newest order of each kind to each unit, sent again whenever its link comes up; and the newest pace of each cell.
@@ -102,7 +109,7 @@ CREATE TABLE IF NOT EXISTS enrolment_codes (
 """
 
 INDEXES = """
-CREATE INDEX IF NOT EXISTS jobs_open ON jobs (state, tries, priority DESC, seq);
+CREATE INDEX IF NOT EXISTS jobs_open ON jobs (state, priority DESC, seq);
 CREATE INDEX IF NOT EXISTS jobs_by_holder ON jobs (holder, state);
 CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (state, expires_ms);
 CREATE INDEX IF NOT EXISTS jobs_by_age ON jobs (seq);

@@ -4,17 +4,19 @@ Messages are handled in batches, one transaction each, so that many share one wr
 the commit. Nothing is remembered between messages except what the book has, so a crash anywhere costs a repetition.
 When the database does not answer, nobody is answered: cars say it again.
 
-What cannot be understood is counted, logged once per unit and reason, and answered with `later` where it says what it
-is about: a hostile broker can bend any message, so nothing it sends may make a car throw work away. No message stops
-the service: where one fails, those that came with it are handled again, each by itself.
+What cannot be understood is counted, told of in a few lines a unit and minute, and answered with `later` where it says
+what it is about: a hostile broker can bend any message, so nothing it sends may make a car throw work away. No message
+stops the service: where one fails, those that came with it are handled again, each by itself. What is counted, logged
+and remembered of a batch is what was committed, once, however often the batch was done again.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -35,21 +37,23 @@ from agent.fleet.messages import (
 from agent.ports import Signer
 from hil.dispatcher.answers import Answers, Publish, later
 from hil.dispatcher.book import Book
-from hil.dispatcher.database import ConflictError, DatabaseLostError
+from hil.dispatcher.complaints import STRANGERS, Complaints
+from hil.dispatcher.database import ConflictError, DatabaseLostError, UnfitValueError
 from hil.dispatcher.leases import Holding, Places
 from hil.dispatcher.operating import Operating
 from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.units import Unit
-from hil.dispatcher.verdicts import LATER_S, STALE, Verdicts
+from hil.dispatcher.verdicts import LATER_S, STALE, Brought, NothingBrought, Verdicts
 
 TOPIC = re.compile(r"dw/v1/u/(?P<cell>[0-9a-f]{2})/(?P<unit>[A-Za-z0-9_-]{1,64})/(?P<verb>[a-z]{1,16})")
 CLOSED_RETRY_S = 300
 """When to ask again in a cell that is closed; its pace tells the car when that is over."""
 BUSY_S = 30
 REFRESH_EVERY_MS = 1_000
-REMEMBERED_COMPLAINTS = 1000
 TRIES = 3
 """So often a batch that met another replica is done again before its messages are handled one by one."""
+SINGLY_S = 10.0
+"""So long messages are handled one by one: each may wait for a lock, and the next batch waits for all of them."""
 
 Message = tuple[str, bytes]
 """Topic and payload."""
@@ -57,13 +61,8 @@ Message = tuple[str, bytes]
 log = structlog.get_logger("dispatcher")
 
 
-def nothing_uploaded(_sha256: str) -> Path | None:
-    """Where nobody can bring answers but in messages."""
-    return None
-
-
 class Dispatcher(Operating):
-    """Use from the thread that owns the book. `uploaded` says where the object of a digest lies, if it does.
+    """Use from the thread that owns the book. `brought` is what cars have uploaded; without it, nothing.
 
     `retry_s` is when a car asks again that got nothing; `ramp` how many idle cars of a cell may start at once.
     """
@@ -76,15 +75,15 @@ class Dispatcher(Operating):
         publish: Publish,
         places: Places,
         retry_s: int,
-        uploaded: Callable[[str], Path | None] = nothing_uploaded,
+        brought: Brought | None = None,
         ramp: Ramp | None = None,
     ) -> None:
         self.counts: Counter[str] = Counter()
         super().__init__(book, key, Answers(book, key, publish, self.counts))
         self._places, self._retry_s = places, retry_s
         self._ramp = ramp or Ramp(0)
-        self._complaints: set[tuple[str, str]] = set()
-        self._verdicts = Verdicts(book, uploaded, self._complain)
+        self._complaints = Complaints()
+        self._verdicts = Verdicts(book, brought or NothingBrought(), self._complain)
         self._refreshed_ms, self._all_paces = 0, False
 
     # --- messages ----------------------------------------------------------------------------------------------
@@ -99,27 +98,45 @@ class Dispatcher(Operating):
             try:
                 self._decide(batch)
             except DatabaseLostError:
-                self.answers.forget()
+                self._forget()
                 self.counts["unanswered"] += len(batch)
                 return
             except ConflictError:
-                self.answers.forget()
+                self._forget()
                 self.counts["conflicts"] += 1
-            except Exception:
-                self.answers.forget()
-                if len(batch) <= 1:
+            except Exception as error:
+                self._forget()
+                if len(batch) > 1:
+                    break
+                if batch and isinstance(error, UnfitValueError):
+                    self._refuse(*batch[0], str(error))
+                else:
                     self.counts["crashed"] += 1
                     log.exception("message_failed", topic=batch[0][0][:128] if batch else "")
-                    return
-                break
+                return
             else:
+                self._ramp.keep()
                 self.answers.flush()
                 return
-        if len(batch) > 1:
-            for message in batch:
-                self.handle([message])
-        else:
-            self.counts["unanswered"] += len(batch)
+        self._handle_singly(batch)
+
+    def _handle_singly(self, batch: Sequence[Message]) -> None:
+        until_s = time.monotonic() + SINGLY_S
+        for number, message in enumerate(batch):
+            if len(batch) == 1 or time.monotonic() > until_s:
+                self.counts["unanswered"] += len(batch) - number
+                return
+            self.handle([message])
+
+    def _forget(self) -> None:
+        """What was decided was not decided after all."""
+        self.answers.forget()
+        self._ramp.forget()
+
+    @property
+    def database_lost(self) -> bool:
+        """Whether nobody can be answered now, so that others should get the messages. From any thread."""
+        return self._book.database.lost
 
     def tick(self) -> None:
         """Do what is due although no message came: call it about once a second. Never raises."""
@@ -160,9 +177,9 @@ class Dispatcher(Operating):
         address = TOPIC.fullmatch(topic)
         unit = self._book.units.get(address["unit"]) if address else None
         if address is None or unit is None or unit.cell != address["cell"]:
-            self._complain(topic[:128], "not the topic of an enrolled unit")
+            self._complain(STRANGERS, f"not the topic of an enrolled unit: {topic[:128]}")
             return
-        self.counts[address["verb"]] += 1
+        self._count(address["verb"])
         try:
             match address["verb"]:
                 case "request":
@@ -185,14 +202,14 @@ class Dispatcher(Operating):
         unit = self._book.units.note_capability(unit, request.cap, self._book.now_ms())
         job, retry_s = None, self._retry_s
         if request.credit:
-            job, retry_s = self._next_job(unit, request.have, request.outlook, starts=True)
+            job, retry_s = self._next_job(unit, request.have, request.outlook, asked=request.rid)
         self.answers.grant(GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=retry_s))
 
     def _on_renew(self, unit: Unit, renew: Renew) -> None:
         key = JobKey(renew.job, renew.epoch)
         pace = self._book.paces.of(unit.cell)
         stopped = pace is not None and pace.state is PaceState.STOP
-        job = None if stopped else self._book.renew(unit, key, self._places)
+        job = None if stopped else self._book.renew(unit, key, renew.done, self._places)
         if job is not None:
             self.answers.grant(GrantMessage(rid=renew.rid, unit=unit.unit, job=job))
             return
@@ -212,7 +229,7 @@ class Dispatcher(Operating):
     def _on_result(self, unit: Unit, result: Result) -> None:
         judged = self._verdicts.on_result(unit, result)
         if result.credit and judged.verdict is not Verdict.LATER:
-            job, retry_s = self._next_job(unit, result.have, result.outlook, starts=False)
+            job, retry_s = self._next_job(unit, result.have, result.outlook)
             judged = msgspec.structs.replace(judged, next_grant=job, retry_s=retry_s)
         self.answers.verdict(judged)
 
@@ -220,9 +237,9 @@ class Dispatcher(Operating):
         self.answers.verdict(self._verdicts.on_yield(unit, yielded))
 
     def _next_job(
-        self, unit: Unit, have: Iterable[JobKey], outlook: Outlook, *, starts: bool
+        self, unit: Unit, have: Iterable[JobKey], outlook: Outlook, *, asked: str = ""
     ) -> tuple[JobGrant | None, int]:
-        """A lease for the unit, or None and when to ask again. `starts`: it was idle until now."""
+        """A lease for the unit, or None and when to ask again. `asked`: by this request; it was idle until now."""
         now_ms = self._book.now_ms()
         held = self._book.leases.held_by(unit.unit, now_ms)
         known = set(have)
@@ -232,12 +249,13 @@ class Dispatcher(Operating):
         pace = self._book.paces.of(unit.cell)
         if pace is not None and pace.state is not PaceState.OPEN:
             return None, max(self._retry_s, CLOSED_RETRY_S)
-        wait_s = self._ramp.wait_s(unit.cell, now_ms) if starts else 0
+        lost = any(one.worth and one.cancel_why is None and one.key not in known for one in held)
+        wait_s = self._ramp.wait_s(unit.cell, unit.unit, now_ms) if asked and not lost else 0
         if wait_s:
-            self.counts["held_back"] += 1
+            self._count("held_back")
             return None, max(self._retry_s, wait_s)
-        job = self._book.grant(unit, held, known, outlook, self._places)
-        if job is not None and starts:
+        job = self._book.grant(unit, held, known, outlook, self._places, asked=asked)
+        if job is not None and asked and all(one.key != JobKey(job.job, job.epoch) for one in held):
             self._ramp.started(unit.cell, now_ms)
         benched_s = min(3_600, max(0, unit.benched_until_ms - now_ms) // 1000)
         return job, 0 if job is not None else max(self._retry_s, benched_s)
@@ -255,11 +273,19 @@ class Dispatcher(Operating):
         if message is not None:
             self.answers.verdict(message)
 
+    def _refuse(self, topic: str, payload: bytes, reason: str) -> None:
+        """The database would not take what is in this message."""
+        address = TOPIC.fullmatch(topic)
+        self._complain(address["unit"] if address else STRANGERS, reason)
+        message = address and later(address["unit"], address["verb"], payload, reason, LATER_S)
+        if message:
+            self.answers.verdict(message)
+            self.answers.flush()
+
     def _complain(self, who: str, reason: str) -> None:
-        """Count it, and log it the first time; the memory of complaints is bounded, since strangers can fill it."""
-        self.counts["refused"] += 1
-        if len(self._complaints) >= REMEMBERED_COMPLAINTS:
-            self._complaints.clear()
-        if (who, reason) not in self._complaints:
-            self._complaints.add((who, reason))
-            log.warning("message_refused", who=who, reason=reason)
+        """Count it, and tell of it, when the message has been dealt with for good."""
+        self._count("refused")
+        self._book.database.on_commit(partial(self._complaints.tell, who, reason))
+
+    def _count(self, what: str) -> None:
+        self._book.database.on_commit(partial(self.counts.update, [what]))

@@ -70,10 +70,6 @@ class Units:
         row = self._database.row("SELECT * FROM units WHERE unit = :unit", unit=unit)
         return None if row is None else _unit(row)
 
-    def cells(self) -> list[str]:
-        """Every cell that a unit is in."""
-        return [str(row["cell"]) for row in self._database.rows("SELECT DISTINCT cell FROM units ORDER BY cell")]
-
     def enrol(self, enrolment: Enrolment, keyid: str) -> Unit:
         """Enrol a unit whose possession of the key `keyid` was proven; raises EnrolmentRefusedError with the reason."""
         with self._database.transaction():
@@ -139,7 +135,7 @@ class Units:
         return said
 
     def note_status(self, unit: str, status: Status) -> None:
-        """The unit's link came or went; a late will of an earlier connection of the same boot is ignored."""
+        """The unit's link came or went; a late will of an earlier connection of the same agent run is ignored."""
         self._database.execute(
             "UPDATE units SET link = :link, boot = :boot, conn = :conn, seen_ms = :now"
             " WHERE unit = :unit AND NOT (boot = :boot AND conn > :conn)",

@@ -1,9 +1,8 @@
-"""Objects that cars bring in pieces: each piece goes on where the last one ended, and only a whole one is an object.
+"""Objects that cars bring in pieces: each piece goes on where the last one ended, and only a whole one counts.
 
-A partial object is `uploads/{sha256}.{length}.{owner}.upload` in the objects' folder, where the owner is a digest of
-the lease's token: no car can touch another's, and several dispatchers may share the folder. Whoever writes one holds a
-lock on it; it becomes an object, under its digest and by a rename, once that digest was found right. What a car never
-finishes expires; a token has few partial objects at a time, and all together are bounded.
+What is brought belongs to the lease whose token came with it (`hil.dispatcher.staging`); no car can touch another's,
+or learn what is there. Whoever writes an object holds a lock on it. When the last of it comes, its digest is compared
+and its answers are counted, here, on a thread of the web server's, so that nobody has to do so later.
 """
 
 from __future__ import annotations
@@ -13,24 +12,21 @@ import errno
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 
 from agent.errors import DrivewayError
-from hil.dispatcher.objects import SHA256, Objects
+from hil.dispatcher.item_errors import failed_in
+from hil.dispatcher.objects import SHA256, sync_folder
 from hil.dispatcher.ranges import Span
+from hil.dispatcher.staging import PART, WHOLE, QuotaError, Staging, answers_in
+from hil.dispatcher.upload_rights import UploadLease
 
 CHUNK_BYTES = 256 * 1024
-EXPIRES_S = 24 * 3600.0
-MOST_OF_ONE = 4
-MOST_FILES = 1024
-MOST_BYTES = 4 * 1024**3
-SUFFIX = ".upload"
 
-MayUpload = Callable[[str], int | None]
-"""How large an object may be that is brought with this token; None: none may. Raises TimeoutError, DrivewayError."""
+MayUpload = Callable[[str], UploadLease | None]
+"""The lease whose token this is; None: there is none that may bring anything. Raises TimeoutError, DrivewayError."""
 
 
 class UploadRefusedError(Exception):
@@ -44,21 +40,20 @@ class UploadRefusedError(Exception):
 class Uploads:
     """Use from any thread and process: files and their locks are the only state."""
 
-    def __init__(self, objects: Objects, may_upload: MayUpload, now_s: Callable[[], float] = time.time) -> None:
-        self._objects, self._may_upload, self._now_s = objects, may_upload, now_s
-        self._folder = objects.folder / "uploads"
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, staging: Staging, may_upload: MayUpload) -> None:
+        self._staging, self._may_upload = staging, may_upload
 
     def offset(self, token: str, sha256: str) -> int:
         """How much of an object is here; raises UploadRefusedError, also while another request brings it."""
-        self._most_bytes(token, sha256)
-        if (whole := self._objects.path(sha256)) is not None:
-            return whole.stat().st_size
-        for path in self._folder.glob(f"{sha256}.*.{_owner(token)}{SUFFIX}"):
+        lease = self._lease(token, sha256)
+        whole = self._staging.find(lease.unit, lease.key, sha256)
+        if whole is not None:
+            return whole.bytes
+        for path in self._staging.folder(lease.unit, lease.key).glob(f"{sha256}.*{PART}"):
             with self._locked(path) as file:
                 size = os.fstat(file).st_size
                 if size == _length(path):
-                    self._finish(file, path, sha256)  # whoever wrote it was killed before it could
+                    _finish(file, path, sha256, lease)  # whoever wrote it was killed before it could
                 return size
         return 0
 
@@ -67,35 +62,37 @@ class Uploads:
 
         `read` gives at most so many bytes of it, none at its end, and raises OSError.
         """
-        most_bytes = self._most_bytes(token, sha256)
-        if span.length > most_bytes:
-            raise UploadRefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {most_bytes} bytes")
-        if self._objects.path(sha256) is not None:
+        lease = self._lease(token, sha256)
+        if span.length > lease.most_bytes:
+            raise UploadRefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {lease.most_bytes} bytes")
+        if self._staging.find(lease.unit, lease.key, sha256) is not None:
             return span.length
-        path = self._folder / f"{sha256}.{span.length}.{_owner(token)}{SUFFIX}"
+        path = self._staging.folder(lease.unit, lease.key) / f"{sha256}.{span.length}{PART}"
         try:
             if not path.exists():
-                self._make_room(span.length, _owner(token))
+                self._staging.make_room(lease, span.length)
             with self._locked(path) as file:
                 size = _append(file, span, read)
                 if size == span.length:
-                    self._finish(file, path, sha256)
+                    _finish(file, path, sha256, lease)
                 return size
+        except QuotaError as error:
+            raise UploadRefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise UploadRefusedError(HTTPStatus.INSUFFICIENT_STORAGE, "the dispatcher's disk is full") from error
             raise UploadRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the piece could not be taken") from error
 
-    def _most_bytes(self, token: str, sha256: str) -> int:
+    def _lease(self, token: str, sha256: str) -> UploadLease:
         if not SHA256.fullmatch(sha256):
             raise UploadRefusedError(HTTPStatus.NOT_FOUND, "not the name of an object")
         try:
-            most_bytes = self._may_upload(token) if token else None
+            lease = self._may_upload(token) if token else None
         except (TimeoutError, DrivewayError) as error:
             raise UploadRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy") from error
-        if most_bytes is None:
+        if lease is None:
             raise UploadRefusedError(HTTPStatus.FORBIDDEN, "the token is of no lease that may bring answers")
-        return most_bytes
+        return lease
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[int]:
@@ -115,35 +112,23 @@ class Uploads:
         finally:
             os.close(file)
 
-    def _finish(self, file: int, path: Path, sha256: str) -> None:
-        """All of it is here: an object, if it is the one that was named; else nothing."""
-        with os.fdopen(os.dup(file), "rb") as whole:
-            whole.seek(0)
-            found = hashlib.file_digest(whole, "sha256").hexdigest()
-        if found != sha256:
-            path.unlink(missing_ok=True)
-            raise UploadRefusedError(
-                HTTPStatus.UNPROCESSABLE_ENTITY, f"what came has the SHA-256 {found}, not the one named", offset=0
-            )
-        os.fsync(file)
-        self._objects.adopt(path, sha256)
 
-    def _make_room(self, length: int, owner: str) -> None:
-        """Drop what has expired, and the token's oldest beyond a few; raises UploadRefusedError when all is full."""
-        kept: list[tuple[float, Path, int]] = []
-        for path in self._folder.glob(f"*{SUFFIX}"):
-            with contextlib.suppress(FileNotFoundError):
-                seen = path.stat()
-                if self._now_s() - seen.st_mtime > EXPIRES_S:
-                    path.unlink(missing_ok=True)
-                else:
-                    kept.append((seen.st_mtime, path, _length(path)))
-        own = sorted(one for one in kept if one[1].name.endswith(f".{owner}{SUFFIX}"))
-        for one in own[: max(0, len(own) - MOST_OF_ONE + 1)]:
-            one[1].unlink(missing_ok=True)
-            kept.remove(one)
-        if len(kept) >= MOST_FILES or sum(one[2] for one in kept) + length > MOST_BYTES:
-            raise UploadRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too much is being brought at once; later")
+def _finish(file: int, path: Path, sha256: str, lease: UploadLease) -> None:
+    """All of it is here: whole, if it is what was named; else nothing."""
+    with os.fdopen(os.dup(file), "rb") as whole:
+        whole.seek(0)
+        body = whole.read()
+    found = hashlib.sha256(body).hexdigest()
+    if found != sha256:
+        path.unlink(missing_ok=True)
+        raise UploadRefusedError(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"what came has the SHA-256 {found}, not the one named", offset=0
+        )
+    os.fsync(file)
+    answers = answers_in(body, lease.lengths)
+    failed = failed_in(body) if answers else 0
+    path.replace(path.with_name(f"{sha256}.{answers}.{failed}{WHOLE}"))
+    sync_folder(path.parent)
 
 
 def _append(file: int, span: Span, read: Callable[[int], bytes]) -> int:
@@ -164,11 +149,6 @@ def _append(file: int, span: Span, read: Callable[[int], bytes]) -> int:
         while chunk:
             chunk = chunk[os.write(file, chunk) :]
     return size
-
-
-def _owner(token: str) -> str:
-    """Whose it is, as a file's name may say it."""
-    return hashlib.sha256(token.encode()).hexdigest()[:32]
 
 
 def _length(path: Path) -> int:

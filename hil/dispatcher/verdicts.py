@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -18,24 +19,58 @@ from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from agent.fleet.messages import Envelope, Result, VerdictMessage, Yield
 from hil.dispatcher.answers import verdict
 from hil.dispatcher.book import Book, HandedIn
-from hil.dispatcher.judge import HandIn, Lease, MissingUploadError, MisstatementError, UnprovenError, judge
+from hil.dispatcher.judge import Accepted, HandIn, Lease, MissingUploadError, MisstatementError, UnprovenError, judge
+from hil.dispatcher.staging import Upload
 from hil.dispatcher.units import Unit
 
 LATER_S = 60
 """When to hand in again what could not be verified."""
 MISSING_UPLOAD_S = 15
+CLOSED_UPLOAD_S = 3_600
+"""The same, where what is missing cannot be brought any more: until the job is granted again, and this one is stale."""
+UNFORGIVEN = {YieldReason.FAULT, YieldReason.SHORT}
+"""Why a lease ended that did not go as it should, though some of it was finished."""
 STALE = "the lease is not this unit's, or no longer"
 
 log = structlog.get_logger("dispatcher")
 
 
+class Brought(Protocol):
+    """What leases have brought (`hil.dispatcher.staging.Staging`)."""
+
+    def find(self, unit: str, key: JobKey, sha256: str) -> Upload | None:
+        """Under this digest; None: it is not there, or not wholly."""
+        ...
+
+    def arrived_bytes(self, unit: str, key: JobKey) -> int:
+        """How much of the lease's answers is there, whole or not."""
+        ...
+
+    def keep(self, unit: str, key: JobKey, names: Iterable[str]) -> None:
+        """Accepted: make objects of what lies under these digests. Raises OSError."""
+        ...
+
+
+class NothingBrought:
+    """Where answers have to fit into messages."""
+
+    def find(self, _unit: str, _key: JobKey, _sha256: str) -> Upload | None:
+        """None of it is there."""
+        return None
+
+    def arrived_bytes(self, _unit: str, _key: JobKey) -> int:
+        """None of it is there."""
+        return 0
+
+    def keep(self, _unit: str, _key: JobKey, _names: Iterable[str]) -> None:
+        """Nothing is named."""
+
+
 class Verdicts:
     """Use from the thread that owns the book, inside its transaction. `complain(who, reason)` counts what is odd."""
 
-    def __init__(
-        self, book: Book, uploaded: Callable[[str], Path | None], complain: Callable[[str, str], None]
-    ) -> None:
-        self._book, self._uploaded, self._complain = book, uploaded, complain
+    def __init__(self, book: Book, brought: Brought, complain: Callable[[str, str], None]) -> None:
+        self._book, self._brought, self._complain = book, brought, complain
 
     def on_result(self, unit: Unit, result: Result) -> VerdictMessage:
         """The verdict on a finished lease."""
@@ -58,24 +93,40 @@ class Verdicts:
         if standing is None or isinstance(standing, HandedIn):
             return _again(unit, key, rid, standing, judged)
         try:
-            accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new, uploaded=self._uploaded)
+            find = partial(self._brought.find, unit.unit, key)
+            accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new, uploaded=find)
+            self._keep(unit, key, accepted)
         except MissingUploadError as error:
-            self._book.wait_for_uploads(standing)
-            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=MISSING_UPLOAD_S)
+            self._book.wait_for_uploads(standing, self._brought.arrived_bytes(unit.unit, key))
+            is_open = self._book.upload_rights.still_open([(unit.unit, key)])
+            retry_s = MISSING_UPLOAD_S if is_open else CLOSED_UPLOAD_S
+            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=retry_s)
         except UnprovenError as error:
             self._complain(unit.unit, f"unproven: {error.what}")
             return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
         except MisstatementError as error:
             self._book.refuse(standing, error.what, judged)
-            log.warning("hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
+            refused = partial(log.warning, "hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
+            self._book.database.on_commit(refused)
             return verdict(unit.unit, key, rid, Verdict.BAD, error.what, statement_sha256=judged)
-        paid_micro = self._book.settle(standing, unit, accepted, judged)
+        forgive = yielded is None or yielded.why not in UNFORGIVEN
+        paid_micro = self._book.settle(standing, unit, accepted, judged, forgive=forgive)
         if paid_micro is None:  # another replica moved the fence since we looked
             return verdict(unit.unit, key, rid, Verdict.LATER, "the lease changed meanwhile", retry_s=1)
         if yielded is not None:
             self._note(unit, standing, yielded)
-        log.info("settled", unit=unit.unit, job=str(key), slices=len(accepted.slices), paid_micro=paid_micro)
+        done = len(accepted.slices)
+        settled = partial(log.info, "settled", unit=unit.unit, job=str(key), slices=done, paid_micro=paid_micro)
+        self._book.database.on_commit(settled)
         return verdict(unit.unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro, statement_sha256=judged)
+
+    def _keep(self, unit: Unit, key: JobKey, accepted: Accepted) -> None:
+        """Before the commit, so that no result names an object that is not there."""
+        names = [entry.output_sha256 for entry in accepted.slices if entry.body is None]
+        try:
+            self._brought.keep(unit.unit, key, names)
+        except OSError as error:
+            raise MissingUploadError(f"what was uploaded cannot be kept: {error.strerror}") from error
 
     def _give_back(self, unit: Unit, key: JobKey, yielded: Yield) -> VerdictMessage:
         standing = self._book.standing(unit, key)
@@ -87,7 +138,8 @@ class Verdicts:
 
     def _note(self, unit: Unit, lease: Lease, yielded: Yield) -> None:
         if yielded.why in (YieldReason.REFUSED, YieldReason.FAULT):
-            log.info("lease_failed", unit=unit.unit, job=str(lease.key), why=yielded.why, detail=yielded.detail)
+            about = {"unit": unit.unit, "job": str(lease.key), "why": yielded.why, "detail": yielded.detail}
+            self._book.database.on_commit(partial(log.info, "lease_failed", **about))
         self._book.note_reason(lease, yielded.why, yielded.detail)
 
 

@@ -1,7 +1,7 @@
 """What the dispatcher knows, for other processes: jobs, answers, payouts and the envelopes that prove them.
 
 Read-only and live: open it on the dispatcher's folder while the dispatcher runs, or afterwards; with `database`, on the
-PostgreSQL that its replicas share.
+PostgreSQL that its replicas share, where the server itself refuses this connection any writing.
 """
 
 from __future__ import annotations
@@ -226,6 +226,6 @@ def open_database(folder: Path, url: str) -> Database:
     """For reading: the SQLite file in `folder`, or the PostgreSQL at `url`; raises StoreError."""
     if not url:
         return SqliteReader(folder)
-    from hil.dispatcher.postgres import PostgresDatabase  # noqa: PLC0415 - psycopg is loaded only where it is used
+    from hil.dispatcher.postgres import PostgresReader  # noqa: PLC0415 - psycopg is loaded only where it is used
 
-    return PostgresDatabase(url)
+    return PostgresReader(url)

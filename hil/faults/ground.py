@@ -24,16 +24,16 @@ import msgspec
 import psutil
 
 from agent.errors import ConfigError, DrivewayError
-from agent.fleet.link import TlsFiles
 from agent.fleet.messages import PackageRef
+from agent.fleet.tls import TlsFiles
 from agent.package import Package, open_package
 from agent.trust.keys import FileSigner
 from hil.broker import EmbeddedBroker, Mosquitto, free_port
+from hil.certificates import Authority
 from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submit import add_job
 from hil.faults.books import AgentBook, DispatcherBook, Ordered, read_agent, read_dispatcher
-from hil.faults.certificates import Authority
 from hil.faults.database import Database, PostgresDatabase, SqliteFile
 from hil.faults.disk import SmallDisk
 from hil.faults.processes import Child, Ended
@@ -54,6 +54,7 @@ from hil.faults.settings import (
 from hil.packages.nothing import build_nothing_package, nothing_item
 from hil.postgres import PostgresServer
 from hil.rig import MARK, sign_package
+from hil.secret import write_secret
 
 BrokerKind = Literal["mosquitto", "embedded"]
 DatabaseKind = Literal["sqlite", "postgresql"]
@@ -273,7 +274,8 @@ class Ground:
         link, tls = await self._link(name), self.tls(name)
         arguments = ["--dir", str(folder), "--replica", name, "--broker", f"127.0.0.1:{link.port}"]
         arguments += ["--http-port", str(free_port()), *DISPATCHER_ARGUMENTS, *self.database.arguments]
-        arguments += [part for code in self._enrol_codes for part in ("--enrol-code", code)]
+        codes = write_secret(self.folder / "enrol.codes", "\n".join(self._enrol_codes))
+        arguments += ["--enrol-code-file", str(codes)]
         if tls is not None:
             arguments += ["--tls-ca", tls.ca, "--tls-certificate", tls.certificate, "--tls-key", tls.key]
         child = self._child(name, "hil.dispatcher", *arguments)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from agent.fleet.link import Link, LinkConfig
+from agent.fleet.link import Link
+from agent.fleet.link_config import LinkConfig
 from hil.faults.ground import Agent, Ground
 from hil.faults.processes import Child
 from hil.faults.proxy import BOTH, FAIR, Direction, FaultyLink, Weather

@@ -26,7 +26,8 @@ from hil.car.power_state import PowerState, after_quiet
 from hil.sim.bus import GROUPS, SOURCE
 from hil.sim.chassis import Chassis, Traits
 from hil.sim.readings import POWER_ERROR_SHARE, WORST_ERROR_C, Telemetry, honest_reading, law_may_act
-from hil.sim.shells import Shells, Troubles
+from hil.sim.shells import Shells
+from hil.sim.uplink import Troubles
 from hil.sim.witness import Witness
 
 REPEAT_MS = 100
@@ -237,7 +238,7 @@ class Car(Chassis):
         """Everything about the computer, its disk and its clock is as it should be again."""
         self.shells.disk(full=False)
         self.shells.troubles = Troubles(disk_full=False)
-        self.shells.dispatcher.work = True
+        self.shells.uplink.dispatcher.work = True
         self.wall_offset_ms, self.wall_error_ms = self.traits.wall_offset_ms, 20
         self.host = HostSeen(at_ms=self.clock.now_ms, wall_ms=0, wall_error_ms=20, metered=False)
         self.tell_host()

@@ -11,13 +11,39 @@ import msgspec
 from agent.errors import ConfigError
 from agent.simulate.recording import Recording, write
 from hil.sim.engine import Played, Total, play_all, total
+from hil.sim.protocol import command
+from hil.sim.protocol.command import ProtocolTotal, Wish
 from hil.sim.shrink import shrink
 
 PROGRESS_EVERY_S = 5.0
 
 
-def simulate(cars: int, nights: int, seed: int, *, workers: int, json_file: Path | None, trace_dir: Path) -> int:
-    """Play `cars` cars for `nights` nights each; 1 when a promise was broken. Raises ConfigError, OSError."""
+class WithProtocol(Total, frozen=True, kw_only=True):
+    """The nights, and the runs of the lease protocol."""
+
+    protocol: ProtocolTotal
+
+
+class ProtocolAlone(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of the lease protocol, without nights."""
+
+    protocol: ProtocolTotal
+
+
+def simulate(
+    cars: int,
+    nights: int,
+    seed: int,
+    *,
+    workers: int,
+    json_file: Path | None,
+    trace_dir: Path,
+    protocol: Wish | None = None,
+) -> int:
+    """Play `cars` cars for `nights` nights each, and then the lease protocol, where that is wished for.
+
+    1 when a promise or an invariant was broken. Raises ConfigError, OSError.
+    """
     if min(cars, nights, workers) < 1:
         raise ConfigError("a simulation needs at least one car, one night and one worker")
     began_s = said_s = time.perf_counter()
@@ -31,9 +57,25 @@ def simulate(cars: int, nights: int, seed: int, *, workers: int, json_file: Path
             print(f"{len(played)} of {cars} cars", file=sys.stderr)
     result = total(played, nights, seed, began_s)
     _print(result)
+    broken = any(result.violations.values())
+    if protocol is not None:
+        runs = command.simulate(protocol, workers=workers, trace_dir=trace_dir)
+        broken = broken or any(runs.violations.values())
+        result = WithProtocol(**msgspec.structs.asdict(result), protocol=runs)
+    _write(json_file, result)
+    return 1 if broken else 0
+
+
+def simulate_protocol(wish: Wish, *, workers: int, json_file: Path | None, trace_dir: Path) -> int:
+    """Play the lease protocol alone; 1 when an invariant was broken. Raises ConfigError, OSError."""
+    runs = command.simulate(wish, workers=workers, trace_dir=trace_dir)
+    _write(json_file, ProtocolAlone(protocol=runs))
+    return 1 if any(runs.violations.values()) else 0
+
+
+def _write(json_file: Path | None, result: msgspec.Struct) -> None:
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    return 1 if any(result.violations.values()) else 0
 
 
 def _tell(one: Played, seed: int, trace_dir: Path) -> None:

@@ -8,7 +8,17 @@ from collections.abc import Callable
 import msgspec
 
 from agent.core import signals
-from agent.core.events import ConsentSeen, DemandSeen, OwnerMode, OwnerSaid, PriceSlot, PricesSeen, SelfTested
+from agent.core.events import (
+    ConsentSeen,
+    DemandSeen,
+    OwnerMode,
+    OwnerSaid,
+    PaceSeen,
+    PriceSlot,
+    PricesSeen,
+    SelfTested,
+)
+from agent.core.model import Pace, PaceState
 from hil.sim.car import Car
 
 JUMPED_MS = 540_000
@@ -26,14 +36,23 @@ def no_network(car: Car, _chance: random.Random) -> Callable[[], None]:
 
 
 def bad_network(car: Car, chance: random.Random) -> Callable[[], None]:
-    """Messages are lost, late, and come twice."""
+    """Messages are lost, late, come twice, and are refused."""
     troubles = car.shells.troubles
     troubles.lose, troubles.late, troubles.duplicate = chance.uniform(0, 0.4), chance.uniform(0, 0.3), 0.3
+    troubles.undelivered = 0.05
 
     def mend() -> None:
-        troubles.lose = troubles.late = troubles.duplicate = 0.0
+        troubles.lose = troubles.late = troubles.duplicate = troubles.undelivered = 0.0
 
     return mend
+
+
+def slow_fleet(car: Car, chance: random.Random) -> Callable[[], None]:
+    """The operator closes the cell, stops it, or makes everybody wait."""
+    state = chance.choice((PaceState.CLOSED, PaceState.STOP, PaceState.OPEN))
+    pace = Pace(state, 900_000, chance.choice((1_000, 4_000)))
+    car.tell(PaceSeen(at_ms=car.clock.now_ms, pace=pace))
+    return lambda: car.tell(PaceSeen(at_ms=car.clock.now_ms, pace=Pace(PaceState.OPEN, 60_000)))
 
 
 def metered(car: Car, _chance: random.Random) -> Callable[[], None]:

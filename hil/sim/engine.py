@@ -89,7 +89,7 @@ def _play(seed: int, number: int, nights: int, focus: Focus, looking_for: str) -
         lived_ms=lived_ms,
         events=car.witness.events,
         work_ms=car.work_ms,
-        settled=car.shells.dispatcher.settled,
+        settled=car.shells.uplink.dispatcher.settled,
         broken=broken,
         header=car.witness.header if broken else None,
         lines=tuple(car.witness.lines) if broken else (),

@@ -14,8 +14,8 @@ The fault model, precisely. There are channels; within one, faults follow each o
 * `die`: a reading is within its stated error (1 K), or is missing, or none comes. `fan`: the fan stops.
 * `power`: the computer draws half as much again as its pace allows, or its power is not read.
 * `worker`: crashes, hangs, comes up too slowly, refuses, fails, does not drain. `disk`: takes no writes.
-* `network`: down, lossy, late, twice; metered. `clock`: jumps (and back within ten minutes), loses its
-  discipline, was never set.
+* `network`: down, lossy, late, twice, refused; metered; the fleet closed, stopped, or slow.
+* `clock`: jumps (and back within ten minutes), loses its discipline, was never set.
 * `others`: sentry, update, preconditioning, camp mode, the maker's power saving; the agent's own test and update.
 * `owner`: pauses (for a while, until a wall time, without end), finishes, withdraws consent, presses the car's switch.
 * `grid`: demand response; prices that change, go negative, or expire.
@@ -243,7 +243,13 @@ CHANNELS: dict[str, tuple[Begin, ...]] = {
     "power": (disobedient, no_power),
     "worker": (bad_worker,),
     "disk": (full_disk,),
-    "network": (disturbances.no_network, disturbances.no_network, disturbances.bad_network, disturbances.metered),
+    "network": (
+        disturbances.no_network,
+        disturbances.no_network,
+        disturbances.bad_network,
+        disturbances.metered,
+        disturbances.slow_fleet,
+    ),
     "clock": (disturbances.clock_jump, disturbances.clock_lost),
     "others": (disturbances.other_user, disturbances.other_user, disturbances.ill_agent),
     "owner": (disturbances.owner_pauses, disturbances.owner_pauses, disturbances.owner_withdraws),

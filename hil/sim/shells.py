@@ -16,66 +16,52 @@ from agent.core.effects import (
     EffectType,
     HandIn,
     OpenLease,
+    PauseTransfers,
     RunSlice,
     SendHandIn,
+    SendRenewal,
     SendRequest,
     SetPace,
     SettleHandIn,
     StartWorker,
     StopWorker,
+    UploadSlice,
 )
 from agent.core.events import (
-    EventType,
-    GrantSeen,
+    BytesMoved,
     HandInSettled,
     HandInStored,
     LeaseOpened,
     LeaseRefused,
-    LinkChanged,
     SliceFailed,
     SliceStored,
     StoreFailed,
     StoreRecovered,
     Unwritten,
-    VerdictSeen,
     WorkerGone,
     WorkerIdle,
     WorkerReady,
     WorkerRefused,
 )
-from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Verdict
+from agent.core.model import Grant, JobKey, SliceOutcome
 from hil.sim.clockwork import Clockwork
-from hil.sim.dispatcher import Dispatcher
+from hil.sim.uplink import BULKY_BYTES, Tell, Troubles, Uplink
 
 SHA256 = "5" * 64
 KILL_MS = 20
 """From the kill to the end of the process."""
 FREE_MS = 120
 """From the last micro-batch to the end of the process, its memory freed."""
-Tell = Callable[[EventType], None]
-
-
-class Troubles(msgspec.Struct):
-    """What may go wrong with the computer's side, as chances per occasion, and what is wrong now."""
-
-    crash: float = 0.0
-    hang: float = 0.0
-    slow_start: float = 0.0
-    refuse: float = 0.0
-    slice_fails: float = 0.0
-    lose: float = 0.0
-    duplicate: float = 0.0
-    late: float = 0.0
-    disk_full: bool = False
-    drain_hangs: bool = False
-    disobeys: float = 0.0
-    """The share of its pace by which the computer draws more than it was told."""
+SMALL_BYTES = 200
+INLINE_SLICES = 4
+"""A slice's answers are small, or bulky where the grant says where such go: then only so many are in the message."""
 
 
 class Slice(msgspec.Struct):
-    """The slice in the worker's hands: full-rate work left (ms) as of `since_ms`."""
+    """The slice in the worker's hands: full-rate work left (ms) as of `since_ms`, of `work_ms` in all."""
 
     order: RunSlice
+    work_ms: float
     left_ms: float
     since_ms: int
     hangs: bool = False
@@ -88,9 +74,8 @@ class Shells:
         self, clockwork: Clockwork, chance: random.Random, tell: Tell, moved: Callable[[], None], slice_ms: int
     ) -> None:
         self._clock, self._chance, self._tell, self._moved = clockwork, chance, tell, moved
-        self.dispatcher = Dispatcher(chance)
         self.troubles = Troubles()
-        self.connected = False
+        self.uplink = Uplink(clockwork, chance, tell, lambda: self.troubles, slice_ms)
         self._slice_ms = slice_ms
         self._life = 0
         """Counts workers: what was asked of an earlier one does not touch the next."""
@@ -100,7 +85,7 @@ class Shells:
         self._slice: Slice | None = None
         self._stopping = False
         self._disk: dict[JobKey, list[int]] = {}
-        self._outbox: dict[JobKey, tuple[HandInKind, str]] = {}
+        self._bulky: set[JobKey] = set()
 
     @property
     def load(self) -> float:
@@ -125,14 +110,15 @@ class Shells:
                 self._pace(duty / 1000)
             case StopWorker():
                 self._stop(effect.budget_ms)
-            case SendRequest():
-                self._request(effect)
+            case SendRequest() | SendRenewal() | SendHandIn() | UploadSlice():
+                self.uplink.send(effect)
+            case PauseTransfers():
+                self.uplink.pause()
             case OpenLease(grant=grant):
+                self.uplink.fetching = grant
                 self._clock.after(self._chance.uniform(100, 1_500), lambda: self._opened(grant))
             case HandIn():
                 self._clock.after(self._chance.uniform(10, 80), lambda: self._handed_in(effect))
-            case SendHandIn():
-                self._send(effect)
             case SettleHandIn():
                 self._clock.after(self._chance.uniform(5, 50), lambda: self._settled(effect))
             case _:
@@ -140,59 +126,14 @@ class Shells:
 
     # --- the link ----------------------------------------------------------------------------------------------
 
+    @property
+    def connected(self) -> bool:
+        """Whether the network is there."""
+        return self.uplink.connected
+
     def link(self, *, connected: bool) -> None:
         """The network comes or goes."""
-        if connected is not self.connected:
-            self.connected = connected
-            detail = "" if connected else "the network is gone"
-            self._tell(LinkChanged(at_ms=self._clock.now_ms, connected=connected, broker="b:1", detail=detail))
-
-    def _request(self, effect: SendRequest) -> None:
-        if self._lost():
-            return
-        grant, retry_ms = self.dispatcher.grant(self._clock.now_ms, effect.have)
-        self._deliver(lambda: GrantSeen(at_ms=self._clock.now_ms, rid=effect.rid, grant=grant, retry_ms=retry_ms))
-
-    def _send(self, effect: SendHandIn) -> None:
-        if self._lost() or effect.key not in self._outbox:
-            return
-        kind, sha256 = self._outbox[effect.key]
-        verdict = self.dispatcher.judge(effect.key, kind, self._clock.now_ms)
-        following: Grant | None = None
-        retry_ms = 0
-        if effect.credit:
-            following, retry_ms = self.dispatcher.grant(self._clock.now_ms, effect.have)
-        self._deliver(
-            lambda: VerdictSeen(
-                at_ms=self._clock.now_ms,
-                key=effect.key,
-                verdict=verdict,
-                reason="",
-                paid_micro=100 if verdict is Verdict.SETTLED else 0,
-                statement_sha256=sha256,
-                retry_ms=retry_ms,
-                envelope=b"",
-                next_grant=following,
-            )
-        )
-
-    def _lost(self) -> bool:
-        return not self.connected or self._chance.random() < self.troubles.lose
-
-    def _deliver(self, event: Callable[[], EventType]) -> None:
-        """After the network's time; now and then late or twice, and not at all where the link is gone by then."""
-
-        def arrive() -> None:
-            if self.connected:
-                self._tell(event())
-
-        chance, troubles = self._chance, self.troubles
-        delay_ms = chance.uniform(20, 300)
-        if chance.random() < troubles.late:
-            delay_ms = chance.uniform(2_000, 1_200_000)
-        self._clock.after(delay_ms, arrive)
-        if chance.random() < troubles.duplicate:
-            self._clock.after(delay_ms + chance.uniform(1, 60_000), arrive)
+        self.uplink.link(connected=connected)
 
     # --- the worker --------------------------------------------------------------------------------------------
 
@@ -231,7 +172,8 @@ class Shells:
         if not self._alive:
             return  # it has just died: WorkerGone is on its way
         chance, troubles = self._chance, self.troubles
-        self._slice = Slice(order, self._slice_ms * chance.uniform(0.7, 1.3), self._clock.now_ms)
+        work_ms = self._slice_ms * chance.uniform(0.7, 1.3)
+        self._slice = Slice(order, work_ms, work_ms, self._clock.now_ms)
         self._slice.hangs = chance.random() < troubles.hang
         life = self._life
         if chance.random() < troubles.crash:
@@ -266,15 +208,16 @@ class Shells:
         if self._chance.random() < self.troubles.slice_fails:
             self._tell(SliceFailed(at_ms=self._clock.now_ms, key=order.key, index=order.index, detail="out of memory"))
             return
-        self._clock.after(self._chance.uniform(5, 40), lambda: self._stored(order))
+        self._clock.after(self._chance.uniform(5, 40), lambda: self._stored(order, round(running.work_ms)))
 
-    def _stored(self, order: RunSlice) -> None:
+    def _stored(self, order: RunSlice, compute_ms: int) -> None:
         if self.troubles.disk_full:
             self._refuse_write(Unwritten.SLICE, order.key, order.index)
             return
         self._disk.setdefault(order.key, []).append(order.index)
-        outcome = SliceOutcome(order.index, order.last - order.first, 0, SHA256, SHA256, 1_000)
-        self._tell(SliceStored(at_ms=self._clock.now_ms, key=order.key, outcome=outcome, output_bytes=200))
+        outcome = SliceOutcome(order.index, order.last - order.first, 0, SHA256, SHA256, compute_ms)
+        output_bytes = BULKY_BYTES if order.key in self._bulky else SMALL_BYTES
+        self._tell(SliceStored(at_ms=self._clock.now_ms, key=order.key, outcome=outcome, output_bytes=output_bytes))
 
     def _stop(self, budget_ms: int) -> None:
         if not self._alive or self._stopping:
@@ -317,12 +260,18 @@ class Shells:
 
     def _opened(self, grant: Grant) -> None:
         now_ms, key = self._clock.now_ms, grant.key
+        if self.uplink.fetching is not grant:
+            return  # it was paused
+        self.uplink.fetching = None
         if self.troubles.disk_full:
             self._refuse_write(Unwritten.LEASE, key)
         elif self._chance.random() < self.troubles.refuse:
             self._tell(LeaseRefused(at_ms=now_ms, key=key, detail="the input's digest is wrong"))
         else:
             self._disk.setdefault(key, [])
+            if grant.upload_url:
+                self._bulky.add(key)
+            self._tell(BytesMoved(at_ms=now_ms, sent=0, received=grant.input_bytes))
             self._tell(LeaseOpened(at_ms=now_ms, key=key))
 
     def _handed_in(self, effect: HandIn) -> None:
@@ -331,13 +280,20 @@ class Shells:
             self._refuse_write(Unwritten.HAND_IN, key)
             return
         kind = effect.kind
-        sha256 = SHA256 if self._disk.pop(key, []) else ""
-        self._outbox[key] = (kind, sha256)
-        self._tell(HandInStored(at_ms=self._clock.now_ms, key=key, kind=kind, statement_sha256=sha256))
+        done = self._disk.pop(key, [])
+        sha256 = SHA256 if done else ""
+        self.uplink.outbox[key] = (kind, sha256)
+        left = [index for index in done if index not in effect.uploaded]
+        missing = tuple(left[INLINE_SLICES:]) if key in self._bulky else ()
+        named = (*effect.uploaded, *missing)
+        now_ms = self._clock.now_ms
+        self._tell(
+            HandInStored(at_ms=now_ms, key=key, kind=kind, statement_sha256=sha256, missing=missing, referenced=named)
+        )
 
     def _settled(self, effect: SettleHandIn) -> None:
         if self.troubles.disk_full:
             self._refuse_write(Unwritten.VERDICT, effect.key)
             return
-        self._outbox.pop(effect.key, None)
+        self.uplink.outbox.pop(effect.key, None)
         self._tell(HandInSettled(at_ms=self._clock.now_ms, key=effect.key))

@@ -19,7 +19,18 @@ from collections.abc import Callable
 import msgspec
 
 from agent.core import signals
-from agent.core.events import ConsentSeen, DemandSeen, OwnerMode, OwnerSaid, OwnerSet, PriceSlot, PricesSeen, SelfTested
+from agent.core.events import (
+    ConsentSeen,
+    DemandSeen,
+    OwnerMode,
+    OwnerSaid,
+    OwnerSet,
+    PaceSeen,
+    PriceSlot,
+    PricesSeen,
+    SelfTested,
+)
+from agent.core.model import Pace
 from agent.core.policy import Departure, Policy, TariffZone, Window
 from agent.zones import zone_named
 from hil.car.body import DRIVING, Action, Body
@@ -353,4 +364,5 @@ def _put_right(car: Car) -> None:
     wall_ms = now_ms + car.wall_offset_ms
     free = (PriceSlot(wall_ms - HOUR_MS, wall_ms + DAY_MS, 0),)
     car.tell(PricesSeen(at_ms=now_ms, issued_wall_ms=wall_ms, expires_wall_ms=wall_ms + DAY_MS, slots=free))
+    car.tell(PaceSeen(at_ms=now_ms, pace=Pace()))
     car.shells.link(connected=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli import when
+from agent.errors import ConfigError
+from hil.submit.endpoint import check_url
 
 ABOUT = "put a folder of images or tensors to work, and collect the answers"
 MORE = """\
@@ -59,17 +61,35 @@ def check(options: argparse.Namespace, verb: argparse.ArgumentParser) -> None:
     if options.collect is not None:
         if options.files or options.package:
             verb.error("--collect takes no files and no package: it collects what was submitted")
-        return
-    if not options.files or not options.package:
+        for name in ("shape", "slice_items", "price", "currency", "ttl", "workload_class", "customer"):
+            if getattr(options, name) != _usual(verb, name):
+                said = "--class" if name == "workload_class" else f"--{name.replace('_', '-')}"
+                verb.error(f"{said} cannot be changed by --collect: it was said when the work was submitted")
+    elif not options.files or not options.package:
         verb.error("give a folder or files, and --package")
-    if (options.dir is None) == (options.url is None):
+    elif options.dir is None and options.url is None:
         verb.error("say where the dispatcher is: --dir RIG, or --url URL --token-file FILE")
-    if options.url is not None and not options.url.startswith(("http://", "https://")):
-        verb.error(f"{options.url!r} is no URL; write http://127.0.0.1:8080")
-    if options.url is not None and options.token_file is None:
-        verb.error("--url needs --token-file, the dispatcher's operator.token")
-    if options.out is not None and not options.wait:
+    elif options.out is not None and not options.wait:
         verb.error("--out needs --wait: without it there is no answer yet")
+    _check_where(options, verb)
+
+
+def _check_where(options: argparse.Namespace, verb: argparse.ArgumentParser) -> None:
+    if options.dir is not None and (options.url is not None or options.token_file is not None):
+        verb.error("--dir RIG says where the dispatcher is, and --url with --token-file: give one of them")
+    if (options.url is None) != (options.token_file is None):
+        verb.error("--url and --token-file, the dispatcher's operator.token, go together")
+    if options.url is not None:
+        try:
+            check_url(options.url)
+        except ConfigError as error:
+            verb.error(str(error))
+
+
+def _usual(verb: argparse.ArgumentParser, name: str) -> Any:
+    """What an option is when nobody says it."""
+    usual = verb.get_default(name)
+    return _lease(usual) if name == "ttl" else usual
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

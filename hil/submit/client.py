@@ -11,43 +11,23 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from agent.errors import FleetError
 from agent.printable import printable
+from hil.dispatcher.http_exchange import Refusal
 from hil.dispatcher.jobs_api import JobOrder, JobReport, JobTaken, SubmissionPage
-from hil.dispatcher.orders import TOKEN_FILE
 from hil.dispatcher.submissions import SliceResult
-from hil.dispatcher.web import Refusal
+from hil.submit.endpoint import Endpoint
 
 TIMEOUT_S = 30.0
 TRIES = 4
 PAUSE_S = 0.5
 MAX_ANSWER_BYTES = 64 * 1024**2
-READY_FILE = "ready"
 
 Kind = TypeVar("Kind")
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a dispatcher is, and where its operator's token is: a rig's folder, or a URL and a file."""
-
-    folder: str = ""
-    url: str = ""
-    token_file: str = ""
-
-    def find(self) -> tuple[str, str]:
-        """URL and token, as they are now: a dispatcher makes a new token at each start. Raises FleetError."""
-        if self.folder:
-            return _of_rig(Path(self.folder))
-        try:
-            return self.url.rstrip("/"), Path(self.token_file).read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            hint = "give the dispatcher's operator.token with --token-file"
-            raise FleetError(f"cannot read the operator's token {self.token_file}: {error}", hint=hint) from error
 
 
 class Client:
@@ -132,20 +112,6 @@ class Client:
         if code == 404:
             return FleetError(f"{self._url} does not know this ({said})", hint="is it a dispatcher, and up to date?")
         return FleetError(f"the dispatcher refused ({code}): {said}")
-
-
-def _of_rig(folder: Path) -> tuple[str, str]:
-    """URL and token of the dispatcher of a rig."""
-    try:
-        where = msgspec.json.decode((folder / "dispatcher" / READY_FILE).read_bytes(), type=_Where)
-        return where.http_url, (folder / "dispatcher" / TOKEN_FILE).read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        hint = "start one with `driveway-hil demo --keep` and give its folder with --dir, or use --url and --token-file"
-        raise FleetError(f"no dispatcher runs in {folder}", hint=hint) from error
-
-
-class _Where(msgspec.Struct, frozen=True):
-    http_url: str
 
 
 def _decoded(body: bytes | None, kind: type[Kind]) -> Kind:

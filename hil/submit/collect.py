@@ -15,6 +15,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.printable import printable
+from hil.dispatcher.item_errors import error_of
 from hil.dispatcher.submissions import JobProgress, job_name
 from hil.submit.client import Client
 from hil.submit.record import JobFiles, Record
@@ -142,8 +143,8 @@ class Collector:
 
     def _one(self, file: str, answer: Any) -> None:
         """One line. What is not an object with an `error` is an answer, whatever the package says."""
-        error = answer.get("error") if isinstance(answer, dict) else None
-        if isinstance(error, str):
+        error = error_of(answer)
+        if error is not None:
             self._failed += 1
             if len(self._failures) < FAILED_NAMED:
                 self._failures.append(Failed(file, printable(error)))

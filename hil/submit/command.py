@@ -17,9 +17,10 @@ from typing import TextIO
 
 import msgspec
 
-from agent.errors import ConfigError
-from hil.submit.client import Client, Endpoint
+from hil.output import check_writable
+from hil.submit.client import Client
 from hil.submit.collect import Collected, Collector, Failed
+from hil.submit.endpoint import Endpoint
 from hil.submit.packages import find_package
 from hil.submit.record import Heading, Record, Writer, record_folder
 from hil.submit.screen import Screen
@@ -49,9 +50,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def submit(options: Namespace) -> int:
     """Send, and collect if asked to. Raises DrivewayError with what is wrong."""
-    for file in (options.out, options.json):
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"cannot write {file}: there is no folder {file.parent}")
+    check_writable(options.out, options.json)
     began_s = time.monotonic()
     with Screen() as screen:
         if options.collect is not None:

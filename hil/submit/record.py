@@ -3,7 +3,7 @@
 The dispatcher knows jobs and numbers of items, never the names of files: those stay on the machine that sent them, in
 `$XDG_STATE_HOME/driveway/submissions/{submission}.jsonl` (`~/.local/state/…`). The first line says what was submitted
 where; then comes a line a job, written before the job is put up, and at the end one that says that this was all. So a
-submission that was broken off anywhere can be collected as far as it came.
+submission that was broken off anywhere can be collected as far as it came. The newest few hundred are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import BinaryIO, Self
 import msgspec
 
 from agent.errors import ConfigError
-from hil.submit.client import Endpoint
+from hil.submit.endpoint import Endpoint
 
 NAME = re.compile(r"[a-z0-9]{4,32}")
+MOST_KEPT = 500
+MOST_BYTES_KEPT = 1024**3
 
 
 class Heading(msgspec.Struct, frozen=True, kw_only=True, tag="submission"):
@@ -57,6 +59,7 @@ class Writer:
     def __init__(self, folder: Path, heading: Heading) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_room(folder)
             self._file: BinaryIO = (folder / f"{heading.submission}.jsonl").open("xb")
         except OSError as error:
             raise ConfigError(
@@ -114,6 +117,16 @@ class Record:
                     yield decoder.decode(line)
                 except msgspec.DecodeError:
                     return
+
+
+def _make_room(folder: Path) -> None:
+    """Drop the oldest records beyond so many, and so many bytes; raises OSError."""
+    newest_first = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.glob("*.jsonl"))[::-1]
+    size = 0
+    for number, (_, bytes_, path) in enumerate(newest_first, 2):  # the first is the one that is to come
+        size += bytes_
+        if number > MOST_KEPT or size > MOST_BYTES_KEPT:
+            path.unlink(missing_ok=True)
 
 
 def record_folder() -> Path:

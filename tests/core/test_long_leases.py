@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent.core.effects import HandIn, OpenLease, RunSlice, SendRenewal, SendRequest, StartWorker, StopWorker
+from agent.core.effects import HandIn, KeepGrant, OpenLease, RunSlice, SendRenewal, SendRequest, StartWorker, StopWorker
 from agent.core.events import CancelSeen, EventType, GrantSeen, LinkChanged, PaceSeen, Tick, WorkerGone
 from agent.core.lease import Phase, ends_ms, left_over
 from agent.core.model import Grant, HandInKind, JobKey, Pace, PaceState, Spent, YieldReason
@@ -130,11 +130,20 @@ def test_the_ticket_that_was_opened_is_the_one_that_is_named() -> None:
     again = msgspec.structs.replace(
         one, ticket_sha256="2" * 64, upload_token="new", slices=(0,), price_micro_per_item=1
     )
-    shell.tell(GrantSeen(at_ms=shell.now_ms, rid=renewal.rid, grant=again, retry_ms=0))
+    effects = shell.tell(GrantSeen(at_ms=shell.now_ms, rid=renewal.rid, grant=again, retry_ms=0))
     assert shell.state.lease is not None
     told = shell.state.lease.grant
+    assert KeepGrant(grant=told) in effects, "the place for the answers outlives a restart"
     assert (told.ticket_sha256, told.upload_token, told.slices) == ("1" * 64, "new", one.slices)
     assert told.price_micro_per_item == one.price_micro_per_item
+
+
+def test_a_renewal_that_only_gives_time_is_not_written_down() -> None:
+    shell = in_a_slice(msgspec.structs.replace(LONG, upload_url="https://a", upload_token="old"))
+    skip(shell, 310_000)
+    again = msgspec.structs.replace(LONG, ttl_ms=2_000_000)
+    effects = shell.tell(GrantSeen(at_ms=shell.now_ms, rid=renewals(shell)[0].rid, grant=again, retry_ms=0))
+    assert not any(isinstance(effect, KeepGrant) for effect in effects)
 
 
 # --- cancel -------------------------------------------------------------------------------------------------------

@@ -15,12 +15,13 @@ from agent.core.events import DemandSeen, GrantSeen, HostSeen, OwnerMode, OwnerS
 from agent.core.model import Outlook, SliceOutcome, YieldReason
 from agent.core.outlook import edge, outlook
 from agent.core.policy import Departure, Policy, TariffZone, Window
-from agent.core.speeds import PACKAGES_MAX, Speeds
+from agent.core.speeds import PACKAGES_MAX, SHORTS_MAX, Speeds
 from agent.core.walltime import DAY_MS
 from tests.core.full_car import FullCar
 from tests.core.stories import ready, until
 from tests.core.world import Shell, grant
 
+HOUR_MS = 3_600_000
 EVENING = Window(start="18:00", end="20:50")
 CHEAP = TariffZone(start="18:00", end="19:20", price_micro_per_kwh=100_000)
 LEAVES = Departure(at="20:10", target_percent=60)
@@ -177,7 +178,7 @@ def test_what_was_learned_of_a_package_counts_before_what_the_dispatcher_thinks(
     assert isinstance(run, RunSlice)
     shell.waiting.clear()
     shell.advance(8_000)
-    outcome = SliceOutcome(run.index, 4, 0, "c" * 64, "d" * 64, 100)
+    outcome = SliceOutcome(run.index, 4, 0, "c" * 64, "d" * 64, 8_000)
     shell.tell(SliceStored(at_ms=shell.now_ms, key=run.key, outcome=outcome, output_bytes=10))
     assert shell.state.speeds.item_ms("a" * 64, shell.now_ms) == pytest.approx(2_000)
     shell.settle_down(4)
@@ -190,6 +191,61 @@ def test_what_was_learned_of_a_package_counts_before_what_the_dispatcher_thinks(
     given_back = answer(shell, ttl_ms=3_000, expected_ms=1)
     assert given_back is not None
     assert given_back.why is YieldReason.SHORT
+
+
+def slept_in_a_slice(shell: Shell, slept_ms: int, compute_ms: int) -> None:
+    """The computer is suspended while it is at a slice, and the slice done soon after."""
+    run = until(shell, RunSlice)
+    assert isinstance(run, RunSlice)
+    shell.waiting.clear()
+    shell.now_ms += slept_ms
+    outcome = SliceOutcome(run.index, 4, 0, "c" * 64, "d" * 64, compute_ms)
+    shell.tell(SliceStored(at_ms=shell.now_ms, key=run.key, outcome=outcome, output_bytes=10))
+
+
+@pytest.mark.parametrize("slept_ms", [30_000, 59_000])
+def test_a_suspend_is_no_part_of_the_time_that_a_slice_took(slept_ms: int) -> None:
+    shell = ready()
+    slept_in_a_slice(shell, slept_ms, compute_ms=80)
+    assert shell.state.speeds.item_ms("a" * 64, shell.now_ms) == pytest.approx(20)
+
+
+def test_what_a_worker_claims_is_not_believed_beyond_the_time_there_was() -> None:
+    shell = ready()
+    slept_in_a_slice(shell, 2_000, compute_ms=10**12)
+    assert shell.state.speeds.item_ms("a" * 64, shell.now_ms) == pytest.approx(500)
+
+
+def test_no_slice_is_taken_to_last_longer_than_one_may() -> None:
+    """The thermal gate looks as far ahead as the last slice took."""
+    shell = ready()
+    slept_in_a_slice(shell, 8 * HOUR_MS, compute_ms=10**12)
+    assert shell.state.slice_ms == shell.state.policy.slice_timeout_ms
+
+
+def test_a_memory_that_refuses_every_lease_is_given_up_after_a_few() -> None:
+    shell = ready()
+    wrong = shell.state.speeds.learned("a" * 64, 1, 10**7, shell.now_ms).learned("f" * 64, 1, 5.0, shell.now_ms)
+    shell.state = msgspec.structs.replace(shell.state, speeds=wrong)
+    for _ in range(SHORTS_MAX):
+        given_back = answer(shell)
+        assert given_back is not None
+        assert given_back.why is YieldReason.SHORT
+        shell.waiting = [given_back]
+        shell.settle_down()
+        while not any(isinstance(effect, SendRequest) for effect in shell.waiting):
+            shell.advance(1_000)
+    assert answer(shell) is None
+    assert [one.package_sha256 for one in shell.state.speeds.known] == ["f" * 64], "another package's is kept"
+
+
+def test_a_slice_that_is_done_ends_the_count_of_those_that_were_too_long() -> None:
+    speeds = Speeds().learned("a" * 64, 1, 10.0, 0)
+    for _ in range(3 * SHORTS_MAX):
+        for _ in range(SHORTS_MAX - 1):
+            speeds = speeds.too_short("a" * 64)
+        speeds = speeds.learned("a" * 64, 1, 10.0, 0)
+    assert speeds.item_ms("a" * 64, 0) == 10.0
 
 
 def test_heat_makes_a_lease_longer() -> None:

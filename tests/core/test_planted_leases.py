@@ -44,11 +44,11 @@ def a_renewal_counts_from_its_answer(patch: Patch) -> None:
 
 
 def any_grant_renews(patch: Patch) -> None:
-    def answered(state: State, event: object) -> State:
+    def answered(state: State, event: object) -> tuple[State, tuple[()]]:
         lease, grant = state.lease, event.grant  # type: ignore[attr-defined]
         if lease is None or grant is None or not lease.renewals:
-            return state
-        return REPLACE(state, lease=lease.renewed(lease.renewals[0], grant))
+            return state, ()
+        return REPLACE(state, lease=lease.renewed(lease.renewals[0], grant)), ()
 
     patch.setattr(asking, "_renewal_answered", answered)
 

@@ -215,7 +215,16 @@ class Shell:
         inline = sorted(slices - set(uploaded))
         missing = tuple(inline[self.inline_bytes // self.slice_bytes :])
         sha256 = SHA256 if slices else ""
-        self.tell(HandInStored(at_ms=self.now_ms, key=one.key, kind=kind, statement_sha256=sha256, missing=missing))
+        self.tell(
+            HandInStored(
+                at_ms=self.now_ms,
+                key=one.key,
+                kind=kind,
+                statement_sha256=sha256,
+                missing=missing,
+                referenced=(*uploaded, *missing),
+            )
+        )
 
     def _verdict(self, key: JobKey, credit: int) -> None:
         following = None

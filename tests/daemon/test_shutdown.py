@@ -51,6 +51,11 @@ publisher_key = "key.pem"
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
+    return configured(tmp_path)
+
+
+def configured(tmp_path: Path) -> Config:
+    """What a daemon needs to begin: a car that is not there, a computer, and a broker that nobody answers for."""
     (tmp_path / "key.pem").write_text(FileSigner.open_or_create(tmp_path / "key").public_key_pem())
     (tmp_path / "packages").mkdir()
     SensorTree(tmp_path / "sysfs").write(50.0, 45.0, 20.0)

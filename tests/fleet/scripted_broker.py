@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-from agent.fleet.link import Link, LinkConfig, TlsFiles
+from agent.fleet.link import Link
+from agent.fleet.link_config import LinkConfig
+from agent.fleet.tls import TlsFiles
 
 WAIT_S = 20.0
 """How long a test waits for what must come; only a broken link ever lets it pass."""
@@ -100,6 +102,10 @@ class Peer:
             body = self._read(length)
             if found == kind:
                 return body
+
+    def patience(self, seconds: float) -> None:
+        """From now on this end leaves when it hears nothing for so long."""
+        self._socket.settimeout(seconds)
 
     def message(self) -> tuple[int, bytes]:
         """The packet identifier and the topic of the next message with QoS 1."""

@@ -15,6 +15,7 @@ from agent.core.events import EventType, GrantSeen, LinkChanged, VerdictSeen
 from agent.core.model import JobKey, Verdict
 from agent.fleet import messages
 from agent.fleet.desk import Desk
+from agent.fleet.link_config import LinkConfig
 from agent.fleet.orders import Orders
 from agent.store import StoreThread
 from agent.trust import dsse
@@ -49,7 +50,7 @@ class Listening:
         self.desk = Desk(
             unit=UNIT,
             cell="00",
-            boot="b00t",
+            run="b00t",
             dispatcher_keys={trusted.keyid: trusted.public_key()},
             orders=Orders(StoreThread(Path("never-opened.db")), FixedClock(), "b00t", lambda: True),
             emit=self.events.append,
@@ -169,3 +170,37 @@ def test_no_bytes_do_anything_but_be_refused(dispatcher_signer: FileSigner, topi
 def test_the_link_is_told_of_as_an_event(listening: Listening) -> None:
     listening.desk.link_changed(True, "127.0.0.1:1", "")
     assert isinstance(listening.events[0], LinkChanged)
+
+
+class Carried:
+    """A carrier that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.statuses: list[messages.Status] = []
+
+    def publish(self, topic: str, payload: bytes, **_: object) -> bool:
+        assert topic == f"dw/v1/u/00/{UNIT}/status"
+        self.statuses.append(messages.decode(payload, messages.Status))
+        return True
+
+    def spread(self, spread_ms: int) -> None:
+        """There is nothing to be spread."""
+
+
+def test_the_will_of_each_connection_is_told_apart_from_those_of_all_others(listening: Listening) -> None:
+    """`lost` names the connection that was lost: a dispatcher ignores it once a later one has said `up`."""
+    desk, carried = listening.desk, Carried()
+    desk.attach(carried)
+    config = desk.link_config(LinkConfig(brokers=(), client_id="", filters=()))
+    assert config.will is not None
+    lost: list[messages.Status] = []
+    for comes_up in (True, False, True):
+        topic, body = config.will()
+        assert topic == f"dw/v1/u/00/{UNIT}/status"
+        lost.append(messages.decode(body, messages.Status))
+        if comes_up:
+            desk.link_changed(True, "127.0.0.1:1", "")
+            desk.link_changed(False, "127.0.0.1:1", "gone")
+    assert [(one.state, one.conn) for one in carried.statuses] == [("up", 1), ("up", 3)]
+    assert [(one.state, one.conn) for one in lost] == [("lost", 1), ("lost", 2), ("lost", 3)]
+    assert {one.boot for one in (*lost, *carried.statuses)} == {"b00t"}

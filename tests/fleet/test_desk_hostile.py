@@ -304,6 +304,20 @@ def test_a_flood_of_forgeries_costs_so_many_looks_and_no_more(
     assert len(one.events) == 1, "and then the sender's next attempt counts"
 
 
+@pytest.mark.parametrize("begins", [b"[", b'{"payload":"QQ==","payloadType":"t","signatures":[', b'{"x":['])
+@pytest.mark.parametrize("tiny", [b"{}", b'{"a":{}}', b'{"":1}', b"1", b'""', b"[]", b'{"keyid":"","sig":""}'])
+def test_thousands_of_tiny_values_are_counted_and_not_read(
+    dispatcher_signer: FileSigner, monkeypatch: pytest.MonkeyPatch, begins: bytes, tiny: bytes
+) -> None:
+    """They cost ten times what as many bytes of base64 do."""
+    one = Listening(Path("never-opened"), dispatcher_signer)
+    monkeypatch.setattr(dsse, "strict_json", lambda _body: pytest.fail("it was read"))
+    body = begins + b",".join([tiny] * (15_000 // (len(tiny) + 1)))
+    for topic in (GRANT, CONFIG):
+        one.desk.receive(topic, body + b"]}")
+    assert set(one.desk.refused) == {"grant: forged", "config: forged"}
+
+
 def test_an_honest_burst_passes(dispatcher_signer: FileSigner) -> None:
     """After an outage: a verdict for each hand-in of a full outbox, with a grant, and everything that stands."""
     one = Listening(Path("never-opened"), dispatcher_signer)

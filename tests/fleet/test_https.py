@@ -17,7 +17,8 @@ from agent.fleet import objects
 from agent.fleet.channel import Channel, Cut, Limits, PausedError, TransientError, Web
 from agent.fleet.https import HANDSHAKE_BYTES, HEAD_BYTES, Answer, Connection
 from agent.fleet.objects import on_thread
-from tests.certificates import write_tls_files
+from agent.fleet.tls import FreshContext
+from hil.certificates import Authority
 from tests.fleet.site import Site
 
 PATIENCE_S = 20.0
@@ -80,7 +81,7 @@ def test_it_is_cut_off_while_it_connects() -> None:
 
 def test_it_is_cut_off_while_it_shakes_hands(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        channel = Channel(Web(write_tls_files(tmp_path).context(), limits=LONG))
+        channel = Channel(Web(FreshContext(Authority(tmp_path).issue("unit")), limits=LONG))
         taken: list[socket.socket] = []
 
         def shaking() -> bool:
@@ -95,7 +96,7 @@ def test_it_is_cut_off_while_it_shakes_hands(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_it_is_cut_off_while_it_reads(tmp_path: Path, encrypted: bool) -> None:
     """What is in the socket's buffer then, encrypted, must not come out as the answer's body."""
-    tls = write_tls_files(tmp_path)
+    tls = Authority(tmp_path).issue("unit")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
     site = Site(context if encrypted else None)
@@ -108,7 +109,7 @@ def test_it_is_cut_off_while_it_reads(tmp_path: Path, encrypted: bool) -> None:
         assert site.closing.wait(PATIENCE_S)
 
     site.pages["/1"] = hang
-    channel = Channel(Web(tls.context(), allow_loopback_http=True, limits=LONG))
+    channel = Channel(Web(FreshContext(tls), allow_loopback_http=True, limits=LONG))
     handshake = HANDSHAKE_BYTES if encrypted else 0
     try:
         cut_while(channel, f"{site.url}/1", lambda: channel.moved.total()[1] >= handshake + HEAD_BYTES + 100)
@@ -119,10 +120,10 @@ def test_it_is_cut_off_while_it_reads(tmp_path: Path, encrypted: bool) -> None:
 
 def test_what_is_left_in_the_socket_after_a_cut_is_never_read_undeciphered(tmp_path: Path) -> None:
     """The standard library's TLS socket forgets its keys when it is shut down, and then gives what it finds."""
-    tls = write_tls_files(tmp_path)
+    tls = Authority(tmp_path).issue("unit")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tls.certificate, tls.key)
-    site, channel = Site(context), Channel(Web(tls.context()))
+    site, channel = Site(context), Channel(Web(FreshContext(tls)))
     url, body = site.put("/1", b"x" * 1_000_000), bytearray()
 
     def read_on(answer: Answer) -> None:
@@ -157,7 +158,7 @@ def test_a_server_that_never_shakes_hands_is_left(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=drip)
         thread.start()
-        web = Web(write_tls_files(tmp_path).context(), limits=Limits(progress_s=0.2))
+        web = Web(FreshContext(Authority(tmp_path).issue("unit")), limits=Limits(progress_s=0.2))
         with pytest.raises(TransientError, match="it took longer than"):
             ask(Channel(web), f"https://127.0.0.1:{listener.getsockname()[1]}/1")
         over.set()

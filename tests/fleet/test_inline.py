@@ -17,6 +17,7 @@ from agent.fleet.messages import INLINE_INPUT_BYTES, MessageError, ObjectRef
 from agent.fleet.partials import Partials
 from agent.transfers import Transfers
 from tests.core.world import grant
+from tests.fleet.test_objects import taken
 
 
 def reference(body: bytes, inside: str | None = None) -> ObjectRef:
@@ -52,6 +53,6 @@ def test_a_lease_takes_it_without_a_connection(tmp_path: Path) -> None:
     inputs.keep(input_here)
     transfers = Transfers(Web(), Partials(tmp_path), inline=inputs.get)
     one = msgspec.structs.replace(grant(1), input_url="https://nowhere", input_sha256=input_here.sha256)
-    assert asyncio.run(transfers.input_of(one)) == b"an input"
+    assert taken(asyncio.run(transfers.input_of(transfers.channel(), one))) == b"an input"
     with pytest.raises(FleetError, match="nowhere"):
-        asyncio.run(transfers.input_of(msgspec.structs.replace(one, input_sha256="0" * 64)))
+        asyncio.run(transfers.input_of(transfers.channel(), msgspec.structs.replace(one, input_sha256="0" * 64)))

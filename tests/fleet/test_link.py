@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.fleet.link import Link, LinkConfig
-from agent.fleet.link_config import MAX_IN_FLIGHT
+from agent.fleet.link import Link
+from agent.fleet.link_config import MAX_IN_FLIGHT, LinkConfig
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
 
 WAIT_S = 20.0

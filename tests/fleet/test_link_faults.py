@@ -16,9 +16,9 @@ import pytest
 from agent.fleet import backoff, conversation
 from agent.fleet import link as links
 from agent.fleet.backoff import CAP_S
-from agent.fleet.link import TlsFiles
-from agent.fleet.link_config import INBOX_MESSAGES, MAX_PACKET_BYTES
+from agent.fleet.link_config import MAX_PACKET_BYTES
 from agent.fleet.metered_socket import MeteredSocket
+from agent.fleet.tls import TlsFiles
 from tests.fleet.scripted_broker import (
     BUSY,
     CONNECT,
@@ -26,7 +26,6 @@ from tests.fleet.scripted_broker import (
     GRANTED,
     NOT_AUTHORIZED,
     NOWHERE,
-    PUBACK,
     PUBLISH,
     WAIT_S,
     Peer,
@@ -243,66 +242,6 @@ def test_no_bytes_of_a_broker_end_the_link_or_leave_anything_behind() -> None:
             assert sum(len(body) for _, body in heard.messages) < attacks * 4 * 300
 
     with ScriptedBroker(script) as broker:
-        asyncio.run(story())
-
-
-FLOOD = 5_000
-LARGE = b"x" * (16 * 1024)
-
-
-class Flood:
-    """Grants, floods, ends with a message that must be acknowledged, and so knows when all was taken."""
-
-    def __init__(self) -> None:
-        self.taken = threading.Event()
-
-    def __call__(self, peer: Peer) -> None:
-        peer.grant()
-        one = publish(b"t/1", LARGE)
-        for _ in range(FLOOD // 50):
-            peer.send(one * 50)
-        peer.send(publish(b"t/1", b"the last", identifier=7))
-        assert peer.expect(PUBACK)[:2] == b"\0\7"
-        self.taken.set()
-        peer.until_it_leaves()
-
-
-class Turns:
-    """Counts the turns of the loop, each of which could have been a frame of the vehicle's bus."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._loop = asyncio.get_running_loop()
-        self._beat()
-
-    def _beat(self) -> None:
-        self.count += 1
-        self._loop.call_soon(self._beat)
-
-
-@pytest.mark.parametrize("held_up", [False, True])
-def test_a_flood_is_handed_over_one_message_a_turn_of_the_loop(held_up: bool) -> None:
-    """Held up, the loop stands still at the first message until all are here; then only the newest wait."""
-
-    async def story() -> None:
-        turns, at_turn = Turns(), list[int]()
-
-        def take(topic: str, body: bytes) -> None:
-            at_turn.append(turns.count)
-            heard.messages.append((topic, body))
-            if held_up and len(at_turn) == 1:
-                assert flood.taken.wait(WAIT_S), "the network thread does not wait for the loop"
-
-        async with linked(broker.address) as heard:
-            heard.on_message = take
-            await heard.until(lambda: heard.messages[-1:] == [("t/1", b"the last")])
-            assert len(set(at_turn)) == len(at_turn), "everybody else had a turn between any two messages"
-            assert heard.link.connected, "and the link lives on"
-            if held_up:
-                assert len(at_turn) == 1 + INBOX_MESSAGES
-
-    flood = Flood()
-    with ScriptedBroker(flood) as broker:
         asyncio.run(story())
 
 

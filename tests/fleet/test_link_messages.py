@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 from collections.abc import Callable
@@ -10,17 +11,22 @@ from collections.abc import Callable
 import pytest
 
 from agent.fleet import conversation
+from agent.fleet import link as links
 from agent.fleet.quarantine import LOSSES
 from tests.fleet.scripted_broker import (
+    CONNECT,
+    DISCONNECT,
     MAXIMUM_QOS_0,
     NO_RETAIN,
     NOT_AUTHORIZED,
     PUBLISH_QOS0,
     QUOTA,
     RECEIVE_MAXIMUM_EXCEEDED,
+    SUBSCRIBE,
     TAKEN_OVER,
     Peer,
     ScriptedBroker,
+    connack,
     disconnect,
     linked,
     maximum_packet_size,
@@ -143,12 +149,12 @@ def test_a_refusing_acknowledgement_is_told_and_the_next_message_goes() -> None:
         asyncio.run(story())
 
 
-def test_acknowledgements_twice_out_of_order_and_of_nothing_do_no_harm() -> None:
+def test_acknowledgements_out_of_order_do_no_harm() -> None:
     def script(peer: Peer) -> None:
         peer.grant()
         identifiers = [peer.message()[0] for _ in range(3)]
-        for identifier in (*reversed(identifiers), *identifiers, 999):
-            peer.send(puback(identifier), puback(identifier, NOT_AUTHORIZED))
+        for identifier in reversed(identifiers):
+            peer.send(puback(identifier))
         last, _ = peer.message()
         peer.send(puback(last))
         done.append(True)
@@ -162,7 +168,7 @@ def test_acknowledgements_twice_out_of_order_and_of_nothing_do_no_harm() -> None
             assert all(heard.link.publish("t/1", b"x", token=f"job/{n}") for n in range(3))
             await heard.until(lambda: heard.link.publish("t/2", b"x"))
             await heard.until(lambda: bool(done))
-            assert heard.undelivered == [], "only a message's first acknowledgement counts"
+            assert heard.undelivered == []
             assert heard.link.connected
 
     with ScriptedBroker(script) as broker:
@@ -211,8 +217,11 @@ class HangsUpOver:
     [b"", disconnect(RECEIVE_MAXIMUM_EXCEEDED), packet(0x40, b"\0\1\x95\0"), b"\x40\x02\0"],
     ids=["closes", "DISCONNECT", "an acknowledgement that is against the rules", "half a packet"],
 )
-def test_a_message_over_which_brokers_hang_up_is_found_out_and_no_other_is_blamed(last_words: bytes) -> None:
+def test_a_message_over_which_brokers_hang_up_is_found_out_and_no_other_is_blamed(
+    monkeypatch: pytest.MonkeyPatch, last_words: bytes
+) -> None:
     """As mosquitto does over a message that is too large for it: without end, if it is sent at each reconnect."""
+    monkeypatch.setattr(links, "PROVEN_S", 0.05)
     script = HangsUpOver(b"t/poison", last_words)
     outbox = ["t/with-it", "t/poison", "t/other"]
 
@@ -240,8 +249,71 @@ def test_a_message_over_which_brokers_hang_up_is_found_out_and_no_other_is_blame
     assert with_poison[0] == [b"t/with-it", b"t/poison"]
 
 
-def test_a_suspect_travels_alone_and_does_travel() -> None:
+def test_a_broker_that_is_killed_again_and_again_makes_no_message_poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a reconnect storm: each time it has just served somebody else, and each time something is in flight."""
+    monkeypatch.setattr(links, "PROVEN_S", 1.0)
+    deaths = 2 * LOSSES
+    delivered = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.grant()
+        while True:
+            if 1 < broker.connections <= deaths:
+                peer.patience(0.1)
+            number, topic = peer.message()
+            if topic == b"t/1" and broker.connections <= deaths:
+                return
+            peer.send(puback(number))
+            if topic == b"t/1":
+                delivered.set()
+
+    async def story() -> None:
+        async with linked(broker.address) as heard:
+
+            def offer() -> None:
+                heard.link.publish("t/up", b"x")
+                heard.link.publish("t/1", b"x", token="job/1")
+
+            heard.on_up = offer
+            await heard.until(delivered.is_set)
+            assert heard.undelivered == []
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(story())
+    assert broker.connections == deaths + 1, "and it goes as soon as the broker has calmed down"
+
+
+def test_a_suspect_that_waits_holds_nobody_up_before_the_connection_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "PROVEN_S", 9_999.0)
+    came: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        peer.grant()
+        while True:
+            number, topic = peer.message()
+            if broker.connections == 1:
+                return
+            came.append(topic)
+            peer.send(puback(number))
+
+    async def story() -> None:
+        async with linked(broker.address) as heard:
+            await heard.up()
+            heard.link.publish("t/1", b"x", token="job/1")
+            await heard.until(lambda: broker.connections == 2 and heard.link.connected)
+            assert heard.link.publish("t/1", b"x", token="job/1"), "it is kept for later"
+            for n in range(3):
+                await heard.until(lambda: heard.link.publish("t/2", b"x"))
+                await heard.until(lambda wanted=n + 1: len(came) == wanted)  # type: ignore[misc]
+            assert set(came) == {b"t/2"}
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(story())
+
+
+def test_a_suspect_travels_alone_and_does_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy link has something on its way at every moment: what has to go alone waits for a gap, and gets one."""
+    monkeypatch.setattr(links, "PROVEN_S", 0.0)
     seen: list[list[bytes]] = []
     may_answer = threading.Event()
 
@@ -263,7 +335,7 @@ def test_a_suspect_travels_alone_and_does_travel() -> None:
             await heard.up()
             assert heard.link.publish("t/a", b"x", token="a")
             assert heard.link.publish("t/b", b"x", token="b")
-            await heard.until(lambda: len(seen) == 2 and heard.link.publish("t/up", b"x"))
+            await heard.until(lambda: len(seen) == 2 and heard.link._proven and heard.link.publish("t/up", b"x"))
             assert heard.link.publish("t/a", b"x", token="a"), "it goes as soon as what is on its way has arrived"
             assert not heard.link.publish("t/b", b"x", token="b"), "another suspect"
             assert not heard.link.publish("t/c", b"x", token="c"), "nothing goes before a suspect"
@@ -292,3 +364,21 @@ def test_a_broker_that_hangs_up_for_reasons_of_its_own_makes_nobody_a_suspect(co
 
     with ScriptedBroker(script) as broker:
         asyncio.run(story())
+
+
+def test_each_connection_has_a_will_of_its_own() -> None:
+    wills: list[bytes] = []
+    numbers = itertools.count(1)
+
+    def script(peer: Peer) -> None:
+        wills.append(peer.expect(CONNECT)[-8:])
+        peer.send(connack())
+        peer.expect(DISCONNECT if len(wills) == 3 else SUBSCRIBE)
+
+    async def story() -> None:
+        async with linked(broker.address, will=lambda: ("t/will", b"will %03d" % next(numbers))) as heard:
+            await heard.until(lambda: len(wills) == 3)
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(story())
+    assert wills == [b"will 001", b"will 002", b"will 003"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -16,16 +17,19 @@ import pytest
 
 from agent.fleet import link as links
 from agent.fleet.conversation import Ending
-from agent.fleet.link import LinkConfig, TlsFiles
+from agent.fleet.link_config import LinkConfig
 from agent.fleet.quarantine import LOSSES
-from agent.fleet.tls import TlsClient
+from agent.fleet.tls import TlsClient, TlsFiles
 from hil.broker import Mosquitto, free_port
-from tests.fleet.own_ca import EXPIRED, NOT_YET, NOW_VALID, OwnCa, Validity
+from hil.certificates import HERE, Authority
 from tests.fleet.scripted_broker import Heard, linked
 
 pytestmark = pytest.mark.skipif(Mosquitto.binary() is None, reason="mosquitto is not installed")
 
 PLAIN = "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\n"
+HOUR_S = 3_600.0
+NOW_VALID, EXPIRED, NOT_YET = (-HOUR_S, HOUR_S), (-2 * HOUR_S, -HOUR_S), (HOUR_S, 2 * HOUR_S)
+"""From when and until when, from now."""
 TLS = PLAIN + "cafile {ca}\ncertfile {certificate}\nkeyfile {key}\nrequire_certificate true\ntls_version tlsv1.3\n"
 
 
@@ -124,8 +128,11 @@ def test_what_is_too_large_for_this_broker_is_not_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_waits")
-def test_a_message_that_this_broker_only_answers_against_the_rules_is_quarantined(tmp_path: Path) -> None:
+def test_a_message_that_this_broker_only_answers_against_the_rules_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its limit of payloads is told nowhere, and answered by a PUBACK with a reason that is none of a PUBACK's."""
+    monkeypatch.setattr(links, "PROVEN_S", 0.05)
 
     async def story() -> None:
         async with linked(broker.address) as heard:
@@ -150,19 +157,21 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ca, self.stranger = OwnCa(folder / "fleet"), OwnCa(folder / "stranger")
-        self.files = TlsFiles(ca=str(self.ca.file), certificate=str(folder / "unit.pem"), key=str(folder / "unit.key"))
-        self.issue_unit()
+        self.ca, self.stranger = Authority(folder / "fleet"), Authority(folder / "stranger")
+        self.files = self.ca.issue("unit")
 
-    def issue_unit(self, valid: Validity = NOW_VALID, *, by: OwnCa | None = None) -> None:
-        (by or self.ca).issue(self.folder / "unit", valid)
+    def issue_unit(self, valid: tuple[float, float] = NOW_VALID, *, by: Authority | None = None) -> None:
+        issued = (by or self.ca).issue("unit", from_s=valid[0], valid_s=valid[1])
+        if by is not None:
+            shutil.copy(issued.key, self.files.key)
+            shutil.copy(issued.certificate, self.files.certificate)
 
     @contextmanager
     def broker(
-        self, valid: Validity = NOW_VALID, address: str = "127.0.0.1", *, by: OwnCa | None = None
+        self, valid: tuple[float, float] = NOW_VALID, address: str = HERE, *, by: Authority | None = None
     ) -> Iterator[Configured]:
-        certificate, key = (by or self.ca).issue(self.folder / "broker", valid, address)
-        names = {"ca": str(self.ca.file), "certificate": certificate, "key": key}
+        issued = (by or self.ca).issue("broker", from_s=valid[0], valid_s=valid[1], hosts=(address,))
+        names = {"ca": self.files.ca, "certificate": issued.certificate, "key": issued.key}
         with Configured(self.folder / "mosquitto", TLS, **names) as running:
             yield running
 
@@ -195,7 +204,7 @@ def why_down(broker: tuple[str, int], files: TlsFiles) -> str:
     ],
 )
 def test_a_broker_whose_certificate_does_not_hold_is_told_of_in_plain_words(
-    fleet: Fleet, valid: Validity, address: str, stranger: bool, why: str
+    fleet: Fleet, valid: tuple[float, float], address: str, stranger: bool, why: str
 ) -> None:
     with fleet.broker(valid, address, by=fleet.stranger if stranger else None) as broker:
         assert why in why_down(broker.address, fleet.files)
@@ -210,7 +219,7 @@ def test_a_broker_whose_certificate_does_not_hold_is_told_of_in_plain_words(
     ],
 )
 def test_a_unit_whose_certificate_does_not_hold_is_told_so_in_plain_words(
-    fleet: Fleet, valid: Validity, stranger: bool, why: str
+    fleet: Fleet, valid: tuple[float, float], stranger: bool, why: str
 ) -> None:
     fleet.issue_unit(valid, by=fleet.stranger if stranger else None)
     with fleet.broker() as broker:

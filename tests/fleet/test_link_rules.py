@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.fleet.backoff import CAP_S, FIRST_S, OVERLOAD_CODES, TAKEN_OVER, Backoff
-from agent.fleet.flood import QUIET_S, FloodGate
+from agent.fleet.flood import QUIET_S, FloodGate, ReadingPace
 from agent.fleet.metered_socket import HEADER_BYTES, FrameGuard, MeteredSocket
 from agent.fleet.quarantine import LOSSES, MOST, Quarantine
 
@@ -80,10 +80,11 @@ def test_nobody_is_poison_who_was_not_lost_three_times_without_being_taken(steps
             assert (token in poison) == (losses[token] >= LOSSES)
         assert "" not in poison
     for token, count in losses.items():
-        assert quarantine.admits(token, []), "alone it always may go"
+        assert quarantine.admits(token, [], proven=True), "alone it always may go"
         if token:
-            assert quarantine.admits(token, ["x"]) == (count == 0)
-            assert quarantine.admits("x", [token]) == (count == 0)
+            assert quarantine.admits(token, ["x"], proven=True) == (count == 0)
+            assert quarantine.admits("x", [token], proven=True) == (count == 0)
+            assert quarantine.admits(token, [], proven=False) == (count == 0)
 
 
 def test_suspects_are_bounded() -> None:
@@ -112,6 +113,21 @@ def test_a_gate_lets_through_its_burst_and_its_rate_and_counts_the_rest(
     assert gate.dropped == len(arrivals) - let_in
 
 
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), max_size=100), st.floats(0.5, 50), st.floats(1, 50))
+def test_who_rests_as_long_as_told_never_reads_faster_than_the_pace(
+    readings: list[tuple[float, float]], per_s: float, burst: float
+) -> None:
+    now_s = read = last = 0.0
+    pace = ReadingPace(per_s, burst, now_s)
+    for passed_s, units in readings:
+        now_s += passed_s
+        assert read <= burst + per_s * now_s + 1e-6, "and only the last piece may be beyond it"
+        read, last = read + units, units
+        now_s += pace.rest_s(now_s, units)
+    assert read <= burst + per_s * now_s + last + 1e-6
+    assert ReadingPace(0.0, 0.0, 0.0).rest_s(0.0, 1e9) == 0.0
+
+
 def test_a_flood_is_over_after_a_quiet_while_and_no_limit_is_none() -> None:
     gate = FloodGate(1.0, 1.0)
     assert gate.admits(0.0)
@@ -137,6 +153,8 @@ def test_good_frames_pass_however_they_are_cut(frames: list[bytes], piece: int) 
     stream, guard = b"".join(frames), FrameGuard(400)
     for at in range(0, len(stream), piece):
         guard.look(stream[at : at + piece])
+    assert guard.frames == len(frames)
+    assert guard.pubacks == sum(one[0] == 0x40 for one in frames)
     with pytest.raises(ConnectionError, match="no server's"):
         guard.look(b"\x10")
 
@@ -154,7 +172,13 @@ def test_the_first_frame_that_is_too_long_is_seen_at_its_length(frames: list[byt
 
 @pytest.mark.parametrize(
     ("stream", "why"),
-    [(b"\x34\0", "QoS 2"), (b"\x36\0", "QoS 2"), (b"\0\0", "no server's"), (b"\x20\xff\xff\xff\xff", "no number")],
+    [
+        (b"\x34\0", "QoS 2"),
+        (b"\x36\0", "QoS 2"),
+        *((bytes([kind, 2, 0, 1]), "an answer to a message with QoS 2") for kind in (0x50, 0x62, 0x70)),
+        *((bytes([kind, 0]), "no server's") for kind in (0x00, 0x10, 0x82, 0xA2, 0xB0, 0xC0, 0xF0)),
+        (b"\x20\xff\xff\xff\xff", "no number"),
+    ],
 )
 def test_frames_against_the_rules(stream: bytes, why: str) -> None:
     with pytest.raises(ConnectionError, match=why):

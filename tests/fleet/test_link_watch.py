@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.fleet import backoff, connection, conversation, flood
+from agent.fleet import backoff, connection, conversation
 from agent.fleet import link as links
 from agent.fleet.backoff import CAP_S
 from tests.fleet.scripted_broker import (
@@ -71,7 +71,7 @@ class Slept:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 100.0
-        monkeypatch.setattr(links, "_slept_s", lambda: self.seconds)
+        monkeypatch.setattr(links, "slept_s", lambda: self.seconds)
 
 
 @pytest.mark.usefixtures("watchful")
@@ -91,6 +91,24 @@ def test_after_a_sleep_the_connection_is_presumed_dead(monkeypatch: pytest.Monke
     with ScriptedBroker(good) as broker:
         asyncio.run(story())
     assert broker.connections == 2
+
+
+@pytest.mark.usefixtures("watchful")
+def test_a_connected_car_that_wakes_does_not_wait_the_spread_of_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection that is presumed dead is the car's own: the fleet's did not end together."""
+    slept = Slept(monkeypatch)
+    monkeypatch.setattr(random, "uniform", lambda _, highest: 0.0 if highest == links.WAKE_JITTER_S else highest)
+
+    async def story() -> None:
+        async with linked(broker.address) as heard:
+            heard.link.spread(900_000)
+            for wakes in range(1, 4):
+                await heard.until(lambda wanted=wakes: ups(heard) == wanted)  # type: ignore[misc]
+                slept.seconds += 3_600.0
+            await heard.until(lambda: ups(heard) == 4)
+
+    with ScriptedBroker(good) as broker:
+        asyncio.run(story())
 
 
 @pytest.mark.usefixtures("watchful")
@@ -191,7 +209,30 @@ def test_threads_that_never_end_are_not_piled_up(monkeypatch: pytest.MonkeyPatch
         asyncio.run(story())
 
 
-def test_the_brokers_keep_alive_counts_and_one_that_is_silent_is_left() -> None:
+@pytest.mark.parametrize(
+    ("own_s", "told_s", "counts_s"),
+    [(300, 0, 300), (300, 1, 60), (300, 90, 90), (300, 65_535, 1_200), (20, 5, 20), (20, 45, 45), (20, None, 20)],
+)
+def test_the_brokers_keep_alive_counts_within_bounds(own_s: int, told_s: int | None, counts_s: int) -> None:
+    """Never: nobody would notice a dead link. Each second: data and power, for nothing."""
+
+    def script(peer: Peer) -> None:
+        peer.grant(b"" if told_s is None else server_keep_alive(told_s))
+        peer.until_it_leaves()
+
+    async def story() -> None:
+        async with linked(broker.address, keepalive_s=own_s) as heard:
+            await heard.up()
+            assert heard.link._connection is not None
+            talk = heard.link._connection._talk
+            assert (talk._keepalive_s, talk._client.keepalive) == (counts_s, counts_s)
+
+    with ScriptedBroker(script) as broker:
+        asyncio.run(story())
+
+
+def test_one_that_answers_no_ping_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "BROKER_KEEPALIVE_S", (1, 1))
     pings: list[int] = []
 
     def script(peer: Peer) -> None:
@@ -245,7 +286,7 @@ def test_a_link_that_stays_down_is_told_of_once_and_then_hourly_and_at_last_how_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = [1_000.0]
-    monkeypatch.setattr(links, "_boot_s", lambda: now_s[0])
+    monkeypatch.setattr(links, "boot_s", lambda: now_s[0])
 
     def script(peer: Peer) -> None:
         if broker.connections == 1:
@@ -293,31 +334,6 @@ def test_many_connections_leave_no_thread_and_no_socket_behind_and_their_bytes_a
     with ScriptedBroker(script) as broker:
         asyncio.run(story())
     assert threading.active_count() == before
-
-
-def test_what_comes_too_fast_is_dropped_counted_and_told_of_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(links, "WATCH_S", 0.02)
-    monkeypatch.setattr(flood, "QUIET_S", 0.3)
-    monkeypatch.setattr(conversation, "UNREAD_S", 0.001)
-
-    def script(peer: Peer) -> None:
-        peer.grant()
-        peer.send(*[publish(b"t/1", b"x")] * 2_000)
-        peer.until_it_leaves()
-
-    async def story() -> None:
-        async with linked(broker.address, messages_per_s=0.001, message_burst=20) as heard:
-            await heard.until(lambda: heard.link.status().dropped.get("flood", 0) == 1_980)
-            await heard.until(lambda: len(heard.messages) == 20)
-            await heard.until(lambda: not heard.link._flooded)
-            assert heard.link.connected
-
-    with ScriptedBroker(script) as broker:
-        asyncio.run(story())
-    told = capsys.readouterr().out
-    assert (told.count("flood_of_messages"), told.count("flood_over")) == (1, 1)
 
 
 def refuses(code: int, properties: bytes = b"") -> Callable[[Peer], None]:

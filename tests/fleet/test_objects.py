@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import FleetError
-from agent.fleet.channel import Channel, Limits, Web
+from agent.fleet.channel import Channel, Limits, TransientError, Web
 from agent.fleet.https import CHUNK_BYTES, request
-from agent.fleet.link import TlsFiles
 from agent.fleet.objects import MAX_OBJECT_BYTES, ObjectWanted, fetch
 from agent.fleet.partials import Partials
 from agent.fleet.retry import Patience
-from tests.certificates import write_tls_files
+from agent.fleet.tls import FreshContext, TlsFiles
+from agent.sealed import InputMemory
+from hil.certificates import Authority
 from tests.fleet.site import Site
 
 OBJECT = bytes(range(256)) * 3000
@@ -44,7 +45,16 @@ def get(url: str, promised: bytes = OBJECT, web: Web = RIG) -> bytes:
     """Fetch what a grant promised under this URL, in one attempt."""
     wanted = ObjectWanted(url, hashlib.sha256(promised).hexdigest(), len(promised))
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(fetch(Channel(web), Partials(Path(folder)), wanted, AT_ONCE))
+        memory = asyncio.run(fetch(Channel(web), Partials(Path(folder)), wanted, AT_ONCE))
+    return taken(memory)
+
+
+def taken(memory: InputMemory) -> bytes:
+    """What was fetched, and given back."""
+    try:
+        return memory.read()
+    finally:
+        memory.close()
 
 
 def refusal(url: str, promised: bytes = OBJECT, web: Web = RIG) -> str:
@@ -243,7 +253,7 @@ def test_no_path_raises_anything_else(nobody: str, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    return write_tls_files(tmp_path_factory.mktemp("tls"))
+    return Authority(tmp_path_factory.mktemp("tls")).issue("unit")
 
 
 @pytest.fixture
@@ -260,8 +270,37 @@ def safe_site(tls: TlsFiles) -> Iterator[Site]:
 
 def test_https_is_spoken_with_the_units_own_ca_and_certificate(safe_site: Site, tls: TlsFiles, tmp_path: Path) -> None:
     url = safe_site.put("/1", OBJECT)
-    assert get(url, web=Web(tls.context())) == OBJECT
-    stranger = write_tls_files(tmp_path)
-    for web in (Web(), Web(stranger.context())):
+    assert get(url, web=Web(FreshContext(tls))) == OBJECT
+    stranger = Authority(tmp_path).issue("unit")
+    for web in (Web(), Web(FreshContext(stranger))):
         assert "CERTIFICATE_VERIFY_FAILED" in refusal(url, web=web)
     assert safe_site.asked == ["GET /1"]
+
+
+def test_a_certificate_that_is_renewed_or_expires_counts_at_the_next_transfer(tmp_path: Path) -> None:
+    """As on a vehicle: the files are replaced while the agent runs."""
+    authority = Authority(tmp_path)
+    files, server = authority.issue("unit"), authority.issue("dispatcher")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server.certificate, server.key)
+    context.load_verify_locations(server.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    site, web = Site(context), Web(FreshContext(files))
+    try:
+        url = site.put("/1", OBJECT)
+        assert get(url, web=web) == OBJECT
+        same = web.context()
+        assert web.context() is same, "it is made anew only when the files have changed"
+        authority.issue("unit", valid_s=-1.0)
+        assert refusal(url, web=web), "the server refused the one that has expired"
+        authority.issue("unit")
+        assert get(url, web=web) == OBJECT
+        Path(files.key).unlink()
+        with pytest.raises(TransientError, match="the TLS files cannot be used"):
+            request(web, "GET", url, None, 10)
+    finally:
+        site.close()
+
+
+def test_who_believes_everybodys_authorities_reads_them_once() -> None:
+    assert Web().context() is Web().context()

@@ -60,7 +60,7 @@ class Listening:
         self.desk = Desk(
             unit=UNIT,
             cell="00",
-            boot=boot,
+            run=boot,
             dispatcher_keys={signer.keyid: signer.public_key()},
             orders=self.orders,
             emit=self.events.append,

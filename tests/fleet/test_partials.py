@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from agent.fleet.channel import Channel, Cut, PausedError, Web
 from agent.fleet.objects import fetch
 from agent.fleet.partials import MOST_FILES, Partial, Partials
 from tests.fleet.site import Site
+from tests.fleet.test_objects import taken
 from tests.fleet.test_resume import OBJECT, ONCE, wanted
 
 LENGTH = 100
@@ -33,6 +35,11 @@ def begun(folder: Partials, number: int, data: bytes = b"begun", length: int = L
         partial.add(data)
 
 
+def body(partial: Partial) -> bytes:
+    assert partial._memory is not None
+    return partial._memory.read()
+
+
 def left(folder: Path) -> dict[int, bytes]:
     return {int(path.stem, 16): path.read_bytes() for path in folder.iterdir()}
 
@@ -41,7 +48,8 @@ def test_what_was_begun_is_there_the_next_time(tmp_path: Path) -> None:
     folder = partials(tmp_path / "transfers")
     begun(folder, 1)
     with folder.open(name(1), LENGTH, Cut()) as partial:
-        assert (bytes(partial.body), partial.resumed) == (b"begun", 5)
+        assert (body(partial), partial.received, partial.resumed) == (b"begun", 5, 5)
+        assert partial.sha256 == hashlib.sha256(b"begun").hexdigest()
         partial.add(b" and gone on")
     assert left(tmp_path / "transfers") == {1: b"begun and gone on"}
     with folder.open(name(1), LENGTH, Cut()) as partial:
@@ -55,7 +63,7 @@ def test_nothing_leaves_nothing_and_what_is_too_long_is_anothers(tmp_path: Path)
     assert left(tmp_path) == {}
     begun(folder, 1, b"x" * 50)
     with folder.open(name(1), 20, Cut()) as partial:
-        assert partial.body == b""
+        assert body(partial) == b""
 
 
 def test_short_objects_are_not_worth_a_file(tmp_path: Path) -> None:
@@ -90,7 +98,7 @@ def test_a_disk_with_no_room_beside_the_reserve_costs_the_file_and_no_more(tmp_p
     with folder.open(name(1), LENGTH, Cut()) as partial:
         partial.add(b"in memory")
         partial.add(b" all the same")
-        assert partial.body == b"in memory all the same"
+        assert body(partial) == b"in memory all the same"
         assert left(tmp_path) == {}, "and nothing is left on a full disk"
     assert folder.unwritten == 1
 
@@ -104,10 +112,10 @@ def test_a_disk_that_refuses_hurts_no_download(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Partials, "has_room", refuse)
     try:
         url = site.put("/1", OBJECT)
-        found = asyncio.run(fetch(Channel(Web(allow_loopback_http=True)), folder, wanted(url), ONCE))
+        memory = asyncio.run(fetch(Channel(Web(allow_loopback_http=True)), folder, wanted(url), ONCE))
     finally:
         site.close()
-    assert found == OBJECT
+    assert taken(memory) == OBJECT
     assert folder.unwritten == 1
     assert left(tmp_path) == {}
 
@@ -130,7 +138,7 @@ def test_a_folder_that_cannot_be_made_hurts_none_either(tmp_path: Path) -> None:
     folder = partials(tmp_path / "transfers")
     with folder.open(name(1), LENGTH, Cut()) as partial:
         partial.add(b"x")
-        assert partial.body == b"x"
+        assert body(partial) == b"x"
     assert folder.unwritten == 1
 
 

@@ -28,6 +28,7 @@ from hil.dispatcher.objects import Objects
 from hil.dispatcher.web import WebServer
 from tests.fleet.cutter import Cutter
 from tests.fleet.site import Site
+from tests.fleet.test_objects import taken
 
 OBJECT = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(OBJECT).hexdigest()
@@ -46,7 +47,7 @@ def kept(folder: Path) -> Partials:
 
 
 def get(url: str, partials: Partials, patience: Patience = SOON, channel: Channel | None = None) -> bytes:
-    return asyncio.run(fetch(channel or Channel(RIG), partials, wanted(url), patience))
+    return taken(asyncio.run(fetch(channel or Channel(RIG), partials, wanted(url), patience)))
 
 
 @pytest.fixture
@@ -286,7 +287,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return False
 
     monkeypatch.setattr("agent.fleet.channel.Cut.wait", wait)
-    monkeypatch.setattr(retry, "_boot_s", lambda: sum(waited))
+    monkeypatch.setattr(retry, "boot_s", lambda: sum(waited))
     monkeypatch.setattr("random.uniform", lambda _low, high: high)
     return waited
 
@@ -382,7 +383,7 @@ def test_a_cancelled_fetch_ends_its_thread(site: Site, tmp_path: Path) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await fetch(Channel(RIG), partials, wanted(url), ONCE) == OBJECT, "its file is free again"
+        assert taken(await fetch(Channel(RIG), partials, wanted(url), ONCE)) == OBJECT, "its file is free again"
 
     asyncio.run(story())
 

@@ -23,6 +23,7 @@ from hil.dispatcher.objects import Objects
 from hil.dispatcher.web import WebServer
 from tests.fleet.cutter import Cutter
 from tests.fleet.site import Site
+from tests.hil.uploading import brought, upload_lease
 
 TOKEN = "t" * 32
 RIG = Web(allow_loopback_http=True)
@@ -38,15 +39,16 @@ class Dispatcher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.objects = folder, Objects(folder)
-        self.web = WebServer(0, self.objects, lambda body: body, may_upload={TOKEN: MOST_BYTES}.get)
+        self.web = WebServer(
+            0, self.objects, lambda body: body, may_upload={TOKEN: upload_lease(most_bytes=MOST_BYTES)}.get
+        )
         self.web.start()
 
     def has(self, body: bytes) -> bool:
-        path = self.objects.path(hashlib.sha256(body).hexdigest())
-        return path is not None and path.read_bytes() == body
+        return brought(self.objects, body)
 
     def parts(self) -> list[Path]:
-        return list((self.folder / "uploads").iterdir())
+        return list((self.folder / "uploads").rglob("*.part"))
 
 
 @contextmanager

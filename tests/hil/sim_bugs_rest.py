@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from agent.core import gates, machine, outcomes, plan, walltime
+from agent.core import asking, gates, machine, outcomes, owed, plan, walltime
 from agent.core.effects import StartWorker
 from agent.core.events import OwnerMode
 from agent.core.findings import Finding, GateState
-from agent.core.lease import Lease
+from agent.core.lease import Lease, Pending
 from agent.core.looks import market, owner
 from agent.core.state import State, WorkerPhase
 from agent.core.world import FAR_MS, Sight
@@ -149,10 +149,10 @@ def a_slice_for_a_worker_that_is_not_ready(patch: Patch) -> None:
 
 def a_verdict_is_settled_again(patch: Patch) -> None:
     def settle(state: State) -> plan.Step:
-        after, effects = plan.settle(state)
+        after, effects = owed.settle(state)
         return REPLACE(after, outbox=tuple(REPLACE(one, settling=False) for one in after.outbox)), effects
 
-    without(patch, plan.settle, settle)
+    without(patch, owed.settle, settle)
 
 
 def a_slice_that_is_stored_is_computed_again(patch: Patch) -> None:
@@ -160,7 +160,8 @@ def a_slice_that_is_stored_is_computed_again(patch: Patch) -> None:
 
     def stored(self: Lease, index: int, output_bytes: int) -> Lease:
         after = first(self, index, output_bytes)
-        return REPLACE(after, done=after.done[:-1]) if index == 2 and len(self.done) == 2 else after
+        forgets = index == 2 and len(self.done) == 2
+        return REPLACE(after, done=after.done[:-1], sizes=after.sizes[:-1]) if forgets else after
 
     patch.setattr(Lease, "stored", stored)
 
@@ -169,7 +170,7 @@ def a_hand_in_is_forgotten(patch: Patch) -> None:
     def forgetful(state: State, event: Any) -> State:
         return REPLACE(state, lease=None) if state.lease and state.lease.key == event.key else state
 
-    patch.setattr(outcomes, "hand_in_stored", forgetful)
+    patch.setattr(owed, "hand_in_stored", forgetful)
 
 
 def a_full_disk_loses_the_lease(patch: Patch) -> None:
@@ -193,10 +194,14 @@ def slices_count_before_they_are_stored(patch: Patch) -> None:
 
 
 def the_lease_begins_when_its_grant_arrives(patch: Patch) -> None:
-    first = outcomes._adopt
-    patch.setattr(outcomes, "_adopt", lambda state, grant, _sent_ms: first(state, grant, state.now_ms))
+    first = asking.adopt
+    patch.setattr(asking, "adopt", lambda state, grant, _sent_ms: first(state, grant, state.now_ms))
 
 
 def a_lease_never_expires(patch: Patch) -> None:
-    first = outcomes._adopt
-    patch.setattr(outcomes, "_adopt", lambda state, grant, _sent_ms: first(state, grant, FAR_MS // 2))
+    first = asking.adopt
+    patch.setattr(asking, "adopt", lambda state, grant, _sent_ms: first(state, grant, FAR_MS // 2))
+
+
+def a_hand_in_goes_without_its_answers(patch: Patch) -> None:
+    patch.setattr(Pending, "ready", property(lambda self: self.verdict is None))

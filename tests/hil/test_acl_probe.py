@@ -11,11 +11,12 @@ import pytest
 
 from agent.errors import ConfigError
 from hil import cli
-from hil.acl import command, probe
-from hil.acl.guarded import GuardedMosquitto, Member, dynamic_security
-from hil.acl.probe import Outcome, Target
+from hil.acl import command, guarded, probe
+from hil.acl.guarded import Access, GuardedMosquitto, Member, dynamic_security
+from hil.acl.probe import Outcome
+from hil.acl.target import Target, target_from_files
 from hil.broker import free_port
-from hil.faults.certificates import Authority
+from hil.certificates import Authority
 
 CARS = [Member(command.CAR, command.CELL), Member(command.VICTIM, command.CELL)]
 ALL = (command.CAR, command.VICTIM, command.DISPATCHER)
@@ -75,6 +76,49 @@ def test_a_guarded_broker_stops_every_attack(tmp_path: Path) -> None:
     assert len(report.findings) > 12
 
 
+HOLES = {
+    "listening to $share/evil/dw/v1/u/+/+/+": [
+        Access("subscribeLiteral", "$share/evil/dw/v1/u/+/+/+"),
+        Access("publishClientReceive", "dw/v1/u/+/+/+"),
+    ],
+    "listening to $SYS/#": [Access("subscribeLiteral", "$SYS/#"), Access("publishClientReceive", "$SYS/#")],
+    "orders to $CONTROL/dynamic-security/v1": [Access("publishClientSend", "$CONTROL/dynamic-security/v1")],
+}
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("hole", HOLES)
+def test_each_hole_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hole: str) -> None:
+    real = guarded.car_access
+    monkeypatch.setattr(guarded, "car_access", lambda car: real(car) + HOLES[hole])
+    monkeypatch.setattr(guarded, "CONF", guarded.CONF + "log_dest topic\nlog_type all\n")
+    with broker(tmp_path) as target:
+        found = probe.probe(target)
+        assert [one.attack for one in found.findings if not one.held] == [hole]
+        assert probe.probe(target).findings == found.findings, "what was tried left nothing behind"
+
+
+@needs_mosquitto
+def test_reading_what_names_nobody_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = guarded.car_access
+    monkeypatch.setattr(guarded, "car_access", lambda car: real(car) + HOLES["listening to $SYS/#"])
+    with broker(tmp_path) as target:
+        (found,) = probe.reads_the_brokers_own_topics(target)
+    assert found.held
+    assert "none of a client" in found.detail
+
+
+@needs_mosquitto
+def test_a_victim_that_nobody_hears_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = guarded.car_access
+    monkeypatch.setattr(guarded, "car_access", lambda car: real(car) if car.unit == command.CAR else [])
+    with broker(tmp_path) as target:
+        report = probe.probe(target)
+        assert (report.held, len(report.findings)) == (False, 1)
+        assert command.VICTIM in report.findings[0].detail
+        assert {one.outcome for one in probe.speaks_for_others(target)} == {Outcome.UNPROVEN}
+
+
 @needs_mosquitto
 def test_an_access_file_lets_a_car_swallow_results(tmp_path: Path) -> None:
     with broker(tmp_path, ByAccessFile) as target:
@@ -128,7 +172,7 @@ def test_wrong_files_are_named(
     (tmp_path / "empty").touch()
     Authority(tmp_path).issue("one")
     with pytest.raises(ConfigError, match=said):
-        probe.target_from_files(("b", 1), tmp_path / "ca.pem", pairs, cell="00", share_group="g")
+        target_from_files(("b", 1), tmp_path / "ca.pem", pairs, cell="00", share_group="g")
 
 
 def test_without_a_broker_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -140,3 +184,20 @@ def test_without_a_broker_it_says_so(capsys: pytest.CaptureFixture[str], tmp_pat
     ]
     assert cli.main(["acl-probe", f"127.0.0.1:{free_port()}", "--ca", str(tmp_path / "ca.pem"), *pairs]) == 1
     assert "there is no broker at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--try", "mosquitto", "--json", "/nowhere/x"], "there is no folder /nowhere"),
+        (["--try", "mosquitto", "--json", "/tmp"], "it is a folder"),
+        (["127.0.0.1:1883", "--try", "mosquitto"], "takes no HOST:PORT"),
+        (["--try", "mosquitto", "--cell", "0b"], "takes no HOST:PORT"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_tried(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "broker_here", None)
+    assert cli.main(["acl-probe", *arguments]) == 1
+    assert said in capsys.readouterr().err

@@ -87,10 +87,12 @@ def test_what_was_not_counted_is_not_nought() -> None:
 
 
 def test_beside_celery() -> None:
-    beside = leases.versus(500.0, "10", Celery(peer=UNMEASURED, by_fsync={"always": ALWAYS}))
-    assert (beside.celery, beside.ratio, beside.chunked, beside.chunked_ratio) == (200.0, 2.5, 1000.0, 0.5)
+    slower = CeleryFigures(items_per_s={"1": 100.0, "10": 1250.0, "100": 1.0}, p50_ms=1.0, p99_ms=2.0)
+    beside = leases.versus(500.0, "10", Celery(peer=UNMEASURED, by_fsync={"always": {"1": slower, "4": ALWAYS}}))
+    assert (beside.celery, beside.ratio) == (1250.0, 0.4), "a batch beside a batch, by Celery's better prefetch"
+    assert (beside.single, beside.single_ratio) == (200.0, 2.5)
     beside = leases.versus(500.0, "10", Celery(peer=UNMEASURED))
-    assert (beside.celery, beside.ratio, beside.chunked, beside.chunked_ratio) == (None, None, None, None)
+    assert (beside.celery, beside.ratio, beside.single, beside.single_ratio) == (None, None, None, None)
 
 
 def test_without_the_peers_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

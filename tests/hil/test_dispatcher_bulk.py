@@ -15,24 +15,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.core.model import JobKey
 from agent.errors import StoreError
-from hil.dispatcher import ranges, uploads
+from hil.dispatcher import ranges, staging
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.ranges import Span, UnsatisfiableError
+from hil.dispatcher.staging import Staging
+from hil.dispatcher.upload_rights import UploadLease
 from hil.dispatcher.uploads import UploadRefusedError, Uploads
 from hil.dispatcher.web import WebServer
+from tests.hil.uploading import brought, files, upload_lease
 
 OBJECT = bytes(range(256)) * 40
 NAME = hashlib.sha256(OBJECT).hexdigest()
 TOKEN, OTHER = "t" * 32, "o" * 32
 MOST_BYTES = 100_000
 BODY = b"answers" * 1000
-
-
-def held(objects: Objects) -> bytes | None:
-    """BODY as it is among the objects, if it is."""
-    path = objects.path(hashlib.sha256(BODY).hexdigest())
-    return None if path is None else path.read_bytes()
+MINE = upload_lease(most_bytes=MOST_BYTES)
+THEIRS = upload_lease("car-2", "job-2", most_bytes=MOST_BYTES)
+SMALL = upload_lease("car-2", "job-2", most_bytes=10)
 
 
 class Site:
@@ -40,7 +41,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.objects = folder, Objects(folder)
-        self.web = WebServer(0, self.objects, lambda body: body, may_upload={TOKEN: MOST_BYTES, OTHER: 10}.get)
+        self.web = WebServer(0, self.objects, lambda body: body, may_upload={TOKEN: MINE, OTHER: SMALL}.get)
         self.web.start()
 
     def ask(
@@ -69,7 +70,7 @@ class Site:
         return status, said.get("Upload-Offset", "")
 
     def parts(self) -> list[Path]:
-        return sorted((self.folder / "uploads").iterdir())
+        return files(self.folder / "uploads")
 
 
 @pytest.fixture
@@ -171,13 +172,13 @@ def test_pieces_become_an_object_once_the_last_is_there(site: Site) -> None:
     assert site.offset(BODY) == (200, "0")
     assert site.piece(BODY, 0, 2999) == (202, "3000")
     assert site.offset(BODY) == (200, "3000")
-    name = hashlib.sha256(BODY).hexdigest()
-    assert site.objects.path(name) is None, "not before it is whole"
+    assert not brought(site.objects, BODY), "not before it is whole"
     assert site.piece(BODY, 3000, 6999) == (201, "7000")
-    assert held(site.objects) == BODY
+    assert brought(site.objects, BODY)
+    assert site.objects.path(hashlib.sha256(BODY).hexdigest()) is None, "not before a hand-in of it is accepted"
     assert site.offset(BODY) == (200, "7000")
     assert site.piece(BODY, 0, 6999) == (201, "7000"), "again changes nothing"
-    assert site.parts() == []
+    assert [path.suffix for path in site.parts()] == [".whole"]
 
 
 def test_a_piece_elsewhere_is_told_where_to_go_on(site: Site) -> None:
@@ -193,7 +194,6 @@ def test_other_bytes_than_were_named_never_become_an_object(site: Site) -> None:
     status, said, answer = site.ask("PUT", f"/uploads/{name}", other, **given)
     assert (status, said["Upload-Offset"]) == (422, "0")
     assert b"has the SHA-256" in answer
-    assert site.objects.path(name) is None
     assert site.parts() == []
     assert site.piece(BODY, 0, 6999)[0] == 201, "and it can be brought after that"
 
@@ -203,7 +203,7 @@ def test_each_token_has_parts_of_its_own(site: Site) -> None:
     assert site.piece(body, 0, 4, TOKEN) == (202, "5")
     assert site.offset(body, OTHER) == (200, "0")
     assert site.piece(body, 0, 9, OTHER)[0] == 201
-    assert site.offset(body, TOKEN) == (200, "10")
+    assert site.offset(body, TOKEN) == (200, "5"), "nor is it told what another has brought"
 
 
 @pytest.mark.parametrize("token", ["", "x" * 32, "operator"])
@@ -270,7 +270,8 @@ def test_what_is_no_decent_request_is_refused_and_the_next_is_served(
 
 
 def taking(folder: Path, now_s: float = 0.0) -> Uploads:
-    return Uploads(Objects(folder), {TOKEN: MOST_BYTES, OTHER: MOST_BYTES}.get, lambda: now_s + 1e9)
+    staging = Staging(Objects(folder), lambda: now_s + 1e9)
+    return Uploads(staging, {TOKEN: MINE, OTHER: THEIRS}.get)
 
 
 def once(data: bytes) -> Callable[[int], bytes]:
@@ -309,7 +310,7 @@ def test_two_replicas_write_one_after_the_other(tmp_path: Path) -> None:
     writer.join()
     assert there.offset(TOKEN, name) == 1000
     assert there.receive(TOKEN, name, Span(1000, 6999, 7000), once(BODY[1000:])) == 7000
-    assert held(Objects(tmp_path)) == BODY
+    assert brought(Objects(tmp_path), BODY)
 
 
 def test_a_part_that_was_finished_while_another_waited_for_it_is_not_written_to(tmp_path: Path) -> None:
@@ -317,31 +318,31 @@ def test_a_part_that_was_finished_while_another_waited_for_it_is_not_written_to(
     here = taking(tmp_path)
     name = hashlib.sha256(BODY).hexdigest()
     here.receive(TOKEN, name, Span(0, 9, len(BODY)), once(BODY[:10]))
-    (part,) = (tmp_path / "uploads").iterdir()
+    (part,) = files(tmp_path / "uploads")
     real = fcntl.flock
 
     def finished_first(file: int, how: int) -> None:
         os.truncate(part, 0)
         part.write_bytes(BODY)
-        here._objects.adopt(part, name)
+        part.rename(part.with_name(f"{name}.0.whole"))
         real(file, how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fcntl, "flock", finished_first)
         with pytest.raises(UploadRefusedError, match="another request"):
             here.receive(TOKEN, name, Span(10, 6999, 7000), once(b"x" * 6990))
-    assert held(Objects(tmp_path)) == BODY
+    assert brought(Objects(tmp_path), BODY)
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_dispatcher_that_was_killed_before_the_rename_finishes_later(tmp_path: Path, right: bool) -> None:
     here, name = taking(tmp_path), hashlib.sha256(BODY).hexdigest()
     here.receive(TOKEN, name, Span(0, 9, len(BODY)), once(BODY[:10]))
-    (part,) = (tmp_path / "uploads").iterdir()
+    (part,) = files(tmp_path / "uploads")
     part.write_bytes(BODY if right else b"x" * len(BODY))
     if right:
         assert here.offset(TOKEN, name) == len(BODY)
-        assert held(Objects(tmp_path)) == BODY
+        assert brought(Objects(tmp_path), BODY)
     else:
         with pytest.raises(UploadRefusedError, match="not the one named"):
             here.offset(TOKEN, name)
@@ -355,38 +356,105 @@ def begin(here: Uploads, number: int, token: str = TOKEN) -> str:
     return name
 
 
-def test_a_token_has_few_parts_and_what_is_never_finished_expires(tmp_path: Path) -> None:
+def aged(folder: Path, name: str, number: int) -> None:
+    """Make what was brought under this name so old, in seconds from a beginning."""
+    for path in (folder / "uploads").rglob(f"{name}.*"):
+        os.utime(path, (1e9 + number, 1e9 + number))
+
+
+def test_a_token_has_few_parts(tmp_path: Path) -> None:
     here = taking(tmp_path)
     names = []
-    for number in range(uploads.MOST_OF_ONE + 2):
+    for number in range(staging.MOST_PARTS + 2):
         names.append(begin(here, number))
-        part = next((tmp_path / "uploads").glob(f"{names[-1]}.*"))
-        os.utime(part, (1e9 + number, 1e9 + number))
+        aged(tmp_path, names[-1], number)
     other = begin(here, 99, OTHER)
     assert [here.offset(TOKEN, name) for name in names] == [0, 0, 5, 5, 5, 5]
     assert here.offset(OTHER, other) == 5, "one does not push out another's"
-    later = taking(tmp_path, uploads.EXPIRES_S + 100)
-    begin(later, 100)
-    assert [later.offset(TOKEN, name) for name in names] == [0] * 6
 
 
-def test_all_parts_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def bring_all(here: Uploads, body: bytes, token: str) -> int:
+    name = hashlib.sha256(body).hexdigest()
+    return here.receive(token, name, Span(0, len(body) - 1, len(body)), once(body))
+
+
+def test_a_lease_brings_one_object_a_slice(tmp_path: Path) -> None:
+    here = Uploads(Staging(Objects(tmp_path)), {TOKEN: upload_lease(slices=2)}.get)
+    for body in (b"[1]", b"[2]", b"[1]"):
+        assert bring_all(here, body, TOKEN) == 3
+    with pytest.raises(UploadRefusedError, match="has 2 slices") as refused:
+        bring_all(here, b"[3]", TOKEN)
+    assert refused.value.status == 413
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_lease_brings_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "LEASE_BYTES", 100)
     here = taking(tmp_path)
-    monkeypatch.setattr(uploads, "MOST_FILES", 2)
-    begin(here, 1, OTHER)
-    begin(here, 2, OTHER)
-    with pytest.raises(UploadRefusedError, match="later") as refused:
-        begin(here, 3)
-    assert refused.value.status == 503
+    assert bring_all(here, b"x" * 60, TOKEN) == 60
+    with pytest.raises(UploadRefusedError, match="at most 100 bytes"):
+        bring_all(here, b"y" * 41, TOKEN)
+    assert bring_all(here, b"y" * 40, TOKEN) == 40
+    assert bring_all(here, b"y" * 41, OTHER) == 41
+
+
+@pytest.mark.parametrize("limit", ["MOST_FILES", "MOST_BYTES"])
+def test_whoever_has_most_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """However little of what a car has begun is there, and however much it says that it will be."""
+    monkeypatch.setattr(staging, limit, {"MOST_FILES": 4, "MOST_BYTES": 119}[limit])
+    here = taking(tmp_path)
+    greedy = [begin(here, number) for number in range(3)]
+    for number, name in enumerate(greedy):
+        aged(tmp_path, name, number)
+    modest = [begin(here, number, OTHER) for number in (10, 11)]
+    assert [here.offset(OTHER, name) for name in modest] == [5, 5]
+    assert [here.offset(TOKEN, name) for name in greedy] == [0, 5, 5]
+
+
+def test_a_part_that_is_not_there_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "MOST_BYTES", 150)
+    here = taking(tmp_path)
+    names = [f"{number:064x}" for number in range(3)]
+    for name in names:
+        assert here.receive(TOKEN, name, Span(0, 99, 100), once(b"")) == 0
+    assert bring_all(here, b"x" * 100, OTHER) == 100
+    assert len(list((tmp_path / "uploads").rglob("*.part"))) == 3
+
+
+def test_what_is_swept(tmp_path: Path) -> None:
+    """Of a lease that is over, after an hour; of any, after a day."""
+    objects, here = Objects(tmp_path), taking(tmp_path)
+    theirs = begin(here, 1, OTHER)
+    assert bring_all(here, BODY, TOKEN) == len(BODY)
+    lies = {(one.unit, one.key) for one in (MINE, THEIRS)}
+    for path in (tmp_path / "uploads").rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+    def sweep(after_s: float, is_open: set[tuple[str, JobKey]]) -> list[bool]:
+        Staging(objects, lambda: 1e9 + after_s).sweep(lambda asked: set(asked) & is_open)
+        return [brought(objects, BODY), here.offset(OTHER, theirs) == 5]
+
+    assert sweep(staging.CLOSED_EXPIRES_S - 1, set()) == [True, True]
+    assert sweep(staging.CLOSED_EXPIRES_S + 1, {(MINE.unit, MINE.key)}) == [True, False]
+    assert sweep(staging.EXPIRES_S - 1, lies) == [True, False]
+    assert sweep(staging.EXPIRES_S + 1, lies) == [False, False]
+    assert list((tmp_path / "uploads").iterdir()) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(0, 8), lengths=st.sets(st.integers(1, 6), max_size=2), spoilt=st.booleans())
+def test_answers_are_counted_when_they_come(count: int, lengths: set[int], spoilt: bool) -> None:
+    body = b"[%s]" % b",".join([b'{"y": [1, 2]}'] * count) + (b"]" if spoilt else b"")
+    assert staging.answers_in(body, lengths) == (count if count in lengths and not spoilt else 0)
 
 
 @pytest.mark.parametrize("fault", [TimeoutError(), StoreError("the database does not answer")])
 def test_a_book_that_does_not_answer_is_later(tmp_path: Path, fault: Exception) -> None:
-    def may_upload(_token: str) -> int | None:
+    def may_upload(_token: str) -> UploadLease | None:
         raise fault
 
     with pytest.raises(UploadRefusedError) as refused:
-        Uploads(Objects(tmp_path), may_upload).offset(TOKEN, NAME)
+        Uploads(Staging(Objects(tmp_path)), may_upload).offset(TOKEN, NAME)
     assert refused.value.status == 503
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -127,10 +128,14 @@ def job(desk: Desk, workload_class: str | None) -> str:
     )
 
 
+RIDS = itertools.count()
+
+
 def asks(car: Car, *classes: str, have: tuple[JobKey, ...] = ()) -> tuple[str, str | None] | None:
     """The job and class of the grant that a car of these classes gets."""
     capability = Capability(device_class="x", executor="y", packages=(PACKAGE.sha256,), classes=classes)
-    car.say("request", encode(Request(rid="r", have=have, credit=1, cap=capability)))
+    rid = f"r{next(RIDS)}"
+    car.say("request", encode(Request(rid=rid, have=have, credit=1, cap=capability)))
     granted = car.hear_grant().job
     return None if granted is None else (granted.job, granted.workload_class)
 
@@ -148,6 +153,9 @@ def test_a_lost_lease_that_is_no_longer_taken_goes_to_somebody_else(desk: Desk, 
     ocr = job(desk, "ocr")
     assert asks(car, "ocr") == (ocr, "ocr")
     assert asks(car, "ocr") == (ocr, "ocr"), "the grant was lost, and is sent again"
+    assert asks(car, "speech") is None
+    desk.now_ms += 10_000
+    assert asks(other, "ocr") is None, "one request alone takes no lease away"
     assert asks(car, "speech") is None
     assert asks(other, "ocr") == (ocr, "ocr")
 
@@ -198,6 +206,26 @@ def test_an_operators_orders_reach_the_car(rig: tuple[Path, Car], capsys: pytest
     assert main(["demand", "--over", "--dir", str(folder), "--unit", "nobody"]) == 1
     assert "no unit 'nobody' is enrolled" in capsys.readouterr().err
     _only_the_operator(folder)
+
+
+def test_an_operator_paces_cells_and_takes_leases_back(
+    rig: tuple[Path, Car], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = rig
+    where = ["--dir", str(folder)]
+    assert main(["pace", "closed", "--cell", "0a", "--spread", "15m", "--detail", "moving", *where]) == 0
+    assert main(["pace", "stop", *where]) == 0
+    assert main(["cancel", "no-such-job", *where]) == 1
+    captured = capsys.readouterr()
+    assert "there is no job 'no-such-job'" in captured.err
+    said = captured.out.splitlines()
+    assert said[0] == "1 cell: cars ask for no new work, what runs goes on"
+    assert said[1].endswith("cells: cars give back what they hold")
+    assert main(["counts", *where]) == 0
+    assert {"book", "replica"} <= json.loads(capsys.readouterr().out).keys()
+    with pytest.raises(SystemExit):
+        main(["pace", "stop", "--cell", "everywhere", *where])
+    assert "neither two hex digits nor all" in capsys.readouterr().err
 
 
 def _only_the_operator(folder: Path) -> None:

@@ -6,6 +6,7 @@ can no longer be planted fails its test.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,7 @@ from agent.fleet.messages import encode
 from hil.dispatcher.book import Book
 from hil.dispatcher.database import SqliteDatabase
 from hil.dispatcher.leases import Leases
+from hil.dispatcher.tickets import Tickets
 from hil.dispatcher.view import View
 from tests.hil.dispatching import OnSqlite
 from tests.hil.honest_car import Car, Desk
@@ -59,11 +61,13 @@ class Rewriting:
 def no_fence(sql: Rewriting, patch: Patch) -> None:
     """Whoever hands in is paid, whatever the job's epoch and holder are by now."""
     sql.plant(FENCE, "WHERE job = :job AND settled_epoch < epoch")
+    patch.setattr(Tickets, "forget", lambda self, key: None)
     patch.setattr(Book, "_holds", lambda self, row, unit, key: True)
 
 
 def settled_twice(sql: Rewriting, patch: Patch) -> None:
     """A hand-in that comes again is judged again, and no constraint minds."""
+    patch.setattr(Tickets, "forget", lambda self, key: None)
     sql.plant(FENCE, "WHERE job = :job AND epoch = :epoch AND holder = :unit")
     sql.plant(JUDGED, f"{JUDGED} AND 1 = 0")
     sql.plant("WHERE keyid = :keyid AND counter = :counter", "WHERE 1 = 0 AND keyid = :keyid AND counter = :counter")
@@ -75,6 +79,7 @@ def settled_twice(sql: Rewriting, patch: Patch) -> None:
 def settles_after_it_was_granted_again(sql: Rewriting, patch: Patch) -> None:
     """A car's earlier lease of a job settles although the job is out again, to the same car."""
     sql.plant(FENCE, "WHERE job = :job AND holder = :unit AND settled_epoch < :epoch")
+    patch.setattr(Tickets, "forget", lambda self, key: None)
     patch.setattr(Book, "_holds", lambda self, row, unit, key: row["holder"] == unit.unit)
 
 
@@ -109,6 +114,12 @@ def half_a_job_is_done(sql: Rewriting, patch: Patch) -> None:
     sql.plant("CASE WHEN :state = 'done' THEN", "CASE WHEN :progress = 1 THEN")
 
 
+def withdrawn_and_sent_again(sql: Rewriting, patch: Patch) -> None:
+    """A lease that the unit does not name is sent again, whatever became of its job."""
+    sql.plant("SELECT job, epoch, state, expires_ms", "SELECT job, epoch, 'leased' AS state, expires_ms")
+    sql.plant("workload_class, cancel_why, cancel_ends_ms", "workload_class, NULL AS cancel_why, cancel_ends_ms")
+
+
 BUGS: dict[Callable[[Rewriting, Patch], None], str] = {
     no_fence: "nonce|granted again|paid twice",
     settled_twice: "settled twice|is in the book|paid once",
@@ -118,6 +129,7 @@ BUGS: dict[Callable[[Rewriting, Patch], None], str] = {
     granted_while_it_runs: "while it ran",
     renewed_for_nothing: "time anew",
     paid_for_what_failed: "items that failed",
+    withdrawn_and_sent_again: "withdrawn job was granted",
     half_a_job_is_done: "done when all of it is|in the end",
 }
 
@@ -129,6 +141,20 @@ def test_the_machine_finds(bug: Callable[[Rewriting, Patch], None], monkeypatch:
     with pytest.raises(AssertionError, match=BUGS[bug]):
         run_state_machine_as_test(OnSqlite, settings=SEARCH)
     assert sql.unmet == set(), "the dispatcher says it otherwise now: plant the bug anew"
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_machine_minds_an_old_request_that_takes_a_lease_away(planted: bool, monkeypatch: Patch) -> None:
+    """It is seldom met by chance, so the way there is laid out."""
+    if planted:
+        monkeypatch.setattr(Leases, "_is_lost", lambda self, holding, rid, now_ms: True)
+    machine = OnSqlite()
+    machine.put_jobs_up()
+    machine.ask(car=0, told=False)
+    machine.wait(seconds=51)
+    with pytest.raises(AssertionError, match="while it ran") if planted else contextlib.nullcontext():
+        machine.an_old_request_comes_again(car=0)
+    machine.teardown()
 
 
 def test_without_a_bug_it_finds_nothing(monkeypatch: Patch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from agent.core.model import Verdict
 from agent.fleet.messages import Capability, Request, encode
 from hil.dispatcher import pump as pump_module
+from hil.dispatcher.database import SqliteDatabase
 from hil.dispatcher.pump import Intake, Outbox, pump
 from tests.hil.honest_car import PACKAGE, Car, Desk
 
@@ -60,11 +62,34 @@ def test_memory_is_bounded_whatever_comes() -> None:
     async def scenario() -> None:
         queue, _ = intake(100)
         for number in range(5_000):
-            queue.offer(topic(("request", "result", "status", "x")[number % 4]), b"x")
+            queue.offer(topic(("request", "result", "status", "x")[number % 4], f"car-{number % 50}"), b"x")
         assert len(queue) == 100
         assert len(queue.put_off()) == pump_module.PUT_OFF
 
     asyncio.run(scenario())
+
+
+def test_one_unit_that_talks_without_end_starves_nobody() -> None:
+    async def scenario() -> None:
+        queue, now_s = intake(4096)
+        for _ in range(20_000):
+            queue.offer(topic("result", "noisy"), b"junk")
+        queue.offer(topic("request", "quiet"), b"ask")
+        assert queue.dropped == {"unit talks too much": 20_000 - pump_module.UNIT_BURST}
+        taken = [queue.take() for _ in range(10)]
+        assert b"ask" in [body for batch in taken for _, body in batch]
+        now_s[0] += 1.0
+        for _ in range(1_000):
+            queue.offer(topic("result", "noisy"), b"junk")
+        assert len(queue) == pump_module.UNIT_MESSAGES_PER_S
+
+    asyncio.run(scenario())
+
+
+def test_whom_to_be_fair_to_is_remembered_within_bounds() -> None:
+    fairness = pump_module.Fairness(lambda: 0.0)
+    assert all(fairness.admits(f"unit-{number}") for number in range(pump_module.UNITS_REMEMBERED + 1_000))
+    assert len(fairness._buckets) == pump_module.UNITS_REMEMBERED
 
 
 class SlowLink:
@@ -75,7 +100,9 @@ class SlowLink:
         self.heard: list[bytes] = []
         self._more = asyncio.Event()
 
-    def publish(self, topic: str, payload: bytes, *, expiry_s: int | None = None, retain: bool = False) -> bool:
+    def publish(
+        self, topic: str, payload: bytes, *, expiry_s: int | None = None, token: str = "", retain: bool = False
+    ) -> bool:
         if not self.connected or self.taken[0] >= self.at_once:
             return False
         self.taken[0] += 1
@@ -125,6 +152,95 @@ def test_answers_die_with_the_link_and_overflow_is_counted() -> None:
         assert outbox.dropped["outbox full"] == 2
         assert outbox.dropped["link down"] + len(link.heard) == 6
         assert outbox.has_room.is_set()
+
+    asyncio.run(scenario())
+
+
+class RefusingLink(SlowLink):
+    """A broker without retained messages: what it must not be sent is never taken, and told of by its token."""
+
+    def __init__(self) -> None:
+        super().__init__(10**6)
+        self.outbox: Outbox | None = None
+
+    def publish(
+        self, topic: str, payload: bytes, *, expiry_s: int | None = None, token: str = "", retain: bool = False
+    ) -> bool:
+        if retain:
+            assert self.outbox is not None
+            assert token
+            asyncio.get_running_loop().call_soon(self.outbox.undelivered, token, "no retained messages here", False)
+            return False
+        return super().publish(topic, payload, expiry_s=expiry_s, token=token)
+
+
+def test_what_the_broker_never_takes_stands_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        outbox, link = Outbox(loop), RefusingLink()
+        outbox.link, link.outbox = link, outbox
+        for number in range(256):
+            assert outbox.put(f"dw/v1/b/{number:02x}/pace", b"pace", None, retain=True)
+        assert outbox.put("dw/v1/d/car/grant", b"grant", 60)
+        await asyncio.wait_for(link.has_heard(1), 5)
+        assert link.heard == [b"grant"]
+        assert outbox.dropped == {"never taken": 256}
+        outbox.undelivered("out-12345", "refused by its PUBACK", False)
+        assert outbox.dropped == {"never taken": 257}
+
+    monkeypatch.setattr(pump_module, "STUCK_S", 3600.0)
+    asyncio.run(scenario())
+
+
+class LeavingLink:
+    """Says when it was left and joined again."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+
+    def start(self) -> None:
+        self.did.append("start")
+
+    async def close(self) -> None:
+        self.did.append("close")
+
+
+def test_who_lost_the_database_leaves_the_broker_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "TICK_S", 0.01)
+
+    async def scenario() -> None:
+        desk = Desk(tmp_path)
+        desk.add_job()
+        car = desk.new_car("car-1")
+        desk.book.database.rows("PRAGMA busy_timeout = 1")
+        other = SqliteDatabase(tmp_path, lambda: 0)
+        loop, link, heard = asyncio.get_running_loop(), LeavingLink(), SlowLink(10**6)
+        queue, outbox = Intake(loop.time), Outbox(loop)
+        outbox.link = heard
+        desk.service.answers.publish = outbox.put
+        where = f"dw/v1/u/{car.cell}/{car.unit}/request"
+
+        async def until(done: Callable[[], bool]) -> None:
+            while not done():  # noqa: ASYNC110 - what it waits for has no event
+                await asyncio.sleep(0.005)
+
+        with ThreadPoolExecutor(1) as owner:
+            other._begin()
+            queue.offer(where, request())
+            pumping = asyncio.create_task(pump(desk.service, queue, outbox, owner, link))
+            await asyncio.wait_for(until(lambda: link.did == ["close"]), 20)
+            queue.offer(where, request())
+            await asyncio.sleep(0.1)
+            assert link.did == ["close"]
+            assert len(queue) == 1, "it waits for the database, too"
+            other._end("ROLLBACK")
+            await asyncio.wait_for(until(lambda: link.did == ["close", "start"]), 20)
+            await asyncio.wait_for(heard.has_heard(1), 20)
+            pumping.cancel()
+        other.close()
+        desk.book.close()
 
     asyncio.run(scenario())
 

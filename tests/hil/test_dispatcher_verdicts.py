@@ -22,10 +22,9 @@ from agent.fleet.messages import JobGrant, SliceOutput
 from agent.trust.keys import load_public_key
 from agent.trust.statement import Statement
 from hil.dispatcher.judge import HandIn, Lease, judge
-from hil.dispatcher.service import nothing_uploaded
 from hil.dispatcher.verdicts import statement_sha256
 from hil.dispatcher.view import View
-from tests.hil.honest_car import PRICE, TTL_S, Car, Desk, bent, new_signer
+from tests.hil.honest_car import PRICE, TTL_S, Car, Desk, answer_to, bent, new_signer
 
 
 def key(grant: JobGrant) -> JobKey:
@@ -40,7 +39,7 @@ def test_a_result_is_settled_paid_and_kept(desk: Desk, car: Car) -> None:
     assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 9 * PRICE)  # item 3 failed
     with View(desk.folder) as view:
         assert [entry.state for entry in view.jobs()] == ["done"]
-        expected = [None if number == 3 else {"item": number} for number in range(10)]
+        expected = [answer_to(number) for number in range(10)]
         assert view.answers(job) == expected
         (payout,) = view.payouts()
     assert (payout.paid_micro, payout.items, payout.slices, payout.leases) == (9 * PRICE, 9, 3, 1)
@@ -182,6 +181,7 @@ def test_output_that_is_no_array_of_its_items(desk: Desk) -> None:
         verdict = car.hand_in(msgspec.structs.replace(result, outputs=(output, *result.outputs[1:])))
         assert verdict.verdict is Verdict.BAD
         assert "output of slice 0" in verdict.reason
+        desk.now_ms += 60_000
 
 
 def test_what_is_not_proven_costs_the_unit_nothing(desk: Desk, car: Car, other: Car) -> None:
@@ -238,6 +238,8 @@ def test_a_lost_grant_with_too_little_left_is_freed(desk: Desk, car: Car) -> Non
     desk.add_job()
     lost = car.must_request()
     desk.now_ms += TTL_S * 1000 * 6 // 10
+    assert car.request() is None, "once: the request may be an old one"
+    desk.now_ms += 10_000
     fresh = car.must_request()
     assert (fresh.job, fresh.epoch, fresh.ttl_s) == (lost.job, 2, TTL_S)
 
@@ -309,7 +311,7 @@ def test_a_refused_package_is_offered_to_others_first(desk: Desk, car: Car, othe
     assert car.request() is not None
 
 
-def test_jobs_that_were_tried_least_come_first(desk: Desk, car: Car) -> None:
+def test_a_job_that_failed_is_offered_to_others_first(desk: Desk, car: Car) -> None:
     first, second = desk.add_job(), desk.add_job()
     grant = car.must_request()
     assert grant.job == first
@@ -327,7 +329,7 @@ def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, o
     assert isinstance(standing, Lease)
     result = car.result(grant)
     hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
-    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new, uploaded=nothing_uploaded)
+    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new, uploaded=lambda _sha256: None)
     desk.now_ms += 10_000
     car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
     assert desk.book.settle(standing, unit, accepted, "e" * 64) is None

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from hil.certificates import Authority
 from hil.cli import parser
-from hil.faults.certificates import Authority
 from hil.faults.disk import SmallDisk
 from hil.faults.kinds import KINDS, Scope
 from hil.faults.processes import Child

@@ -18,7 +18,8 @@ from agent.core.model import Verdict, YieldReason
 from hil.dispatcher.jobs_api import MAX_INPUT_BYTES, JobOrder, JobsApi
 from hil.dispatcher.postgres import PostgresDatabase
 from hil.dispatcher.web import WebServer
-from tests.hil.honest_car import PACKAGE, PRICE, Car, Desk
+from tests.hil.honest_car import PACKAGE, PRICE, Car, Desk, answer_to
+from tests.hil.uploading import files
 
 TOKEN = "a-secret-of-the-operator"
 INPUT = msgspec.msgpack.encode([b"item %d" % number for number in range(10)])
@@ -97,7 +98,7 @@ def test_a_job_from_its_input_to_its_answers(web: WebServer, desk: Desk, car: Ca
         status, body = ask(web, "GET", f"/jobs/sub1234-0/results/{one['slice']}")
         assert hashlib.sha256(body).hexdigest() == one["output_sha256"]
         answers += json.loads(body)
-    assert answers == [None if number == 3 else {"item": number} for number in range(10)]
+    assert answers == [answer_to(number) for number in range(10)]
 
 
 def test_progress_and_answers_are_the_same_out_of_postgresql(postgres_url: str, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_submission_is_read_in_pages(web: WebServer, desk: Desk) -> None:
     ],
 )
 def test_nobody_but_the_operator(web: WebServer, desk: Desk, headers: dict[str, str], method: str, path: str) -> None:
-    status, answer = told(ask(web, method, path, INPUT if method == "PUT" else order(), headers))
+    status, answer = told(ask(web, method, path, {"PUT": INPUT, "POST": order()}.get(method), headers))
     assert (status, answer) == (403, {"error": "the operator's token is missing or wrong"})
     assert desk.objects.path(SHA256) is None
 
@@ -202,7 +203,7 @@ def test_another_job_of_the_same_name_is_refused(web: WebServer) -> None:
 def test_what_came_is_not_what_was_named(web: WebServer, desk: Desk) -> None:
     status, answer = told(ask(web, "PUT", f"/objects/{'ab' * 32}", INPUT))
     assert (status, SHA256 in answer["error"]) == (400, True)
-    assert list(desk.objects.folder.iterdir()) == []
+    assert files(desk.objects.folder) == []
 
 
 def test_sizes_come_first(web: WebServer, desk: Desk) -> None:
@@ -211,7 +212,7 @@ def test_sizes_come_first(web: WebServer, desk: Desk) -> None:
     assert ask(web, "POST", "/jobs", b"x" * 17_000)[0] == 413
     assert ask(web, "PUT", f"/objects/{SHA256}", b"", AUTHORISED | {"Content-Length": "9" * 5000})[0] in {413, 431}
     assert ask(web, "PUT", f"/objects/{SHA256}", b"", AUTHORISED | {"Content-Length": "-1"})[0] == 411
-    assert list(desk.objects.folder.iterdir()) == []
+    assert files(desk.objects.folder) == []
 
 
 def test_other_paths_are_the_servers_own(web: WebServer) -> None:

@@ -20,6 +20,7 @@ from agent.inference import launcher
 from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
 from agent.rows import StoredSlice
+from agent.sealed import InputMemory
 from tests.conftest import FixedClock
 from tests.core.world import grant
 from tests.inference.desk import PATIENCE_S, Kind
@@ -80,6 +81,7 @@ class Floor:
         (package,) = self.shelf.packages
         self.grant: Grant = msgspec.structs.replace(grant(1), package="good", package_sha256=package)
         self.events: list[EventType] = []
+        self.memory = InputMemory.holding(BODY)
         self.slices: list[tuple[JobKey, StoredSlice]] = []
         self._news = asyncio.Event()
         self.station = Station(
@@ -91,7 +93,7 @@ class Floor:
         )
 
     def run(self, index: int = 0) -> None:
-        self.station.run(self.grant.key, index, self.grant.span(index), BODY, self.grant.items)
+        self.station.run(self.grant.key, index, self.grant.span(index), self.memory, self.grant.items)
 
     async def ready(self) -> WorkerReady:
         self.station.start(self.grant)
@@ -132,6 +134,7 @@ async def floor(folder: Path) -> AsyncIterator[Floor]:
     finally:
         async with asyncio.timeout(PATIENCE_S):
             await opened.station.close()
+        opened.memory.close()
 
 
 async def turns(count: int = 20) -> None:

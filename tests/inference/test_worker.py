@@ -23,6 +23,7 @@ import pytest
 from agent import wire
 from agent.inference.launcher import WorkerProcess
 from agent.package import Bucket, Manifest, OpCall, Package
+from agent.sealed import InputMemory
 from hil.images import accuracy, drawn_lines
 from kernels import kernels_sha256
 from tests.inference.desk import PATIENCE_S, Desk, rewrite_manifest
@@ -56,7 +57,13 @@ async def loaded(package: Package) -> AsyncIterator[tuple[Desk, WorkerProcess, w
 
 
 def hand_over(process: WorkerProcess, items: list[bytes]) -> None:
-    process.send_input(wire.encode_input(items), items=len(items))
+    send(process, wire.encode_input(items), len(items))
+
+
+def send(process: WorkerProcess, body: bytes, items: int) -> None:
+    memory = InputMemory.holding(body)
+    process.send_input(memory, items=items)
+    memory.close()  # the worker has a descriptor of its own
 
 
 def texts(done: wire.SliceDone) -> list[str]:
@@ -98,7 +105,7 @@ def test_a_lease_of_slices(ocr_package: Package) -> None:
             process.run(2, 1, 1)
             assert (await desk.wait_for(wire.SliceError)).index == 2
 
-            process.send_input(b"\xc1 what a customer may send", items=1)
+            send(process, b"\xc1 what a customer may send", 1)
             process.run(0, 0, 1)
             assert "not a msgpack array of byte strings" in (await desk.wait_for(wire.SliceError)).detail
             hand_over(process, [b""] * (ocr_package.manifest.limits.max_items + 1))

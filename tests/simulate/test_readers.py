@@ -128,7 +128,7 @@ def test_a_profile_says_what_the_car_of_a_csv_lacks(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"# only\n\n", "is empty"),
         (b"(nonsense\n", "has no line that is a frame"),
-        (gzip.compress(b"time,name,value\n", mtime=0), "is gzipped and no candump log"),
+        (gzip.compress(b"time,name,value\n", mtime=0), "is gzipped and neither a candump log nor a recording"),
         (gzip.compress(b"(1.0) can0 118#00", mtime=0)[:12], "cannot read the trace"),
         (b"\x1f\x8b", "cannot read the trace"),
         (b'{"no": "header"}\n', "line 1 is not a header of a recording"),

@@ -27,7 +27,7 @@ from agent.vehicle import kuksa
 from agent.vehicle.databroker import DatabrokerConfig
 from agent.vehicle.kuksa_channel import Door, LostError
 from hil.bench.databroker import PARKED, VSS_6_0, Spec
-from tests.certificates import write_tls_files
+from hil.certificates import Authority
 
 from .databroker import DOOR, LIMIT_S, AwkwardBroker, Car
 
@@ -291,7 +291,7 @@ def test_without_a_token_file_the_source_says_so_and_goes_on_trying(play: Play, 
 
 
 def test_a_broker_with_a_certificate_is_believed_only_if_its_authority_is_ours(play: Play, tmp_path: Path) -> None:
-    ours, foreign = write_tls_files(tmp_path / "ours"), write_tls_files(tmp_path / "foreign")
+    ours, foreign = Authority(tmp_path / "ours").issue("unit"), Authority(tmp_path / "foreign").issue("unit")
     credentials = grpc.ssl_server_credentials([(Path(ours.key).read_bytes(), Path(ours.certificate).read_bytes())])
 
     async def story() -> None:

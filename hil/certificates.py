@@ -1,4 +1,4 @@
-"""A private CA for one run: certificates of any lifetime, written so that a reader sees the old one or the new one.
+"""A private CA for tests and rigs: certificates for any name and time, replaced so that no reader sees half of one.
 
 A client keeps its key; only the certificate is renewed, as on a vehicle. A certificate that has run out is no reason
 for a broker to end a connection that is there: it is refused at the next handshake.
@@ -21,42 +21,46 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from agent.fleet.link import TlsFiles
+from agent.fleet.tls import TlsFiles
 
-CA_NAME = "fault run CA"
-LIFETIME_S = 86_400.0
+CA_NAME = "Driveway test CA"
+HERE = "127.0.0.1"
+LIFETIME_S = 2 * 86_400.0
 BACKDATED_S = 3_600.0
 """Certificates begin in the past, so that clocks may differ."""
 
 
 class Authority:
-    """Issues certificates for 127.0.0.1 into one folder."""
+    """One CA, whose own certificate is `ca.pem` in its folder; what it issues is written there too."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = CA_NAME) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._key = generate_private_key(SECP256R1())
-        self._name = _name(CA_NAME)
+        self._name = _name(name)
         certificate = (
-            _builder(self._name, self._name, self._key, LIFETIME_S)
+            _builder(self._name, self._name, self._key, LIFETIME_S, -LIFETIME_S)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, SHA256())
         )
         self._ca = folder / "ca.pem"
-        self._ca.write_bytes(certificate.public_bytes(Encoding.PEM))
+        _replace(self._ca, certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, *, valid_s: float = LIFETIME_S) -> TlsFiles:
-        """A certificate for `name` that is good for so long from now; its key is made the first time."""
+    def issue(
+        self, name: str, *, valid_s: float = LIFETIME_S, from_s: float = -BACKDATED_S, hosts: tuple[str, ...] = (HERE,)
+    ) -> TlsFiles:
+        """A certificate for `name`, as a server at these addresses or names, whose key is made the first time.
+
+        It is good from `from_s` to `valid_s`, counted from now.
+        """
         files = TlsFiles(
             ca=str(self._ca), certificate=str(self._folder / f"{name}.pem"), key=str(self._folder / f"{name}.key")
         )
         key = _key(Path(files.key))
         certificate = (
-            _builder(_name(name), self._name, key, valid_s)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-            )
+            _builder(_name(name), self._name, key, valid_s, from_s)
+            .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, SHA256())
         )
@@ -85,8 +89,15 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, valid_s: float
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, valid_s: float, from_s: float
 ) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
@@ -95,6 +106,6 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(seconds=BACKDATED_S))
+        .not_valid_before(now + dt.timedelta(seconds=from_s))
         .not_valid_after(now + dt.timedelta(seconds=valid_s))
     )

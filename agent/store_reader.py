@@ -1,0 +1,78 @@
+"""What people are shown of the store: leases, vacates, and the ledger's leaves. It reads, and changes nothing.
+
+Part of `agent.store.Store`, and like it of the store's thread alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from agent.core.model import Grant
+from agent.rows import LeaseRow, LedgerRow, VacateStats
+from agent.trust.merkle import leaf_hash
+
+
+class StoreReader:
+    """Looks at the database that the store has opened."""
+
+    _db: sqlite3.Connection
+
+    def leases(self, limit: int) -> list[LeaseRow]:
+        """The newest leases, newest first."""
+        rows = self._db.execute(
+            "SELECT job, epoch, ticket, state, opened_wall_ms, kind, why, slices_done, energy_micro_wh, verdict, "
+            "reason, paid_micro, cost_micro FROM leases ORDER BY rowid DESC LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [self._lease_row(row) for row in rows]
+
+    def vacate_stats(self) -> VacateStats:
+        """How many there were, and percentiles over the newest of them (nearest rank)."""
+        times = [row[0] for row in self._db.execute("SELECT gone_ms FROM vacates ORDER BY gone_ms")]
+        if not times:
+            return VacateStats(0, None, None, None)
+        count = self._one("SELECT max(rowid) FROM vacates")
+        return VacateStats(count, times[(len(times) - 1) // 2], times[-(-99 * len(times) // 100) - 1], times[-1])
+
+    def ledger(self, limit: int) -> list[LedgerRow]:
+        """The newest leaves, oldest first."""
+        query = "SELECT idx, kind, job, epoch, leaf FROM ledger ORDER BY idx DESC LIMIT ?"
+        rows = self._db.execute(query, (limit,))
+        return [LedgerRow(*row) for row in rows][::-1]
+
+    def leaf_hashes(self, first: int, count: int) -> list[bytes]:
+        """RFC 9162 hashes of the leaves from `first` on, computed anew from the leaves; fewer where the ledger ends."""
+        rows = self._db.execute("SELECT leaf FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?", (first, count))
+        return [leaf_hash(bytes(leaf)) for (leaf,) in rows]
+
+    def _lease_row(
+        self, row: tuple[str, int, bytes | None, str, int, str, str, int | None, int, str, str, int, int]
+    ) -> LeaseRow:
+        job, epoch, ticket, state, opened, kind, why, done, energy, verdict, reason, paid, cost = row
+        grant = None if ticket is None else msgspec.json.decode(ticket, type=Grant)  # an old lease's is not kept
+        if done is None:
+            done = self._one("SELECT count(*) FROM slices WHERE job = ? AND epoch = ?", job, epoch)
+        return LeaseRow(
+            job=job,
+            epoch=epoch,
+            state=state,
+            customer=grant.customer if grant else "",
+            package=grant.package if grant else "",
+            items=grant.items if grant else 0,
+            slices_done=done,
+            slices_wanted=len(grant.slices) if grant else done,
+            opened_wall_ms=opened,
+            kind=kind,
+            why=why,
+            energy_micro_wh=energy,
+            cost_micro=cost,
+            verdict=verdict,
+            reason=reason,
+            paid_micro=paid,
+            currency=grant.currency if grant else "",
+        )
+
+    def _one(self, query: str, *values: str | int) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
