@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from agent.core import asking, owed, plan
-from agent.core.effects import SendHandIn
+from agent.core.effects import EffectType, SendHandIn
 from agent.core.events import GrantSeen, VerdictSeen
 from agent.core.lease import Lease, Pending
 from agent.core.model import Grant, JobKey, Verdict, YieldReason
@@ -334,8 +334,8 @@ def clocks_do_not_drift(patch: Patch) -> None:
 def any_grant_is_an_answer(patch: Patch) -> None:
     """A grant counts whatever it answers, so its time may have begun long ago."""
 
-    def grant_seen(state: State, event: GrantSeen) -> State:
-        return asking.answered(state, event.grant, event.retry_ms, state.now_ms)
+    def grant_seen(state: State, event: GrantSeen) -> tuple[State, tuple[EffectType, ...]]:
+        return asking.answered(state, event.grant, event.retry_ms, state.now_ms), ()
 
     patch.setattr(asking, "grant_seen", grant_seen)
 

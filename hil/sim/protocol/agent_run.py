@@ -275,6 +275,7 @@ class AgentRun:
             self.state, effects = step(before, event)
         except Exception as error:
             self.garage.watch.failed(f"the core raised over {type(event).__name__}: {error!r}")
+            self.garage.restart(RESTART_MS)  # as the daemon ends then, and is started again
             raise PowerCut from error
         self.garage.watch.stepped(self.garage, before, event, self.state, effects)
         for effect in effects:

@@ -44,6 +44,8 @@ class Package(msgspec.Struct, frozen=True):
     answer_bytes: int
     most_items: int
     ttl_s: int = 0
+    inline: bool = False
+    """Inputs go with their grants."""
 
 
 class Job(msgspec.Struct, frozen=True):

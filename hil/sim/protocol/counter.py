@@ -30,7 +30,6 @@ from hil.sim.protocol.keys import SeededSigner
 
 RETRY_S = 90
 IN_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps files in memory; the folder in it is private
-PLACES = Places(object_url=lambda name: f"https://objects/{name}", upload_url="https://objects/uploads")
 
 
 class Process(Protocol):
@@ -89,6 +88,12 @@ class Counterpart:
 
     def __init__(self, clock: DatabaseClock, key: SeededSigner, chance: random.Random) -> None:
         self._clock, self._key, self._chance = clock, key, chance
+        self._small: dict[str, bytes] = {}
+        self._places = Places(
+            object_url=lambda name: f"https://objects/{name}",
+            upload_url="https://objects/uploads",
+            small=self._small.get,
+        )
         self.connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
         self.connection.row_factory = sqlite3.Row
         self.connection.execute("PRAGMA foreign_keys = ON")
@@ -103,14 +108,16 @@ class Counterpart:
     def service(self, publish: Callable[..., bool], process: Process | None) -> Dispatcher:
         """The service of one life of a replica."""
         book = Book(self._database(process))
-        return Dispatcher(book, self._key, publish=publish, places=PLACES, retry_s=RETRY_S, brought=self._staging)
+        return Dispatcher(book, self._key, publish=publish, places=self._places, retry_s=RETRY_S, brought=self._staging)
 
     def admit(self, code: str) -> None:
         """Let one unit enrol."""
         self._quiet.units.add_code(code)
 
-    def put_up(self, job: JobGrant) -> None:
-        """A new job."""
+    def put_up(self, job: JobGrant, inline: bytes | None) -> None:
+        """A new job; its input goes with its grants where it is `inline`."""
+        if inline is not None:
+            self._small[job.input.sha256] = inline
         self._quiet.add_job(job)
 
     def leased_jobs(self) -> list[str]:

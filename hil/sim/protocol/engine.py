@@ -109,6 +109,7 @@ class _Ends:
             return
         if now_ms > self._faults_end_ms + ENDS_WITHIN_MS + world.work_ms / BUSY_SHARE / len(world.cars):
             world.overdue()
+            world.loop.stop()
             return
         world.loop.after(LOOK_MS, self.look)
 

@@ -17,7 +17,7 @@ Few = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 FAULTS_MS = 40 * MINUTE_MS
 LEAST_TTL_S = 60
 PACKAGES = (
-    Package("quick", "a1" * 32, 200, 8, 5),
+    Package("quick", "a1" * 32, 200, 8, 5, inline=True),
     Package("plain", "b2" * 32, 2_000, 16, 4),
     Package("slow", "c3" * 32, 40_000, 16, 3, ttl_s=960),
     Package("bulky", "d4" * 32, 1_000, 3_000, 4),

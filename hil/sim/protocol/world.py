@@ -237,6 +237,7 @@ class World:
                 ttl_s=job.ttl_s,
                 price_micro_per_item=job.price_micro_per_item,
                 currency=CURRENCY,
-            )
+            ),
+            body if job.package.inline else None,
         )
         self.book_watch.booked()
