@@ -31,8 +31,6 @@ UNITS = {
     "_micro_per_item": "currency/1000000/item",
     "_micro_per_kwh": "currency/1000000/kWh",
 }
-WITHOUT_EXPIRY = None
-"""A broker may keep it as long as it likes: it is repeated until a signed verdict comes, and counts once."""
 
 Upward = messages.Status | messages.Request | messages.Renew | messages.Result | messages.Yield
 Downward = (

@@ -33,7 +33,7 @@ from hil.dispatcher.replication import Comparator, Copies, NoReplication, Replic
 from hil.dispatcher.submissions import Submissions
 from hil.dispatcher.tickets import MOST_KEPT, Tickets
 from hil.dispatcher.units import Unit, Units
-from hil.dispatcher.upload_rights import MOST_BYTES_OF_ONE, UploadRights
+from hil.dispatcher.upload_rights import UploadRights
 
 MOST_MICRO = 10**12
 """What a verdict can say that was paid: a million units of the currency."""
@@ -183,10 +183,6 @@ class Book:
     def record_ticket(self, key: JobKey, sha256: str) -> None:
         """Note the digest of a signed payload that carries this grant. Call it before the payload is sent."""
         self._tickets.record(key, sha256)
-
-    def upload_allowed(self, token: str) -> int | None:
-        """How large an object may be that is brought with this token; None: there is no such lease any more."""
-        return None if self.upload_rights.of(token) is None else MOST_BYTES_OF_ONE
 
     # --- what comes back ---------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from agent.fleet.channel import Web
 from agent.fleet.inline import KEPT, InlineInputs
 from agent.fleet.messages import INLINE_INPUT_BYTES, MessageError, ObjectRef
 from agent.fleet.partials import Partials
+from agent.fleet.retry import Patience
 from agent.transfers import Transfers
 from tests.core.world import grant
 from tests.fleet.test_objects import taken
@@ -51,7 +52,7 @@ def test_more_than_a_few_are_not_kept() -> None:
 def test_a_lease_takes_it_without_a_connection(tmp_path: Path) -> None:
     inputs, input_here = InlineInputs(), reference(b"an input")
     inputs.keep(input_here)
-    transfers = Transfers(Web(), Partials(tmp_path), inline=inputs.get)
+    transfers = Transfers(Web(), Partials(tmp_path), inline=inputs.get, input_patience=lambda _: Patience(for_s=0))
     one = msgspec.structs.replace(grant(1), input_url="https://nowhere", input_sha256=input_here.sha256)
     assert taken(asyncio.run(transfers.input_of(transfers.channel(), one))) == b"an input"
     with pytest.raises(FleetError, match="nowhere"):

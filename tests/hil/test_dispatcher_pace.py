@@ -263,8 +263,8 @@ def test_uploaded_answers_are_settled_when_they_are_there(desk: Desk, car: Car, 
     assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 9 * PRICE)
     with View(desk.folder) as view:
         assert view.answers(job) == [answer_to(number) for number in range(10)]
-    assert desk.book.upload_allowed(grant.upload.token) is None
-    assert desk.book.upload_allowed("guess") is None
+    assert desk.book.upload_rights.of(grant.upload.token) is None
+    assert desk.book.upload_rights.of("guess") is None
 
 
 def test_an_upload_that_is_not_what_was_signed_costs_nothing(desk: Desk, car: Car) -> None:
@@ -288,6 +288,6 @@ def test_a_token_ends_with_its_lease(desk: Desk, car: Car, other: Car) -> None:
     grant = car.must_request()
     assert grant.upload is not None
     desk.now_ms += 10_000
-    assert desk.book.upload_allowed(grant.upload.token) is not None, "nobody else has it yet"
+    assert desk.book.upload_rights.of(grant.upload.token) is not None, "nobody else has it yet"
     other.must_request()
-    assert desk.book.upload_allowed(grant.upload.token) is None
+    assert desk.book.upload_rights.of(grant.upload.token) is None
