@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WORKER_MAY = ("agent.worker", "agent.wire", "agent.package", "agent.errors")
+WORKER_MAY = ("agent.worker", "agent.wire", "agent.package", "agent.onnx", "agent.errors")
 TRUST_MAY = ("agent.trust", "agent.errors")
+ONNX_MAY = ("agent.onnx", "agent.errors")
 CORE_LIBRARIES = {"msgspec", "agent"}
 IMPURE = {"time", "asyncio", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "pathlib", "io"}
 
@@ -54,7 +55,13 @@ def test_the_rule_for_the_core_can_fail(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "allowed"),
-    [("agent/worker", WORKER_MAY), ("agent/trust", TRUST_MAY), ("agent/wire.py", WORKER_MAY), ("kernels", ())],
+    [
+        ("agent/worker", WORKER_MAY),
+        ("agent/trust", TRUST_MAY),
+        ("agent/wire.py", WORKER_MAY),
+        ("agent/onnx", ONNX_MAY),
+        ("kernels", ()),
+    ],
 )
 def test_who_may_import_what_of_ours(folder: str, allowed: tuple[str, ...]) -> None:
     ours = [(file, module) for file, module in imports(folder) if module.startswith(("agent.", "hil"))]

@@ -1,0 +1,1 @@
+"""Looking at an untrusted ONNX model before any native code does: plain Python, bounded."""
