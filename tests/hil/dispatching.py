@@ -258,8 +258,12 @@ class Dispatching(RuleBasedStateMachine):
                 self._finish_everything()
             assert self.desk.service.counts["crashed"] == 0
         finally:
-            self.desk.book.close()
-            self._folder.cleanup()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the book and the folder; again does nothing."""
+        self.desk.book.close()
+        self._folder.cleanup()
 
     def _finish_everything(self) -> None:
         self.desk.now_ms += LONG_AGO_MS
