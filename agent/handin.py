@@ -206,6 +206,7 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
         unit=unit.id,
         package=statement.Package(name=grant.package, sha256=grant.package_sha256),
         model_sha256=engine.model_sha256,
+        plan_sha256=engine.plan_sha256,
         kernels_sha256=engine.kernels_sha256,
         agent=statement.Agent(version=__version__, sha256=unit.agent_sha256),
         input_sha256=grant.input_sha256,

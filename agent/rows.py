@@ -12,11 +12,12 @@ from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """What computed a slice: the executor and the digests of the model and of the kernels."""
+    """What computed a slice: the executor and the digests of the model, of the kernels, and of the plan ("": none)."""
 
     executor: str
     model_sha256: str
     kernels_sha256: str
+    plan_sha256: str = ""
 
 
 class StoredSlice(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ Identifier = Annotated[str, re.compile(r"[A-Za-z0-9_-]{1,64}")]
 Text = Annotated[str, re.compile(rf"[^\x00-\x1f]{{0,{MAX_TEXT}}}")]
 Outcome = Annotated[str, re.compile(r"result|yield")]
 KeyProtection = Annotated[str, re.compile(r"tpm|ftpm|pkcs11|file")]
+Sha256OrNone = Annotated[str, re.compile(r"([0-9a-f]{64})?")]
 GateState = Annotated[str, re.compile(r"open|hold|closed")]
 
 
@@ -112,6 +113,7 @@ class Gate:
 class Statement:
     """The predicate `inference-result/v1`; the in-toto subjects follow from `slices`.
 
+    `plan_sha256` is the engine plan that ran, built on the car; empty for an executor that needs none.
     `counter` rises strictly with every statement a key signs. `outcome` is `result` or `yield`.
     """
 
@@ -120,6 +122,7 @@ class Statement:
     unit: Identifier
     package: Package
     model_sha256: Sha256
+    plan_sha256: Sha256OrNone
     kernels_sha256: Sha256
     agent: Agent
     input_sha256: Sha256

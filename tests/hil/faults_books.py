@@ -128,6 +128,7 @@ def _statement(unit: str, job: Ordered, epoch: int, counter: int) -> statement.S
         unit=unit,
         package=statement.Package(name="nothing", sha256=SHA),
         model_sha256=SHA,
+        plan_sha256="",
         kernels_sha256=SHA,
         agent=statement.Agent(version="1", sha256=SHA),
         input_sha256=SHA,

@@ -319,6 +319,7 @@ class Car:
             unit=self.unit,
             package=Package(name=grant.package.name, sha256=grant.package.sha256),
             model_sha256="0a" * 32,
+            plan_sha256="",
             kernels_sha256="0b" * 32,
             agent=Agent(version="0.1.0", sha256="0c" * 32),
             input_sha256=grant.input.sha256,

@@ -37,6 +37,7 @@ def statement() -> Statement:
         unit="unit-7",
         package=Package(name="ocr", sha256="b2" * 32),
         model_sha256="c3" * 32,
+        plan_sha256="e5" * 32,
         kernels_sha256="d4" * 32,
         agent=Agent(version="0.1.0", sha256="e5" * 32),
         input_sha256="f6" * 32,
