@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ARGS ?=
 
-.PHONY: demo test model check format venv packages peers lock clean
+.PHONY: demo test model check format venv packages kernels peers lock clean
 
 demo: venv  ## a parked car earns, and the driver comes back in the middle
 	$(BIN)/driveway-hil demo $(ARGS)
@@ -37,8 +37,12 @@ $(STAMP): .ci/requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-packages:  ## Debian packages that some tests use; says what is missing and which tests that skips
+packages: venv  ## what some tests use: Debian packages, pycuda, TensorRT's bindings; says what is missing and what that skips
 	@sh .ci/packages
+	@sh .ci/cuda
+
+kernels: venv  ## the CUDA kernels for every accelerator we know, with their manifest, in build/kernels
+	$(BIN)/python -m kernels.build build/kernels
 
 peers:  ## what benchmarks are held against: Celery in .venv-peers, and a Redis server
 	@PYTHON="$(PYTHON)" sh .ci/peers

@@ -19,6 +19,7 @@ from agent.fleet.link import Link
 from agent.hands import Hands
 from agent.inference.shelf import Shelf
 from agent.owner import OwnerDesk
+from agent.package_list import on_shelf
 from agent.ports import Clock, CountingSource
 from agent.recorder import Recorder
 from agent.store import Store, StoreThread
@@ -74,6 +75,8 @@ class Answers:
                 return await self._store.call(Store.ledger, request.limit)
             case "record":
                 return await self._record()
+            case "packages":
+                return on_shelf(self._shelf.packages.values(), self._shelf.refused, self._now())
             case (
                 "owner"
                 | "pause"
@@ -122,4 +125,6 @@ class Answers:
             refused_packages=self._shelf.refused,
             counts={source.name: source.counts for source in self._sources},
             link=self._link.status(),
+            confinement=self._hands.confinement,
+            memory_returned_ms=self._hands.memory_returned_ms,
         )

@@ -7,6 +7,7 @@ which are read, and a power limit that a crashed run left, which is put back.
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.clock import SystemClock, boot_id
 from agent.config import Config
 from agent.control import ControlServer
 from agent.core.effects import Report
+from agent.core.model import Accelerator
 from agent.core.state import State, initial
 from agent.fleet.channel import Moved
 from agent.fleet.desk import Desk
@@ -28,6 +30,10 @@ from agent.fleet.partials import Partials
 from agent.hands import Hands
 from agent.host import Host
 from agent.identity import Identity, read_key
+from agent.inference.accelerator import AcceleratorWatch
+from agent.inference.memory_probe import FreeBytes, MemoryProbe, available_bytes, nvml_free_bytes
+from agent.inference.planned import PlannedShelf
+from agent.inference.plans import open_cache
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.owner import OwnerDesk
@@ -46,6 +52,9 @@ from agent.vehicle.drain import Rounds
 from agent.vehicle.profile import Profile, load_profile, vehicle_of
 from agent.vehicle.source import build_sources
 from agent.zones import zone_named
+
+DRAIN_MARGIN_MS = 5
+"""Between the end of a drain and the kill: for the order to arrive and the process to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,15 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     store = StoreThread(config.path(config.state_dir) / "driveway.db")
     publisher_keys = read_key(config, config.inference.publisher_key, "inference.publisher_key")
     shelf = Shelf(config.path(config.inference.packages_dir), publisher_keys)
+    plans = _plans(config, shelf, clock, emit)
+    worker = worker_limits(config)
+    accelerator = AcceleratorWatch(
+        worker.executor,
+        clock=clock,
+        on_surveyed=plans.surveyed,
+        python=worker.python,
+        library_path=worker.library_path,
+    )
 
     def note(name: str, fields: dict[str, str | int | float | bool]) -> None:
         hands.perform(Report(name=name, fields=fields))
@@ -97,6 +115,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         store=store,
         desk=desk,
         shelf=shelf,
+        plans=plans,
         signer=identity.signer,
         unit=handin.Unit(
             id=config.unit.id,
@@ -104,23 +123,25 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
             boot=boot,
             agent_sha256=handin.agent_sha256(),
         ),
-        limits=WorkerLimits(config.inference.threads, config.inference.memory_mb),
+        limits=worker,
         executor=config.inference.executor,
         transfers=transfers,
         spent=lambda: state().spent,
         policy=lambda: state().policy,
         power_limits=limits,
         keep_awake=awake.want,
+        accelerator_lost=accelerator.lost,
+        memory=MemoryProbe(_free_bytes(config)),
     )
     owner = OwnerDesk(state=state, emit=emit, clock=clock, store=store, boot=boot_id(), policy=config.policy)
     self_test = SelfTest(
         clock=clock,
         store=store,
         signer=identity.signer,
-        executor=config.inference.executor,
         reading=lambda: state().compute,
+        python=worker.python,
     )
-    sources = (*_readers(config, profiles, clock, rounds), self_test, meter)
+    sources = (*_readers(config, profiles, clock, rounds), self_test, accelerator, meter)
     recorder, recordings = Recorder(), config.path(config.state_dir) / "recordings"
     answers = Answers(
         state=state,
@@ -136,7 +157,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         sources=[source for source in sources if isinstance(source, CountingSource)],
     )
     return Parts(
-        start=_start(config, profiles, clock),
+        start=_start(config, profiles, clock, accelerator.begins()),
         clock=clock,
         rounds=rounds,
         store=store,
@@ -155,12 +176,49 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     )
 
 
-def _start(config: Config, profiles: list[Profile], clock: SystemClock) -> State:
+def worker_limits(config: Config) -> WorkerLimits:
+    """What a worker runs on and may use. Its drain leaves a part of the vacate's budget for the process to end."""
+    inference, budget_ms = config.inference, config.policy.vacate_budget_ms
+    return WorkerLimits(
+        threads=inference.threads,
+        memory_mb=inference.memory_mb,
+        executor=inference.executor,
+        python=inference.worker_python or sys.executable,
+        library_path=inference.library_path,
+        drain_ms=max(1, budget_ms - max(DRAIN_MARGIN_MS, budget_ms // 10)),
+    )
+
+
+def _free_bytes(config: Config) -> FreeBytes:
+    """How much memory there is for workers: the card's, where its library is configured, else the computer's."""
+    computer = config.computer
+    on_card = config.inference.executor != "onnxruntime" and computer.reader == "nvml"
+    return nvml_free_bytes(computer.nvml_device) if on_card else available_bytes
+
+
+def _plans(config: Config, shelf: Shelf, clock: SystemClock, emit: Emit) -> PlannedShelf:
+    """The packages that can be run; an executor without plans needs neither their cache nor the device's secret."""
+    inference = config.inference
+    cache = None
+    if inference.executor != "onnxruntime":
+        cache = open_cache(config.path(config.state_dir), max_bytes=inference.plan_cache_mb * 1024**2)
+    return PlannedShelf(shelf, cache, emit=emit, clock=clock, memory_mb=inference.memory_mb)
+
+
+def _start(config: Config, profiles: list[Profile], clock: SystemClock, accelerator: Accelerator) -> State:
     """What the core knows before the first event."""
     now_ms = clock.boot_ms()
     name = f"{config.unit.id[:32]}-{now_ms}"
     zone = zone_named(config.policy.time_zone)
-    return initial(name, config.policy, now_ms, vehicle=vehicle_of(profiles), zone=zone, self_test_problem=NOT_YET)
+    return initial(
+        name,
+        config.policy,
+        now_ms,
+        vehicle=vehicle_of(profiles),
+        zone=zone,
+        self_test_problem=NOT_YET,
+        accelerator=accelerator,
+    )
 
 
 def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock, emit: Emit) -> Desk:

@@ -85,6 +85,7 @@ class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "consent_accept",
         "consent_withdraw",
         "record",
+        "packages",
     ]
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     pause: Pause = Pause()

@@ -85,6 +85,10 @@ COMPUTER = {
     "network_offline": "There is no connection to a broker; it is being made. Check the network.",
     "storage_failed": "What is earned cannot be written down: {value}. Free some space, or look at the disk.",
     "self_test_failed": "The agent's own test has not been passed: {value}.",
+    "accelerator_absent": "The accelerator cannot be used: {value}. Install what is missing; it is "
+    "tried again by itself.",
+    "accelerator_starting": "The accelerator is being asked whether it is ready; that takes some seconds.",
+    "accelerator_lost": "The accelerator was lost ({value}); it is being asked whether it is back.",
     "update_pending": "An update of the agent waits; nothing new is begun before it is installed.",
     "agent_stopping": "The agent is being stopped.",
 }

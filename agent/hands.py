@@ -33,6 +33,7 @@ from agent.core.effects import (
     SetPace,
     SetPowerLimit,
     SettleHandIn,
+    StartBuild,
     StartWorker,
     StopWorker,
     UploadSlice,
@@ -55,8 +56,11 @@ from agent.core.policy import Policy
 from agent.errors import StoreError
 from agent.fleet import messages
 from agent.fleet.desk import Desk
+from agent.inference.memory_probe import MemoryProbe
+from agent.inference.planned import PlannedShelf
 from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
+from agent.inference.workshop import Workshop
 from agent.log import logger
 from agent.ports import Clock, Emit, Signer
 from agent.rows import StoredSlice
@@ -64,6 +68,7 @@ from agent.store import Store, StoreThread
 from agent.tasks import finished
 from agent.telemetry.limits import PowerLimits
 from agent.transfers import Transfers
+from agent.wire import Confinement
 
 STORE_RETRY_S = 2.0
 CLOSE_S = 3.0
@@ -74,7 +79,7 @@ class Hands:
 
     `spent` says what the lease at work has drawn and cost so far; `policy` is the one in force;
     `power_limits` holds the computer back by its own means, while there is a worker; `keep_awake` takes the wish to be
-    kept awake for so many milliseconds.
+    kept awake for so many milliseconds; `accelerator_lost` hears that a worker lost the accelerator.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Hands:
         store: StoreThread,
         desk: Desk,
         shelf: Shelf,
+        plans: PlannedShelf,
         signer: Signer,
         unit: handin.Unit,
         limits: WorkerLimits,
@@ -94,13 +100,25 @@ class Hands:
         policy: Callable[[], Policy],
         power_limits: PowerLimits,
         keep_awake: Callable[[int], None],
+        accelerator_lost: Callable[[str], None],
+        memory: MemoryProbe | None = None,
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
-        self._shelf, self._signer, self._unit = shelf, signer, unit
+        self._shelf, self._plans, self._signer, self._unit = shelf, plans, signer, unit
         self._executor = executor
         self._bulk = Bulk(emit=emit, clock=clock, store=store, shelf=shelf, transfers=transfers)
         self._station = Station(
-            emit=self._from_station, clock=clock, shelf=shelf, limits=limits, on_slice=self._slice_done
+            emit=self._from_station,
+            clock=clock,
+            shelf=shelf,
+            plans=plans,
+            limits=limits,
+            on_slice=self._slice_done,
+            on_lost=accelerator_lost,
+            memory=memory,
+        )
+        self._workshop = Workshop(
+            emit=self._from_station, clock=clock, shelf=shelf, plans=plans, limits=limits, on_lost=accelerator_lost
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._spent, self._policy, self._power_limits = spent, policy, power_limits
@@ -112,6 +130,16 @@ class Hands:
         """How far the slice in flight is."""
         return self._station.items_done
 
+    @property
+    def confinement(self) -> tuple[Confinement, ...]:
+        """What shuts the worker in, and what of that is absent here; empty without a worker."""
+        return self._station.confinement
+
+    @property
+    def memory_returned_ms(self) -> int | None:
+        """How long after its worker's end the memory was back, the last time that was seen."""
+        return self._station.memory_returned_ms
+
     def perform(self, effect: EffectType) -> None:
         """Do one effect, or begin it. Never raises: a bug in one effect must not keep the next from being done."""
         try:
@@ -120,18 +148,25 @@ class Hands:
             logger().error("effect_failed", effect=type(effect).__name__, error=repr(error))
             if isinstance(effect, StartWorker):
                 self._station.give_up(repr(error))
+            elif isinstance(effect, StartBuild):
+                self._from_station(WorkerGone(at_ms=self._clock.boot_ms(), pid=0, expected=False, detail=repr(error)))
 
     def _begin(self, effect: EffectType) -> None:  # noqa: C901, PLR0912 - one arm an effect
         match effect:
             case StopWorker():
                 self._station.stop(effect.budget_ms)
+                self._workshop.stop(effect.budget_ms)
             case RunSlice():
                 self._run_slice(effect)
             case SetPace():
                 self._station.pace(effect.duty_permille)
+                self._workshop.pace(effect.duty_permille)
             case StartWorker():
                 self._power_limits.worker_here(True)
                 self._station.start(effect.grant)
+            case StartBuild(package_sha256=package_sha256):
+                self._power_limits.worker_here(True)
+                self._workshop.start(package_sha256)
             case SendRequest():
                 self._desk.request(effect, self._capability())
                 self._spawn(self._restock(), Unwritten.NOTE)
@@ -185,16 +220,17 @@ class Hands:
         self._bulk.pause()
         try:
             await self._station.close()
+            await self._workshop.close()
             await finished(self._tasks, CLOSE_S)
         finally:
             self._bulk.close()
 
     def _capability(self) -> messages.Capability:
-        """What this unit can and will run now: a package that the worker refused is no longer offered."""
+        """What this unit can and will run now: no package that a worker refused, and none that lacks its plan."""
         return messages.Capability(
             device_class=self._unit.device_class,
             executor=self._executor,
-            packages=tuple(self._shelf.packages),
+            packages=self._plans.offered,
             classes=self._policy().workload_classes,
         )
 
@@ -207,7 +243,10 @@ class Hands:
             return
         self._restocking = True
         try:
-            self._shelf.take_in(await asyncio.to_thread(self._shelf.newcomers_if_changed))
+            found = await asyncio.to_thread(self._shelf.newcomers_if_changed)
+            if found:
+                self._shelf.take_in(found)
+                await self._plans.refresh()
         finally:
             self._restocking = False
 
@@ -267,6 +306,7 @@ class Hands:
             ),
         )
         self._bulk.forget(grant.key)
+        self._station.forget(grant.key)
         self._emit(
             HandInStored(
                 at_ms=self._clock.boot_ms(),

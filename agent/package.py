@@ -66,10 +66,11 @@ class PipelineSpec(_Strict, frozen=True, kw_only=True):
 
 
 class Bucket(_Strict, frozen=True, kw_only=True):
-    """One static shape the engine is run with: items in a batch, and for images their width in pixels."""
+    """One static shape the engine is run with: items in a batch, and what of an image's size is free, in pixels."""
 
     items: Annotated[int, msgspec.Meta(ge=1, le=256)]
     width: Annotated[int, msgspec.Meta(ge=8, le=16_384)] | None = None
+    height: Annotated[int, msgspec.Meta(ge=8, le=16_384)] | None = None
 
 
 class Golden(_Strict, frozen=True, kw_only=True):
@@ -85,11 +86,12 @@ class Golden(_Strict, frozen=True, kw_only=True):
 
 
 class Limits(_Strict, frozen=True, kw_only=True):
-    """The most that one item (bytes), one job (items) and the worker (MiB of private memory) may take."""
+    """The most that one item (bytes), one job (items), the worker (MiB of private memory) and loading (s) may take."""
 
     max_item_bytes: Annotated[int, msgspec.Meta(ge=1, le=64 * 1024**2)]
     max_items: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     memory_mb: Annotated[int, msgspec.Meta(ge=64, le=65_536)]
+    load_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):

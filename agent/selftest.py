@@ -2,8 +2,9 @@
 
 Cheap, and each step on the real thing: the key signs and its signature holds; the ledger's leaves lead to the head that
 was committed with the last of them; the disk takes a write; boot time advances; the computer is read; a worker could be
-started. A failure says what to do about it, and is tried again every minute. After the first pass the test is over:
-what fails later has its own gate (storage, temperature) or ends a lease.
+started (whether it finds its engine and its accelerator is for a survey to say: `agent.inference.accelerator`). A
+failure says what to do about it, and is tried again every minute. After the first pass the test is over: what fails
+later has its own gate (storage, temperature) or ends a lease.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from importlib.util import find_spec
 
 from agent.core.events import ComputeSeen, SelfTested
 from agent.errors import DrivewayError, StoreError, TrustError, WorkerError
@@ -45,11 +45,10 @@ class SelfTest:
         clock: Clock,
         store: StoreThread,
         signer: Signer,
-        executor: str,
         reading: Callable[[], ComputeSeen | None],
         python: str = sys.executable,
     ) -> None:
-        self._clock, self._store, self._signer, self._executor = clock, store, signer, executor
+        self._clock, self._store, self._signer = clock, store, signer
         self._reading, self._python = reading, python
 
     async def run(self, emit: Emit) -> None:
@@ -125,11 +124,6 @@ class SelfTest:
     async def _worker_could_start(self) -> None:
         if not os.access(self._python, os.X_OK):
             raise WorkerError(f"the interpreter {self._python} cannot be executed", hint="install driveway-agent again")
-        for module in ("agent.worker", self._executor):  # an executor is named after the library it needs
-            if find_spec(module) is None:
-                raise WorkerError(
-                    f"a worker would not find {module}", hint=f"install what the executor {self._executor} needs"
-                )
         try:
             os.close(os.pidfd_open(os.getpid()))
             os.close(os.memfd_create("self-test"))

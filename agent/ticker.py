@@ -3,7 +3,7 @@
 The core says until when nothing can happen by itself (`State.due_ms`); one timer of the event loop is set to that, and
 set anew when an event brings it forward. A tick that comes early decides nothing, so nothing depends on the timer being
 exact. It comes at least once a second: boot time runs on while the computer sleeps and the loop's clock does not, so a
-timer alone could be late by as long as it slept.
+timer alone could be late by as long as it slept. That the computer slept is told first, since the two clocks show it.
 """
 
 from __future__ import annotations
@@ -11,19 +11,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from agent.core.events import Tick
+from agent.clock import slept_s
+from agent.core.events import ComputerSlept, Tick
 from agent.ports import Clock, Emit
 
 LONGEST_MS = 1_000
+SLEPT_MS = 1_000
+"""What counts as a sleep; the two clocks are not read in the same instant."""
 SHORTEST_MS = 10
 """Between two ticks, so that something that is due and stays due cannot keep the loop busy."""
 
 
 class Ticker:
-    """Emits ticks. `due_ms` is asked after every event; use it on the event loop's thread only."""
+    """Emits ticks. `due_ms` is asked after every event; use it on the event loop's thread only.
 
-    def __init__(self, emit: Emit, clock: Clock, due_ms: Callable[[], int]) -> None:
+    `slept_s` is how long this computer has slept since it was started.
+    """
+
+    def __init__(
+        self, emit: Emit, clock: Clock, due_ms: Callable[[], int], slept_s: Callable[[], float] = slept_s
+    ) -> None:
         self._emit, self._clock, self._due_ms = emit, clock, due_ms
+        self._slept_s, self._asleep_s = slept_s, slept_s()
         self._timer: asyncio.TimerHandle | None = None
         self._at_ms = 0
 
@@ -46,9 +55,16 @@ class Ticker:
     def _tick(self) -> None:
         self._timer = None
         try:
+            self._tell_sleep()
             self._emit(Tick(at_ms=self._clock.boot_ms()))
         finally:
             self._set()
+
+    def _tell_sleep(self) -> None:
+        before_s, self._asleep_s = self._asleep_s, self._slept_s()
+        slept_ms = round((self._asleep_s - before_s) * 1000)
+        if slept_ms >= SLEPT_MS:
+            self._emit(ComputerSlept(at_ms=self._clock.boot_ms(), slept_ms=slept_ms))
 
     def _set(self) -> None:
         now_ms = self._clock.boot_ms()

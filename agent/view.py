@@ -15,9 +15,11 @@ from agent.core.events import OwnerMode, SignalValue
 from agent.core.findings import GateState, Reason
 from agent.core.state import State, WorkerPhase
 from agent.core.world import Owner
+from agent.engine_view import AcceleratorView, WorkerView, accelerator, built, worker
 from agent.explain import advice, sentence
 from agent.fleet.link import LinkStatus
 from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
+from agent.wire import Confinement
 
 MONEY_DIGITS = 9
 
@@ -49,16 +51,6 @@ class LeaseView(msgspec.Struct, frozen=True):
     slices_wanted: int
     items_done_in_slice: int
     expires_at: str
-
-
-class WorkerView(msgspec.Struct, frozen=True):
-    """The inference worker."""
-
-    phase: str
-    pid: int | None
-    executor: str
-    device: str
-    package: str
 
 
 class ComputerView(msgspec.Struct, frozen=True):
@@ -144,6 +136,7 @@ class StatusView(msgspec.Struct, frozen=True):
     awake: AwakeView
     power_cap_w: float
     computer: ComputerView | None
+    accelerator: AcceleratorView
     lease: LeaseView | None
     worker: WorkerView | None
     sources: list[SourceView]
@@ -207,6 +200,8 @@ def waiting(state: State) -> str:
         return ""
     if state.lease is not None:
         return "The worker is loading the package." if state.worker.phase is WorkerPhase.STARTING else ""
+    if state.worker.build is not None:
+        return f"{built(state)} Work is asked for after that."
     if not state.connected:
         return f"There is no connection to a broker: {state.link_detail or 'it is being made'}."
     if state.asking is not None:
@@ -253,14 +248,6 @@ def lease(state: State, items_done_in_slice: int, wall_offset_ms: int) -> LeaseV
     )
 
 
-def worker(state: State) -> WorkerView | None:
-    """The worker, if there is one."""
-    one = state.worker
-    if one.phase is WorkerPhase.ABSENT:
-        return None
-    return WorkerView(one.phase.value, one.pid, one.executor, one.device, one.package)
-
-
 def status(
     state: State,
     *,
@@ -274,6 +261,8 @@ def status(
     refused_packages: dict[str, str],
     counts: dict[str, dict[str, int]] | None = None,
     link: LinkStatus | None = None,
+    confinement: tuple[Confinement, ...] = (),
+    memory_returned_ms: int | None = None,
 ) -> StatusView:
     """The whole status."""
     compute = state.compute
@@ -287,8 +276,9 @@ def status(
         awake=awake(state),
         power_cap_w=round(state.heat.cap_w, 1),
         computer=None if compute is None else ComputerView(compute.die_c, compute.power_w, compute.sensor),
+        accelerator=accelerator(state, memory_returned_ms),
         lease=lease(state, items_done_in_slice, wall_offset_ms),
-        worker=worker(state),
+        worker=worker(state, confinement),
         sources=sources(state, counts or {}, wall_offset_ms),
         slices=SlicesView(state.slices_started, state.slices_kept),
         link=_link(state, link),

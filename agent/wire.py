@@ -2,23 +2,26 @@
 
 A frame is four bytes of big-endian length (at most 1 MiB) and that many bytes of msgpack. Bulk does not travel here:
 a job's input crosses as a sealed memfd, whose descriptor rides (SCM_RIGHTS) with the `Input` frame, as a msgpack
-array of byte strings, one an item. Neither side trusts the other: what is too long, unknown or out of range is a
-WireError, and the side that sees one gives the other up.
+array of byte strings, one an item; plans and timing caches of an engine cross the same way, in either direction.
+Neither side trusts the other: what is too long, unknown or out of range is a WireError, and the side that sees one
+gives the other up.
 
-The order is Hello; Load, then Loaded or Refused; then any number of Input and Run, answered in order; Pace at any
-time; Stop, then Idle and the end of the process.
+The order is Hello; then one of three. Survey is answered by Surveyed or Refused, and the process ends. Build is
+answered by Building, any number of times, then Built or Refused, and the process ends. Load is answered by Loaded or
+Refused; then come any number of Input, Run and Forget, carried out in order. Pace comes at any time; Stop, then Idle
+and the end of the process. Whenever the worker is not inside a call of the engine it says Beat, at least every second.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Generic, TypeVar, Union
+from typing import Annotated, Generic, Literal, TypeVar, Union
 
 import msgspec
 
 from agent.errors import WorkerError
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
@@ -35,15 +38,55 @@ class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Both ends come from the same release, so an unknown field is damage and not a newer peer."""
 
 
+ExecutorName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+"""What an engine runs on; the configuration names one, and there is no falling back from it to another."""
+PackagePath = Annotated[str, msgspec.Meta(max_length=4096)]
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
+MemoryMb = Annotated[int, msgspec.Meta(ge=64, le=1_048_576)]
+MAX_PLAN_BYTES = 4 * 1024**3
+
+EXIT_REFUSED, EXIT_PROTOCOL, EXIT_LOST, EXIT_TERMINATED = 3, 4, 5, 143
+"""The worker's exit status: its package was refused, the daemon broke the protocol or left, its accelerator was lost
+(and with it whatever the process held), SIGTERM came. 0 after Stop."""
+BUILDER_SETTINGS = 1
+"""Raised with every change of how plans are built, so that those of before are built anew."""
+
 # --- daemon to worker -----------------------------------------------------------------------------------------
 
 
-class Load(_Frame, frozen=True, tag=True):
-    """Load the package in the directory `path`, once in a process; answered by Loaded or Refused."""
+class Survey(_Frame, frozen=True, tag=True):
+    """Say what an executor finds on this computer; answered by Surveyed or Refused, and the worker exits."""
 
-    path: Annotated[str, msgspec.Meta(max_length=4096)]
-    threads: Annotated[int, msgspec.Meta(ge=1, le=256)]
-    memory_mb: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)]
+    executor: ExecutorName
+
+
+class Build(_Frame, frozen=True, tag=True):
+    """Build the engine plan of the package in the directory `path`; answered by Built or Refused.
+
+    The timing cache that belongs to this platform, if there is one, rides along in a sealed memfd (`timing_bytes` > 0).
+    """
+
+    path: PackagePath
+    executor: ExecutorName
+    threads: Threads
+    memory_mb: MemoryMb
+    timing_bytes: Count = 0
+
+
+class Load(_Frame, frozen=True, tag=True):
+    """Load the package in the directory `path`, once in a process; answered by Loaded or Refused.
+
+    `drain_ms` is how long a drain may take: the worker chooses its micro-batches so that what is in flight ends within
+    it. The engine's plan rides along in a sealed memfd where the executor needs one (`plan_bytes` > 0).
+    """
+
+    path: PackagePath
+    executor: ExecutorName
+    threads: Threads
+    memory_mb: MemoryMb
+    drain_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+    plan_bytes: Count = 0
 
 
 class Input(_Frame, frozen=True, tag=True):
@@ -61,6 +104,10 @@ class Run(_Frame, frozen=True, tag=True):
     last: Count
 
 
+class Forget(_Frame, frozen=True, tag=True):
+    """The lease is over: drop its input and overwrite every buffer that held any of it. Has no answer."""
+
+
 class Pace(_Frame, frozen=True, tag=True):
     """Compute for `duty_permille` thousandths of the time from now on; 0 pauses."""
 
@@ -74,17 +121,67 @@ class Stop(_Frame, frozen=True, tag=True):
 # --- worker to daemon -----------------------------------------------------------------------------------------
 
 
+class Confinement(_Frame, frozen=True):
+    """One thing that shuts the worker in, and whether it does: `enforced`, or why it does not on this platform."""
+
+    name: Text
+    state: Text
+
+
 class Hello(_Frame, frozen=True, tag=True):
-    """The first frame: the worker is up and speaks `version` of this wire."""
+    """The first frame: the worker is up, confined like this, and speaks `version` of this wire."""
 
     pid: Count
     version: Count
+    confinement: tuple[Confinement, ...] = ()
+
+
+class Beat(_Frame, frozen=True, tag=True):
+    """The worker is alive and heeds what it is told; between two of them it is inside one call of the engine."""
+
+
+class Platform(_Frame, frozen=True):
+    """Everything of this computer that a plan depends on. A plan built on one platform is never loaded on another."""
+
+    executor: Text
+    version: Text
+    """The engine library's full version."""
+    driver: Text
+    """The accelerator driver's version; empty on a CPU."""
+    compute_capability: Text
+    """`8.7`; empty on a CPU."""
+    device: Text
+    memory_mb: Count
+    integrated: bool
+    """Whether the accelerator shares the computer's memory."""
+
+
+class Surveyed(_Frame, frozen=True, tag=True):
+    """The executor is ready to work here. `needs_plan`: packages have to be built before they are loaded."""
+
+    platform: Platform
+    needs_plan: bool
+
+
+class Building(_Frame, frozen=True, tag=True):
+    """A build goes on: in the builder's words where it is, and how much of that is done, in thousandths."""
+
+    phase: Text
+    done_permille: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class Built(_Frame, frozen=True, tag=True):
+    """The plan, and the timing cache as it is now (0 bytes: none), come in sealed memfds with this frame."""
+
+    plan_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PLAN_BYTES)]
+    timing_bytes: Count
 
 
 class Loaded(_Frame, frozen=True, tag=True):
     """The package is loaded and its golden vector came out right.
 
-    `micro_batch_ms` is the longest measured engine run of the buckets in use: what a vacate waits for.
+    `micro_batch_ms` is what a vacate waits for: the longest measured micro-batch of the buckets in use, as often as the
+    executor may have it in flight.
     """
 
     executor: Annotated[str, msgspec.Meta(max_length=64)]
@@ -95,9 +192,15 @@ class Loaded(_Frame, frozen=True, tag=True):
 
 
 class Refused(_Frame, frozen=True, tag=True):
-    """The package must not run, and why; the worker exits."""
+    """The package must not run (or the executor cannot), and why; the worker exits.
+
+    `stale_plan`: nothing is wrong with the package, only its plan does not load here and has to be built anew.
+    """
 
     detail: Detail
+    stale_plan: bool = False
+    unavailable: bool = False
+    """Nothing is wrong with the package either: the executor cannot work on this computer, or not now."""
 
 
 class Progress(_Frame, frozen=True, tag=True):
@@ -111,13 +214,14 @@ class SliceDone(_Frame, frozen=True, tag=True):
     """A finished slice.
 
     `output` is the JSON array of the items' answers in order (compact, sorted keys, ASCII), `output_sha256` its
-    digest. An answer is `{"text", "confidence_permille"}` or `{"outputs"}`; `{"error"}` for an item that was no good.
+    digest. An answer is what the package's operations make of the engine's outputs (`kernels`), or `{"error"}` for an
+    item that was no good.
     `raw_sha256` is SHA-256 over the concatenated 32-byte digests of the items in order; an item's digest is SHA-256
-    over the header `{dtype}[{d0},{d1},…]` in ASCII, one newline, and the item's engine output as little-endian bytes
-    in C order (several outputs one after the other, each with its header); an item that was not computed has the
-    header `none[]` and no bytes. `raw_shape` is one item's shape,
-    with -1 where items differ; it is empty, and `raw_dtype` is `none`, when no item was computed. Of several outputs
-    no shape is given, and `raw_dtype` is `mixed` where they differ.
+    over its raw results one after the other: the header `{dtype}[{d0},{d1},…]` in ASCII, one newline, and the values as
+    little-endian bytes in C order. Raw results are what leaves the accelerator (`ResultOperation.results`). An item
+    that was not computed has the header `none[]` and no bytes. `raw_shape` is one item's shape, with -1 where items
+    differ; it is empty, and `raw_dtype` is `none`, when no item was computed. Of several results no shape is given,
+    and `raw_dtype` is `mixed` where they differ.
     """
 
     index: Count
@@ -142,8 +246,10 @@ class Idle(_Frame, frozen=True, tag=True):
     """The worker has stopped computing, as it was told to; its memory goes with its process, at once."""
 
 
-DaemonMessage = Union[Load, Input, Run, Pace, Stop]  # noqa: UP007 - Python 3.10 evaluates this line
-WorkerMessage = Union[Hello, Loaded, Refused, Progress, SliceDone, SliceError, Idle]  # noqa: UP007 - as above
+DaemonMessage = Union[Survey, Build, Load, Input, Run, Forget, Pace, Stop]  # noqa: UP007 - Python 3.10 evaluates this
+WorkerMessage = Union[  # noqa: UP007 - as above
+    Hello, Beat, Surveyed, Building, Built, Loaded, Refused, Progress, SliceDone, SliceError, Idle
+]
 
 Message = TypeVar("Message")
 

@@ -18,6 +18,7 @@ from agent.errors import ConfigError, DrivewayError
 from hil.bench import BENCHMARKS
 from hil.faults import arguments as faults_arguments
 from hil.fleet import arguments as fleet_arguments
+from hil.packages import arguments as package_arguments
 from hil.submit import arguments
 
 DEFAULT_FOLDER = Path("build/demo")
@@ -51,8 +52,10 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C")
     _submit_verb(verbs)
+    _package_verb(verbs)
     _orders(verbs)
     _bench_verb(verbs)
+    _gpu_verb(verbs)
     _sim_verb(verbs)
     _acl_probe_verb(verbs)
     faults_arguments.add_verb(verbs).set_defaults(verb=_faults)
@@ -66,6 +69,22 @@ def _bench_verb(verbs: Any) -> None:
     verb.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join(BENCHMARKS))
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     verb.set_defaults(verb=_bench)
+
+
+def _gpu_verb(verbs: Any) -> None:
+    about = "on a machine with an NVIDIA GPU: every kernel against its reference, speed, giving back, and a report"
+    verb = verbs.add_parser("gpu", help=about, description=about)
+    verb.add_argument(
+        "--out", type=Path, default=Path("build/gpu"), metavar="DIR", help="for the report (default: build/gpu)"
+    )
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    verb.add_argument(
+        "--engine", type=Path, metavar="FILE", help="hil/gpu/busy.cu as compiled elsewhere (default: nvcc)"
+    )
+    verb.add_argument(
+        "--quick", action="store_true", help="small sizes, few repetitions: whether it runs, not how fast"
+    )
+    verb.set_defaults(verb=_gpu)
 
 
 def _sim_verb(verbs: Any) -> None:
@@ -113,6 +132,11 @@ def _address(text: str) -> tuple[str, int]:
 def _submit_verb(verbs: Any) -> None:
     verb = arguments.add_verb(verbs)
     verb.set_defaults(verb=_submit, check=lambda options: arguments.check(options, verb))
+
+
+def _package_verb(verbs: Any) -> None:
+    verb = package_arguments.add_verb(verbs)
+    verb.set_defaults(verb=_package, check=lambda options: package_arguments.check(options, verb))
 
 
 def _orders(verbs: Any) -> None:
@@ -182,6 +206,13 @@ def _submit(options: argparse.Namespace) -> int:
     from hil.submit import command  # noqa: PLC0415 - draws with rich, and loads an engine for a model
 
     return command.submit(options)
+
+
+def _package(options: argparse.Namespace) -> int:
+    options.check(options)
+    from hil.packages import command  # noqa: PLC0415 - loads an engine
+
+    return command.package(options)
 
 
 def _prices(options: argparse.Namespace) -> int:
@@ -270,6 +301,19 @@ def _acl_probe(options: argparse.Namespace) -> int:
         options.broker, options.ca, pairs, cell=options.cell, share_group=options.share_group
     )
     return command.acl_probe(given_target, options.json)
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from hil.output import check_writable  # noqa: PLC0415 - as below
+
+    check_writable(options.json)
+    try:
+        from hil.gpu import command  # noqa: PLC0415 - needs pycuda, which few machines have
+    except ImportError as error:
+        raise DrivewayError(
+            f"pycuda cannot be loaded: {error}", hint="install the tensorrt extra where there is an NVIDIA GPU"
+        ) from error
+    return command.gpu(options.out, options.json, options.engine, quick=options.quick)
 
 
 def _bench(options: argparse.Namespace) -> int:

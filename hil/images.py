@@ -61,14 +61,20 @@ def drawn_lines(count: int, seed: int) -> list[LineImage]:
     """`count` drawn lines; the same seed gives the same lines."""
     dice = random.Random(seed)
     noise = np.random.default_rng(seed)
-    return [_draw(_text(dice), dice, noise) for _ in range(count)]
+    return [_draw(drawn_text(dice), dice, noise) for _ in range(count)]
 
 
 def scanned_lines() -> list[LineImage]:
     """The text lines of scikit-image's scanned page, top to bottom."""
     with Image.open(_data_file("scikit-image", "skimage/data/page.png")) as scan:
         page = np.asarray(scan.convert("L"))
-    return [LineImage(_png(Image.fromarray(page[top:bottom])), None) for top, bottom in _line_spans(page)]
+    return [LineImage(png_of(Image.fromarray(page[top:bottom])), None) for top, bottom in _line_spans(page)]
+
+
+def upside_down(line: LineImage) -> LineImage:
+    """The same line turned by half a turn."""
+    with Image.open(io.BytesIO(line.png)) as image:
+        return LineImage(png_of(image.transpose(Image.Transpose.ROTATE_180)), line.text)
 
 
 def edit_distance(left: str, right: str) -> int:
@@ -89,7 +95,7 @@ def accuracy(truths: Sequence[str], answers: Sequence[str]) -> float:
     return 1 - wrong / sum(len(truth) for truth in truths)
 
 
-def _text(dice: random.Random) -> str:
+def drawn_text(dice: random.Random) -> str:
     """One realistic line: an address, a receipt, a part number, a dated total or a sentence."""
     number = dice.randrange
     match number(5):
@@ -106,10 +112,15 @@ def _text(dice: random.Random) -> str:
             return f"{dice.choice(_SUBJECTS)} {dice.choice(_VERBS)} {dice.choice(_TIMES)}."
 
 
+def typeface(dice: random.Random, size_px: int) -> ImageFont.FreeTypeFont:
+    """One of the typefaces, in this size."""
+    path = _data_file("matplotlib", f"matplotlib/mpl-data/fonts/ttf/{dice.choice(_FONTS)}")
+    return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
+
+
 def _draw(text: str, dice: random.Random, noise: np.random.Generator) -> LineImage:
     """Ink on paper, through a slightly bad camera."""
-    path = _data_file("matplotlib", f"matplotlib/mpl-data/fonts/ttf/{dice.choice(_FONTS)}")
-    font = ImageFont.truetype(str(path), dice.randrange(16, 44), layout_engine=ImageFont.Layout.BASIC)
+    font = typeface(dice, dice.randrange(16, 44))
     left, top, right, bottom = font.getbbox(text)
     margin = dice.randrange(4, 10)
     size = (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin)
@@ -120,7 +131,7 @@ def _draw(text: str, dice: random.Random, noise: np.random.Generator) -> LineIma
     blurred = image.filter(ImageFilter.GaussianBlur(dice.uniform(0.0, 1.0)))
     grain = noise.normal(0.0, dice.uniform(0.0, 12.0), (size[1], size[0], 3))
     pixels = np.clip(np.asarray(blurred) + grain, 0, 255).astype(np.uint8)
-    return LineImage(_png(Image.fromarray(pixels)), text)
+    return LineImage(png_of(Image.fromarray(pixels)), text)
 
 
 def _line_spans(page: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
@@ -141,7 +152,8 @@ def _line_spans(page: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
             start = None
 
 
-def _png(image: Image.Image) -> bytes:
+def png_of(image: Image.Image) -> bytes:
+    """The image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

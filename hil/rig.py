@@ -29,14 +29,14 @@ from agent.cli.client import ask
 from agent.clock import SystemClock
 from agent.errors import ConfigError, DrivewayError
 from agent.fleet.messages import PackageRef
-from agent.package import MANIFEST, PAYLOAD_TYPE, SIGNATURE, Package, open_package
-from agent.trust import dsse
+from agent.package import Package, open_package
 from agent.trust.keys import FileSigner
 from hil.broker import BrokerProcess, EmbeddedBroker, free_port
 from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submit import add_job
 from hil.packages.ocr import build_ocr_package
+from hil.packages.signing import sign_package
 from hil.secret import write_secret
 
 UNIT = "car-0001"
@@ -317,9 +317,3 @@ class Rig:
 def _die_with_parent() -> None:
     """In the child: end when the rig's process ends, however it ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def sign_package(path: Path, publisher: FileSigner) -> None:
-    """Put the publisher's signature beside the manifest."""
-    manifest = (path / MANIFEST).read_bytes()
-    (path / SIGNATURE).write_bytes(dsse.sign(PAYLOAD_TYPE, manifest, publisher))

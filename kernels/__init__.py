@@ -1,8 +1,9 @@
 """The operations of a pipeline: a NumPy reference of each, and the CUDA kernels with the same meaning.
 
-One operation a file: a plain function (the reference, whose docstring fixes shapes, dtypes and rounding) and a frozen
-struct with the parameters a package may give it. A package names operations in its manifest; `operation` turns such a
-name and its parameters into the typed struct, and refuses what it does not know. Imports nothing of the agent.
+One operation a file: a frozen struct with the parameters a package may give it, which follows `kernels/operation.py`
+(the reference fixes shapes, dtypes and rounding), and beside it the .cu file with its kernels. A package names
+operations in its manifest; `operation` turns such a name and its parameters into the typed struct, and refuses what it
+does not know. Imports nothing of the agent.
 """
 
 from __future__ import annotations
@@ -15,26 +16,43 @@ from typing import Union
 import msgspec
 
 from kernels.ctc_greedy_decode import CtcGreedyDecode
+from kernels.letterbox_normalize import LetterboxNormalize
 from kernels.npy_tensor import NpyTensor
+from kernels.operation import OperationError
 from kernels.resize_normalize_pad import ResizeNormalizePad
+from kernels.softmax_top_k import SoftmaxTopK
 from kernels.tensor_answers import TensorDigest, TensorValues
+from kernels.tensor_fingerprint import TensorFingerprint
+from kernels.threshold_bit_pack import ThresholdBitPack
+
+__all__ = ["OPS", "Operation", "OperationError", "kernels_sha256", "operation"]
 
 Operation = Union[  # noqa: UP007 - Python 3.10 evaluates this line
-    ResizeNormalizePad, NpyTensor, CtcGreedyDecode, TensorValues, TensorDigest
+    ResizeNormalizePad,
+    LetterboxNormalize,
+    NpyTensor,
+    CtcGreedyDecode,
+    SoftmaxTopK,
+    ThresholdBitPack,
+    TensorFingerprint,
+    TensorValues,
+    TensorDigest,
 ]
 
 OPS: Mapping[str, type[Operation]] = {
     "resize_normalize_pad": ResizeNormalizePad,
-    "ctc_greedy_decode": CtcGreedyDecode,
+    "letterbox_normalize": LetterboxNormalize,
     "npy_tensor": NpyTensor,
+    "ctc_greedy_decode": CtcGreedyDecode,
+    "softmax_top_k": SoftmaxTopK,
+    "threshold_bit_pack": ThresholdBitPack,
+    "tensor_fingerprint": TensorFingerprint,
     "tensor_values": TensorValues,
     "tensor_digest": TensorDigest,
 }
 """Every operation a package may name."""
 
-
-class OperationError(ValueError):
-    """An operation that does not exist, or parameters that it does not take."""
+SOURCE_SUFFIXES = (".py", ".cu", ".cuh")
 
 
 def operation(name: str, params: Mapping[str, object]) -> Operation:
@@ -52,12 +70,12 @@ def operation(name: str, params: Mapping[str, object]) -> Operation:
 
 
 def kernels_sha256() -> str:
-    """SHA-256 over this package's source files, hex: what a result was computed with.
+    """SHA-256 over this package's source files (Python and CUDA), hex: what a result was computed with.
 
     Each file in the order of its name: the name, NUL, its length in decimal, NUL, its bytes.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in SOURCE_SUFFIXES):
         body = path.read_bytes()
         digest.update(b"%s\0%d\0%s" % (path.name.encode(), len(body), body))
     return digest.hexdigest()

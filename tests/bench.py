@@ -26,6 +26,7 @@ from agent.fleet.objects import ObjectWanted
 from agent.fleet.partials import Partials
 from agent.fleet.retry import Patience
 from agent.hands import Hands
+from agent.inference.planned import PlannedShelf
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.rows import OutboxRow
@@ -105,6 +106,7 @@ class Bench:
         self.policy = Policy()
         self.events: list[EventType] = []
         self.awake: list[int] = []
+        self.lost: list[str] = []
         self._news = asyncio.Event()
         self.partials = Partials(folder / "transfers", reserve_bytes=0)
         self.transfers = Transfers(Web(allow_loopback_http=True), self.partials)
@@ -115,6 +117,7 @@ class Bench:
             store=self.store,
             desk=cast("Desk", self.desk),
             shelf=self.shelf,
+            plans=PlannedShelf(self.shelf, None, emit=self._heard, clock=FixedClock(), memory_mb=256),
             signer=self.signer,
             unit=UNIT,
             limits=WorkerLimits(threads=1, memory_mb=256),
@@ -124,6 +127,7 @@ class Bench:
             policy=lambda: self.policy,
             power_limits=PowerLimits(None, folder / "power-limit.json", "this-boot", lambda _name, _fields: None),
             keep_awake=self.awake.append,
+            accelerator_lost=self.lost.append,
         )
 
     def job(self, number: int = 1, **changes: Any) -> Grant:

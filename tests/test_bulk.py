@@ -72,7 +72,7 @@ def descriptors() -> int:
     count = 0
     for link in Path("/proc/self/fd").iterdir():
         try:
-            count += "driveway-input" in str(link.readlink())
+            count += "driveway-bulk" in str(link.readlink())
         except FileNotFoundError:
             continue  # that of the listing itself
     return count
@@ -101,7 +101,7 @@ def test_what_is_sealed_cannot_be_changed_and_what_is_closed_not_used() -> None:
     for change in (lambda: os.pwrite(memory.descriptor, b"x", 0), lambda: os.ftruncate(memory.descriptor, 0)):
         with pytest.raises(PermissionError):
             change()
-    with pytest.raises(WorkerError, match="no memory for a job's input: Operation not permitted"):
+    with pytest.raises(WorkerError, match="no memory for a job's input or a plan: Operation not permitted"):
         memory.add(b"x")
     memory.close()
     memory.close()

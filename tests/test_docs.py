@@ -15,8 +15,10 @@ from agent.core.energy import LOW_VOLTAGE_LIMITS
 from agent.core.gates import RULES, Timing
 from agent.core.policy import Policy
 from agent.fleet import messages
+from agent.package import Manifest
 from hil.acl.guarded import CLIENT_ID, CONF, Member, dynamic_security
 from hil.cli import parser as hil_parser
+from kernels import OPS, operation
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,6 +63,31 @@ def test_every_policy_key_is_documented_with_its_default() -> None:
     assert {key for key, _ in rows} == set(defaults)
     for key, said in rows:
         assert msgspec.json.decode(said) == defaults[key], key
+
+
+def test_every_operation_is_documented_with_its_parameters() -> None:
+    text = (ROOT / "docs" / "packages.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (before, images|before, tensors|behind) \|", text, re.MULTILINE)
+    stands = {
+        name: "behind" if hasattr(kind, "answerer") else f"before, {'images' if hasattr(kind, 'fits') else 'tensors'}"
+        for name, kind in OPS.items()
+    }
+    assert dict(rows) == stands
+    said = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\S+) \|", text, re.MULTILINE)
+    defaults = {
+        (name, field.name): "needed" if field.required else msgspec.json.encode(field.default).decode()
+        for name, kind in OPS.items()
+        for field in msgspec.structs.fields(kind)
+    }
+    assert {(name, field): default for name, field, default in said} == defaults
+    assert len(said) == len(defaults)
+
+
+def test_the_manifest_in_the_documents_is_one() -> None:
+    (block,) = blocks(ROOT / "docs" / "packages.md", "json")
+    manifest = msgspec.json.decode(block.replace('"…"', f'"{"0" * 64}"'), type=Manifest)
+    for call in (*manifest.pipeline.pre, *manifest.pipeline.post):
+        operation(call.op, call.params)
 
 
 def test_every_gate_is_documented() -> None:

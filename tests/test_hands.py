@@ -57,7 +57,10 @@ def test_a_lease_from_its_grant_to_its_verdict(tmp_path: Path, monkeypatch: pyte
             (open_row,) = await here.store.call(Store.open_leases)
             assert (open_row.done, open_row.spent) == ((0, 1, 2), Spent(42, 13))
             here.events.clear()
+            station: Any = here.hands._station
+            assert station._input_of == one.key
             await here.do(result(one))
+            assert station._input_of is None, "the worker, which stays warm, was told to forget it"
             stored = here.only(HandInStored)
             (row,) = await here.outbox()
             assert row == OutboxRow(one.key, HandInKind.RESULT, stored.statement_sha256, 3)

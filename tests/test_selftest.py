@@ -76,7 +76,6 @@ def _test(store: StoreThread, **changes: Any) -> SelfTest:
         "clock": Ticking(),
         "store": store,
         "signer": key(),
-        "executor": "onnxruntime",
         "reading": lambda: READING,
     }
     return SelfTest(**(settings | changes))
@@ -184,8 +183,6 @@ def test_a_reader_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_worker_that_could_not_start(tmp_path: Path) -> None:
     assert "cannot be executed" in problem(tmp_path, python=str(tmp_path / "python"))
-    found = problem(tmp_path, executor="no_such_engine")
-    assert "a worker would not find no_such_engine; install what the executor no_such_engine needs" in found
 
 
 def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:

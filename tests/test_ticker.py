@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from agent.core.events import EventType, Tick
+from agent.core.events import ComputerSlept, EventType, Tick
 from agent.ticker import LONGEST_MS, SHORTEST_MS, Ticker
 
 
@@ -71,6 +71,27 @@ def test_what_comes_forward_sets_the_timer_anew_and_what_goes_back_does_not(loop
     loop.now_ms, loop.due_ms = 1_100, 1_300
     ticker.settle()
     assert loop.set == [0.5, -1, 0.2]
+
+
+def test_a_sleep_of_the_computer_is_told_before_the_tick_and_once(loop: Loop) -> None:
+    events: list[EventType] = []
+    asleep_s = [7.0]
+    ticker = Ticker(events.append, loop, lambda: loop.due_ms, lambda: asleep_s[0])
+    ticker._tick()
+    asleep_s[0] += 0.4
+    ticker._tick()
+    asleep_s[0] += 3_600
+    loop.now_ms += 3_600_000
+    ticker._tick()
+    ticker._tick()
+    now_ms = loop.now_ms
+    assert events == [
+        Tick(at_ms=1_000),
+        Tick(at_ms=1_000),
+        ComputerSlept(at_ms=now_ms, slept_ms=3_600_000),
+        Tick(at_ms=now_ms),
+        Tick(at_ms=now_ms),
+    ]
 
 
 def test_before_it_runs_nothing_is_set(loop: Loop, ticker: Ticker) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agent import view
+from agent import engine_view, view
 from agent.core import gates
 from agent.core.awake import Awake
-from agent.core.effects import SendRequest
+from agent.core.effects import RunSlice, SendRequest
 from agent.core.events import GrantSeen, LinkChanged, OwnerMode, OwnerSaid, StoreFailed, Unwritten
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.fleet.link import LinkStatus
 from agent.rows import LedgerHead, Totals, VacateStats
+from agent.wire import Confinement
 from tests.core.stories import DOOR, ready, until
 from tests.core.world import Shell, car
 
@@ -125,3 +126,14 @@ def test_while_the_link_is_down_what_stands_in_the_way_now_is_shown_with_what_wa
     shown = view._link(shell.state, link)
     assert (shown.broker, shown.detail, shown.attempts) == ("b:2", "the broker's certificate has expired", 7)
     assert (shown.dropped, shown.sent_bytes, shown.received_bytes) == ({"flood": 3}, 10, 20)
+
+
+def test_how_well_the_worker_is_shut_in_is_seen_while_there_is_one() -> None:
+    shell = ready()
+    cage = (Confinement("landlock_files", "absent: Function not implemented"), Confinement("system_calls", "enforced"))
+    assert engine_view.worker(shell.state, cage) is None
+    until(shell, RunSlice)
+    seen = engine_view.worker(shell.state, cage)
+    assert seen is not None
+    assert seen.confinement == {"landlock_files": "absent: Function not implemented", "system_calls": "enforced"}
+    assert engine_view.accelerator(shell.state, 120).memory_returned_ms == 120

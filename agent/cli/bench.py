@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 
 from agent.cli import exits
+from agent.cli.engine import Progress, open_wanted, read_input, runner_for
 from agent.cli.gate import Gate, GateShutError, while_open
-from agent.cli.infer import check_signature, read_input
 from agent.cli.text import print_json
 from agent.clock import SystemClock
 from agent.commission import Schedule, StepTest
@@ -30,7 +30,9 @@ from agent.config import load
 from agent.core.commissioning import Bounds, StepSample, StepTestError, fit
 from agent.errors import ComputerError
 from agent.inference.runner import PackageRunner
+from agent.inference.slices import fitting_items
 from agent.load import Burner, Load, PackageLoad
+from agent.package import Package
 from agent.telemetry.source import build_reader
 
 BEFORE = frozenset({"owner"})
@@ -52,9 +54,8 @@ def bench(options: argparse.Namespace) -> int:
     if (reason := taken(BEFORE)) is not None:
         print(f"driveway: refused by policy: {reason}", file=sys.stderr)
         return exits.REFUSED
-    if options.package is not None:
-        check_signature(options.config, options.package)
-    work = _commission(options) if options.commission else _throughput(options)
+    package = None if options.package is None else open_wanted(options)
+    work = _throughput(options, package) if package and not options.commission else _commission(options, package)
     try:
         asyncio.run(while_open(partial(taken, WHILE if options.commission else BEFORE), work))
     except GateShutError as error:
@@ -66,12 +67,17 @@ def bench(options: argparse.Namespace) -> int:
 # --- throughput -----------------------------------------------------------------------------------------------------
 
 
-async def _throughput(options: argparse.Namespace) -> None:
-    runner = PackageRunner(options.package, options.threads)
-    items = _repeated(options)
+async def _throughput(options: argparse.Namespace, package: Package) -> None:
+    progress = Progress()
+    runner = runner_for(options, package, progress)
+    items = _repeated(options, package)
     rates = []
     try:
+        began_s = time.perf_counter()
         loaded = await runner.open()
+        progress.end()
+        cold_ms = await _first_answer_ms(runner, items, since_s=began_s)
+        warm_ms = await _first_answer_ms(runner, items, since_s=time.perf_counter())
         runner.give(items)
         await runner.compute()  # the first slice pays for what is only done once
         for _ in range(options.rounds):
@@ -79,6 +85,7 @@ async def _throughput(options: argparse.Namespace) -> None:
             await runner.compute()
             rates.append(len(items) / (time.perf_counter() - began_s))
     finally:
+        progress.end()
         await runner.close()
     figures = {
         "items_per_s": statistics.median(rates),
@@ -86,30 +93,57 @@ async def _throughput(options: argparse.Namespace) -> None:
         "max_items_per_s": max(rates),
         "rounds": len(rates),
         "slice_items": len(items),
+        "micro_batch_ms": round(loaded.micro_batch_ms, 3),
+        "cold_start_ms": None if progress.built else round(cold_ms, 1),
+        "warm_start_ms": round(warm_ms, 1),
+        "package": package.manifest.name,
+        "package_sha256": package.package_sha256,
         "executor": loaded.executor,
         "device": loaded.device,
     }
     if options.json:
         print_json(figures)
     else:
-        spread = f"{min(rates):.1f} to {max(rates):.1f} in {len(rates)} slices of {len(items)}"
-        print(f"{figures['items_per_s']:.1f} items/s ({spread})")
+        print(_throughput_text(figures))
 
 
-def _repeated(options: argparse.Namespace) -> list[bytes]:
-    """The inputs, over and over, until they fill a slice."""
+async def _first_answer_ms(runner: PackageRunner, items: list[bytes], *, since_s: float) -> float:
+    """How long it took until the first item had its answer."""
+    runner.give(items[:1])
+    await runner.compute()
+    return (time.perf_counter() - since_s) * 1000
+
+
+def _throughput_text(figures: dict[str, Any]) -> str:
+    spread = f"{figures['min_items_per_s']:.1f} to {figures['max_items_per_s']:.1f}"
+    slices = f"in {figures['rounds']} slices of {figures['slice_items']}"
+    cold = "not measured (its engine was built first)"
+    if figures["cold_start_ms"] is not None:
+        cold = f"after {figures['cold_start_ms']} ms"
+    return "\n".join(
+        (
+            f"{figures['items_per_s']:.1f} items/s ({spread} {slices})",
+            f"a vacate waits at most {figures['micro_batch_ms']} ms for a micro-batch",
+            f"first answer of a new worker {cold}, of one that stands after {figures['warm_start_ms']} ms",
+            f"{figures['package']} on {figures['executor']}, {figures['device']}",
+        )
+    )
+
+
+def _repeated(options: argparse.Namespace, package: Package) -> list[bytes]:
+    """The inputs, over and over, until they fill a slice; never more than one holds."""
     inputs = [read_input(path) for path in options.inputs]
-    return [inputs[index % len(inputs)] for index in range(max(SLICE_ITEMS, len(inputs)))]
+    return [inputs[index % len(inputs)] for index in range(fitting_items(package, max(SLICE_ITEMS, len(inputs))))]
 
 
 # --- commissioning --------------------------------------------------------------------------------------------------
 
 
-async def _commission(options: argparse.Namespace) -> None:
+async def _commission(options: argparse.Namespace, package: Package | None) -> None:
     config = load(options.config)
     load_of_choice: Load = Burner()
-    if options.package is not None:
-        load_of_choice = PackageLoad(PackageRunner(options.package, options.threads), _repeated(options))
+    if package is not None:
+        load_of_choice = PackageLoad(runner_for(options, package, Progress()), _repeated(options, package))
     test = StepTest(
         Schedule.of_minutes(options.duration),
         reader=build_reader(config),

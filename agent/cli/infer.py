@@ -11,17 +11,17 @@ import argparse
 import asyncio
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from agent.cli import exits
+from agent.cli.answer_text import answer_text
+from agent.cli.engine import Progress, open_wanted, read_input, runner_for, takes
 from agent.cli.gate import Gate, GateShutError, while_open
 from agent.cli.text import print_json
-from agent.config import load
-from agent.errors import DrivewayError
-from agent.identity import read_key
 from agent.inference.runner import PackageRunner
-from agent.inference.shelf import open_signed
+from agent.inference.slices import fitting_items
+
+SLICE_ITEMS = 32
 
 
 def infer(options: argparse.Namespace) -> int:
@@ -31,47 +31,37 @@ def infer(options: argparse.Namespace) -> int:
         print(f"driveway: refused by policy: {reason}", file=sys.stderr)
         return exits.REFUSED
     items = [read_input(path) for path in options.inputs]
-    check_signature(options.config, options.package)
+    package = open_wanted(options)
+    progress = Progress()
+    work = _answers(runner_for(options, package, progress), items, fitting_items(package, SLICE_ITEMS))
     try:
-        answers = asyncio.run(_answers(PackageRunner(options.package, options.threads), items, gate))
+        answers = asyncio.run(while_open(gate.shut, work))
     except GateShutError as error:
         print(f"driveway: stopped by policy: {error}", file=sys.stderr)
         return exits.REFUSED
+    finally:
+        progress.end()
     if options.json:
         print_json([{"input": str(path), **answer} for path, answer in zip(options.inputs, answers, strict=True)])
     else:
         for path, answer in zip(options.inputs, answers, strict=True):
-            print(f"{path}: {answer.get('text', answer.get('error', json.dumps(answer)))}")
-    return exits.FAILED if any("error" in answer for answer in answers) else exits.FINE
+            print(f"{path}: {answer_text(answer)}")
+    failed = sum("error" in answer for answer in answers)
+    if failed:
+        said = f"{failed} of {len(answers)} inputs have no answer; the package takes {takes(package)}"
+        print(f"driveway: {said}", file=sys.stderr)
+    return exits.FAILED if failed else exits.FINE
 
 
-def check_signature(config_file: Path, package: Path) -> None:
-    """Under a configuration only what its publisher signed runs; without one, say that nobody vouches for it."""
-    if not config_file.exists():
-        print(f"driveway: without a configuration nobody vouches for {package}", file=sys.stderr)
-        return
-    config = load(config_file)
-    open_signed(package, read_key(config, config.inference.publisher_key, "inference.publisher_key"))
-
-
-def read_input(path: Path) -> bytes:
-    """One input file; raises DrivewayError."""
+async def _answers(runner: PackageRunner, items: list[bytes], slice_items: int) -> list[dict[str, Any]]:
+    """Run all items, slice by slice; raises DrivewayError with the worker's own words when it fails."""
+    answers: list[dict[str, Any]] = []
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DrivewayError(f"cannot read the input {path}: {error.strerror}") from error
-
-
-async def _answers(runner: PackageRunner, items: list[bytes], gate: Gate) -> list[dict[str, Any]]:
-    """Run all items as one slice; raises DrivewayError with the worker's own words when it fails."""
-
-    async def compute() -> bytes:
         await runner.open()
         runner.give(items)
-        return (await runner.compute()).output
-
-    try:
-        answers: list[dict[str, Any]] = json.loads(await while_open(gate.shut, compute()))
-        return answers
+        for first in range(0, len(items), slice_items):
+            done = await runner.compute(first, min(first + slice_items, len(items)))
+            answers += json.loads(done.output)
     finally:
         await runner.close()
+    return answers

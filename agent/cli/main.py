@@ -23,6 +23,9 @@ DEFAULT_CONFIG = "/etc/driveway/agent.toml"
 LIMIT = when.whole(1, 1000)
 """How many rows: what the daemon answers at most (`agent.control`)."""
 
+EXECUTORS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
+"""What an engine runs on (`agent.wire.ExecutorName`)."""
+
 Verb = Callable[[argparse.Namespace], int]
 
 
@@ -88,7 +91,9 @@ def _bench(bench: argparse.ArgumentParser) -> None:
         "when the driver comes back. It changes nothing: the lines that it prints are for your [policy] table."
     )
     bench.add_argument("inputs", type=Path, nargs="*", help="input files for the package")
-    bench.add_argument("--package", type=Path, metavar="DIR", help="the package to run; without one: plain arithmetic")
+    bench.add_argument(
+        "--package", type=Path, metavar="PACKAGE", help="what to run, a folder or a name; without: plain arithmetic"
+    )
     bench.add_argument("--commission", action="store_true", help="the step test for the thermal guard's bounds")
     bench.add_argument(
         "--duration",
@@ -106,6 +111,7 @@ def _bench(bench: argparse.ArgumentParser) -> None:
 def _engine(verb: argparse.ArgumentParser) -> None:
     """What a verb takes that runs a package here and now."""
     verb.add_argument("--threads", type=when.whole(1, 64), default=2, help="threads of the engine (default: 2)")
+    verb.add_argument("--executor", choices=EXECUTORS, help="default: the configuration's, else onnxruntime")
     verb.add_argument("--rig", action="store_true", help="on a rig without a driver and without a daemon: ask no gate")
 
 
@@ -163,9 +169,11 @@ def parser() -> argparse.ArgumentParser:
     consent.add_argument("--accept", type=when.version, metavar="VERSION", help="agree to this version of the terms")
     consent.add_argument("--withdraw", action="store_true", help="take your consent back")
     _owner(add("owner", "owner:show", "what you told the agent, and your standing wishes"))
+    listed = add("packages", "packages:packages", "the packages on this computer, and whether each may run")
+    listed.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="a package, or a folder of packages")
     infer = add("infer", "infer:infer", "run a package on inputs, here and now, if the gate is open")
-    infer.add_argument("package", type=Path, help="the package's directory")
-    infer.add_argument("inputs", type=Path, nargs="+", help="input files (images)")
+    infer.add_argument("package", type=Path, help="the package's folder, or its name in `driveway packages`")
+    infer.add_argument("inputs", type=Path, nargs="+", help="input files: images, or tensors as numpy.save writes them")
     _engine(infer)
     _bench(add("bench", "bench:bench", "measure this computer: a package's throughput, or how it takes heat"))
     verify = add("verify", "verify:verify", "check signed statements or verdicts offline", asks=False)

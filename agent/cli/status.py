@@ -97,9 +97,11 @@ def _status_text(data: dict[str, Any]) -> str:
             f"{lease['slices_done']} of {lease['slices_wanted']} slices, {lease['phase']}"
         )
     if worker is not None:
+        builds = f" ({worker['building']}, {worker['done_permille'] // 10} %)" if worker["building"] else ""
         lines.append(
-            f"worker    pid {value(worker['pid'])}, {worker['phase']}, {worker['executor']} {worker['package']}"
+            f"worker    pid {value(worker['pid'])}, {worker['phase']}, {worker['executor']} {worker['package']}{builds}"
         )
+    lines.append(f"engine    {_accelerator_text(data['accelerator'])}")
     if computer is not None:
         lines.append(
             f"computer  {value(computer['die_c'], '°C')}, {value(computer['power_w'], 'W')} of {data['power_cap_w']} W "
@@ -123,6 +125,16 @@ def _status_text(data: dict[str, Any]) -> str:
     if messages:
         lines.append(f"refused   messages: {', '.join(f'{why} {count}' for why, count in messages.items())}")
     return "\n".join(lines)
+
+
+def _accelerator_text(accelerator: dict[str, Any]) -> str:
+    """What runs the engines, or what is missing of it; and what has still to be built."""
+    found = " ".join(part for part in (accelerator["executor"], accelerator["version"]) if part) or "-"
+    device = f" on {accelerator['device']}" if accelerator["device"] else ""
+    why = f": {accelerator['detail']}" if accelerator["detail"] else ""
+    missing = accelerator["plans_missing"]
+    plans = f"; plans to be built: {missing}" if missing else ""
+    return f"{found}{device}, {accelerator['state']}{why}{plans}"
 
 
 def _link_text(link: dict[str, Any]) -> str:

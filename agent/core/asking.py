@@ -1,6 +1,7 @@
 """Asking the fleet for work and for time, and what it answers: grants, renewals, cancels, and the cell's pace.
 
-A car asks only while its gate is open, it holds no lease and the fleet is open, one question at a time. Only the answer
+A car asks only while its gate is open, it holds no lease, has no engine plan to build first, and the fleet is open, one
+question at a time. Only the answer
 to the question now open counts, since of any other nobody knows when its lease began. An unanswered question is asked
 again under full jitter, up to minutes apart, until an answer comes: a broker acknowledges for a dispatcher that is
 gone, so nothing else tells. A grant that the car cannot use (another class of work than the owner takes, too long for
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
+from agent.core import building
 from agent.core.effects import EffectType, KeepGrant, Report, SendRenewal, SendRequest
 from agent.core.events import CancelSeen, GrantSeen, OwnerMode, PaceSeen
 from agent.core.findings import GateState
@@ -80,6 +82,7 @@ def may_ask(state: State) -> bool:
         and not state.left_over
         and len(state.outbox) < OUTBOX_MAX
         and state.now_ms >= state.ask_not_before_ms
+        and not building.comes_first(state)
     )
 
 

@@ -49,6 +49,12 @@ class StartWorker(Effect, frozen=True, tag=True):
     grant: Grant
 
 
+class StartBuild(Effect, frozen=True, tag=True):
+    """Start a worker that builds the engine plan of a package; PlanBuilt or BuildRefused, then WorkerGone."""
+
+    package_sha256: str
+
+
 class RunSlice(Effect, frozen=True, tag=True):
     """Compute items [first, last) of the lease's input."""
 
@@ -166,6 +172,7 @@ EffectType = (
     | OpenLease
     | KeepGrant
     | StartWorker
+    | StartBuild
     | RunSlice
     | SetPace
     | SetPowerLimit

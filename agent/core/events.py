@@ -5,7 +5,8 @@ into the state and answers with effects (`agent.core.effects`); what came of tho
 Nothing else passes between the core and the world, so a recording of events replays a night exactly.
 
 Here is what the car, its computer, the owner and the disk say, and `EventType`, the union of all. What the fleet and
-the way to it say is in `agent.core.fleet_events`, and can be had from here as well.
+the way to it say is in `agent.core.fleet_events`, what is said of the accelerator and of engine plans in
+`agent.core.accelerator_events`; both can be had from here as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,15 @@ import enum
 
 import msgspec
 
+from agent.core.accelerator_events import (
+    AcceleratorEvent,
+    AcceleratorSeen,
+    BuildProgress,
+    BuildRefused,
+    PlanBuilt,
+    PlansMissing,
+    PlanUnusable,
+)
 from agent.core.event import Event
 from agent.core.fleet_events import (
     BytesMoved,
@@ -32,6 +42,9 @@ from agent.core.model import HandInKind, JobKey, SliceOutcome
 from agent.core.policy import Window
 
 __all__ = [
+    "AcceleratorSeen",
+    "BuildProgress",
+    "BuildRefused",
     "BytesMoved",
     "CancelSeen",
     "Event",
@@ -40,6 +53,9 @@ __all__ = [
     "HandInUndelivered",
     "LinkChanged",
     "PaceSeen",
+    "PlanBuilt",
+    "PlanUnusable",
+    "PlansMissing",
     "SliceUploaded",
     "TransferFailed",
     "VerdictSeen",
@@ -81,6 +97,12 @@ class Sample(msgspec.Struct, frozen=True, tag=True):
 
 class Tick(Event, frozen=True, tag=True):
     """Time has passed; sent a few times a second so that staleness and deadlines bite."""
+
+
+class ComputerSlept(Event, frozen=True, tag=True):
+    """The computer was suspended for so long, and is back: what an accelerator held may be gone."""
+
+    slept_ms: int
 
 
 class SignalsSeen(Event, frozen=True, tag=True):
@@ -234,6 +256,8 @@ class WorkerGone(Event, frozen=True, tag=True):
     pid: int
     expected: bool
     detail: str
+    lost_accelerator: bool = False
+    """It ended because its accelerator's context was gone (a suspend, a fault of the device)."""
 
 
 class SliceStored(Event, frozen=True, tag=True):
@@ -345,6 +369,7 @@ class ConsentSeen(Event, frozen=True, tag=True):
 
 EventType = (
     Tick
+    | ComputerSlept
     | SignalsSeen
     | SourceHeard
     | SourceChanged
@@ -355,6 +380,7 @@ EventType = (
     | PricesSeen
     | DemandSeen
     | FleetEvent
+    | AcceleratorEvent
     | LeaseOpened
     | LeaseRefused
     | WorkerReady

@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
         reads("leased", "metered", "traffic", "pace", "offline_since_ms"),
     ),
     "storage": Rule(computer.storage, Timing(), YieldReason.FAULT, reads("store_problem")),
-    "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT, reads("self_test_problem")),
+    "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT, reads("self_test_problem", "accelerator")),
     "update": Rule(computer.update, Timing(), YieldReason.SHUTDOWN, reads("update_pending")),
     "agent": Rule(computer.agent, Timing(), YieldReason.SHUTDOWN, reads("stopping")),
 }

@@ -93,6 +93,8 @@ class Lease(msgspec.Struct, frozen=True):
     energy_start_micro_wh: float = 0.0
     cost_start_micro: float = 0.0
     failures: int = 0
+    bereft: bool = False
+    """A worker of its lost the accelerator before."""
     renew_at_ms: int | None = None
     renewals: tuple[Asking, ...] = ()
     cancel_ms: int | None = None
@@ -195,6 +197,13 @@ class Lease(msgspec.Struct, frozen=True):
     def failed(self) -> Lease:
         """The lease after its worker or a slice failed: what was in flight is to be done again."""
         return msgspec.structs.replace(self, in_flight=None, failures=self.failures + 1)
+
+    def accelerator_lost(self) -> Lease:
+        """The lease after its worker lost the accelerator: once that is nobody's fault, from then on it is a failure.
+
+        A computer that slept loses it, but so does a kernel that reads where it must not, every time.
+        """
+        return self.failed() if self.bereft else msgspec.structs.replace(self, in_flight=None, bereft=True)
 
 
 def left_over(grant: Grant, done: tuple[int, ...], spent: Spent, now_ms: int) -> Lease:

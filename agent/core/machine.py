@@ -2,7 +2,7 @@
 
 An event is first folded into what is known (vehicle, computer, worker, lease, link), the gates take another look,
 and then the rules of `agent.core.plan` name what is to be done. What answers a step of ours is in
-`agent.core.outcomes`, `asking`, `owed` and `transfers`. The same events always give the same effects.
+`agent.core.outcomes`, `asking`, `building`, `owed` and `transfers`. The same events always give the same effects.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ from typing import assert_never
 
 import msgspec
 
-from agent.core import asking, gates, outcomes, owed, plan, signals, transfers
+from agent.core import asking, building, gates, outcomes, owed, plan, signals, transfers
 from agent.core.effects import EffectType, Report
 from agent.core.energy import Rate
 from agent.core.events import (
+    AcceleratorSeen,
+    BuildProgress,
+    BuildRefused,
     BytesMoved,
     CancelSeen,
+    ComputerSlept,
     ComputeSeen,
     ConsentSeen,
     DemandSeen,
@@ -35,6 +39,9 @@ from agent.core.events import (
     OwnerSaid,
     OwnerSet,
     PaceSeen,
+    PlanBuilt,
+    PlansMissing,
+    PlanUnusable,
     PricesSeen,
     SelfTested,
     SignalsSeen,
@@ -131,6 +138,8 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
     match event:
         case Tick():
             return state, ()
+        case ComputerSlept():
+            return outcomes.computer_slept(state, event)
         case SignalsSeen():
             vehicle = state.vehicle.seen(event)
             return REPLACE(state, vehicle=vehicle, battery=state.battery.seen(vehicle, state.policy, state.now_ms)), ()
@@ -146,7 +155,8 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
                 return REPLACE(state, vehicle=vehicle), ()
             return REPLACE(state, vehicle=vehicle, gates=gates.begin_again(state.gates, state.now_ms)), ()
         case ComputeSeen():
-            working = state.lease is not None and state.lease.in_flight is not None
+            slice_runs = state.lease is not None and state.lease.in_flight is not None
+            working = slice_runs or state.worker.phase is WorkerPhase.BUILDING
             reading = plausible(event)
             heat = state.heat.seen(reading, state.policy, working=working)
             return REPLACE(state, compute=reading, meter=state.meter.read(reading, _rate(state)), heat=heat), ()
@@ -155,6 +165,8 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return REPLACE(state, wall=wall, metered=event.metered, update_pending=event.update_pending), ()
         case SelfTested():
             return _self_tested(state, event)
+        case AcceleratorSeen() | PlansMissing() | BuildProgress() | PlanBuilt() | BuildRefused() | PlanUnusable():
+            return building.heard(state, event)
         case PricesSeen():
             return REPLACE(state, prices=state.prices.seen(event, state.wall)), ()
         case DemandSeen():
@@ -306,6 +318,7 @@ def world_of(state: State) -> World:
         slice_ms=state.slice_ms,
         store_problem=state.store_problem,
         self_test_problem=state.self_test_problem,
+        accelerator=state.accelerator,
         stopping=state.stopping,
     )
 

@@ -80,6 +80,32 @@ class Pace(msgspec.Struct, frozen=True):
     interval_permille: int = 1000
 
 
+class Readiness(enum.StrEnum):
+    """Whether the configured executor can work on this computer's accelerator."""
+
+    ABSENT = "absent"
+    """It is not there, or does not answer."""
+    STARTING = "starting"
+    """It has not been asked yet, or is being asked (again, after the computer slept)."""
+    READY = "ready"
+    LOST = "lost"
+    """It was there, and a worker lost it; it is being asked again."""
+
+
+class Accelerator(msgspec.Struct, frozen=True):
+    """What runs the engines, as the last survey found it, and what is wrong with it where it is not ready."""
+
+    state: Readiness = Readiness.READY
+    executor: str = ""
+    version: str = ""
+    device: str = ""
+    detail: str = ""
+
+
+SUPPOSED_READY = Accelerator()
+"""Where nobody surveys it."""
+
+
 class Outlook(msgspec.Struct, frozen=True):
     """What a car expects to have for work, for the operator alone; coarse, since it tells of the owner's habits.
 

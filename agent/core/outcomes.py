@@ -11,10 +11,11 @@ from typing import assert_never
 
 import msgspec
 
-from agent.core import asking
+from agent.core import asking, building
 from agent.core.effects import EffectType, RecordVacate, Report
 from agent.core.events import (
     BytesMoved,
+    ComputerSlept,
     LeaseOpened,
     LeaseRefused,
     LinkChanged,
@@ -36,6 +37,7 @@ Step = tuple[State, tuple[EffectType, ...]]
 Fields = dict[str, str | int | float | bool]
 
 WORKER_RETRY_MS = 2_000
+ON_CPU = "onnxruntime"
 LINK_TOLD_EVERY_MS = 60_000
 """So often at most the log hears that the link is down; what follows such a word is told at once."""
 REPLACE = msgspec.structs.replace
@@ -172,7 +174,7 @@ def worker_changed(state: State, event: WorkerReady | WorkerRefused | WorkerIdle
                 since_ms=state.now_ms,
                 idle_since_ms=state.now_ms,
             )
-            return REPLACE(state, worker=ready), ()
+            return REPLACE(state, worker=ready, builds=state.builds.proven(worker.package_sha256)), ()
         case WorkerRefused():
             if lease is not None and lease.grant.package_sha256 == worker.package_sha256:
                 lease = lease.end(YieldReason.REFUSED, event.detail)
@@ -189,14 +191,24 @@ def worker_changed(state: State, event: WorkerReady | WorkerRefused | WorkerIdle
             assert_never(event)
 
 
+def computer_slept(state: State, event: ComputerSlept) -> Step:
+    """An accelerator does not always survive that, so a worker that has one does not outlive it. A CPU is as it was."""
+    slept = Report(name="computer_slept", fields={"slept_ms": event.slept_ms})
+    if state.worker.phase is WorkerPhase.ABSENT or state.accelerator.executor == ON_CPU:
+        return state, (slept,)
+    return REPLACE(state, worker=REPLACE(state.worker, stale=True)), (slept,)
+
+
 def _worker_gone(state: State, event: WorkerGone) -> Step:
     """The process has ended: what was in flight is lost, and a vacate is complete."""
-    effects: tuple[EffectType, ...] = ()
+    state, effects = building.gone(state, event)
     lease, vacating = state.lease, state.vacating
     lost = state.worker.failed or not event.expected
-    if lease is not None:
-        lease = lease.failed() if lost and lease.ending is None else REPLACE(lease, in_flight=None)
-    if lost:
+    works = state.worker.build is None
+    if lease is not None and works:
+        failed = lease.accelerator_lost() if event.lost_accelerator else lease.failed()
+        lease = failed if lost and lease.ending is None else REPLACE(lease, in_flight=None)
+    if lost and works:
         effects += (Report(name="worker_lost", fields={"pid": event.pid, "detail": event.detail}),)
     if vacating is not None:
         idle_ms = state.now_ms if vacating.idle_ms is None else vacating.idle_ms

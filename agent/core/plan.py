@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.core import asking, owed, transfers
+from agent.core import asking, building, owed, transfers
 from agent.core.asking import ask, renew
 from agent.core.effects import (
     EffectType,
@@ -58,7 +58,7 @@ def plan(state: State) -> Step:
 def due_ms(state: State) -> int:
     """When a rule has something to do if nothing happens until then: the earliest of all deadlines still to come."""
     policy, lease, worker, now_ms = state.policy, state.lease, state.worker, state.now_ms
-    times = [*owed.due_ms(state), *asking.due_ms(state), *transfers.due_ms(state)]
+    times = [*owed.due_ms(state), *asking.due_ms(state), *transfers.due_ms(state), *building.due_ms(state)]
     if lease is not None:
         times += [lease.expires_ms, worker.not_before_ms]
         if lease.cancel_ms is not None:
@@ -166,12 +166,15 @@ def end_pause(state: State) -> Step:
 def keep_awake(state: State) -> Step:
     """While there is work that the gate lets go on, the car is kept awake, as far as the owner's budgets reach.
 
+    Building a plan is such work: a computer that falls asleep loses it.
+
     A wish names a moment of wall time, so nothing is wished for while that may be wrong: five seconds could be a day.
     """
     policy, clock_wrong = state.policy, bool(state.wall.problem)
     if not (policy.keep_awake or state.awake.held):
         return state, ()
-    work = state.lease is not None and state.gates.state is not GateState.CLOSED
+    at_work = state.lease is not None or state.worker.phase is WorkerPhase.BUILDING
+    work = at_work and state.gates.state is not GateState.CLOSED
     allowed = REPLACE(policy, keep_awake=False) if clock_wrong else policy
     awake, for_ms = state.awake.step(allowed, state.now_ms, work=work, charging=state.charging)
     if clock_wrong and work and policy.keep_awake:
@@ -190,6 +193,13 @@ def open_lease(state: State) -> Step:
     return REPLACE(state, lease=REPLACE(lease, phase=Phase.OPENING)), (OpenLease(grant=lease.grant),)
 
 
+def end_stale_worker(state: State) -> Step:
+    """A worker that slept with the computer may have lost its accelerator: another is started, with a context anew."""
+    if not state.worker.stale or state.worker.phase in {WorkerPhase.ABSENT, WorkerPhase.STOPPING}:
+        return state, ()
+    return _stop_worker(state, "the computer slept")
+
+
 def start_worker(state: State) -> Step:
     """A running lease needs a worker of its own customer and package."""
     lease, worker = state.lease, state.worker
@@ -203,7 +213,22 @@ def start_worker(state: State) -> Step:
         return REPLACE(state, worker=worker), (StartWorker(grant=lease.grant),)
     if worker.phase is WorkerPhase.READY and (worker.customer, worker.package_sha256) != wanted:
         return _stop_worker(state, "another customer or package")
+    if worker.phase is WorkerPhase.BUILDING:
+        return _stop_worker(state, "a lease goes before a build")
     return state, ()
+
+
+def build_plans(state: State) -> Step:
+    """A missing engine plan is built before more work is asked for; an idle worker makes room for it."""
+    package = building.wanted(state)
+    if package is None or building.waits_for_answer(state):
+        return state, ()
+    worker = state.worker
+    if worker.phase is WorkerPhase.READY:
+        return _stop_worker(state, "a plan is to be built")
+    if worker.phase is not WorkerPhase.ABSENT or state.now_ms < worker.not_before_ms:
+        return state, ()
+    return building.begun(state, package)
 
 
 def run_slice(state: State) -> Step:
@@ -223,13 +248,19 @@ def run_slice(state: State) -> Step:
 
 
 def pace(state: State) -> Step:
-    """The power cap becomes the worker's duty, and the platform's limit where power is measured."""
+    """The power cap becomes the worker's duty, and the platform's limit where power is measured.
+
+    A build has no slices between which it could be held back, so on hold it rests.
+    """
     state = REPLACE(state, heat=state.heat.waited(state.now_ms, state.policy))
     worker, heat = state.worker, state.heat
-    if worker.phase is not WorkerPhase.READY:
+    builds = worker.phase is WorkerPhase.BUILDING
+    if worker.phase is not WorkerPhase.READY and not builds:
         return state, ()
     effects: list[EffectType] = []
     duty = duty_permille(heat.cap_w, state.policy, worker.micro_batch_ms, measured=heat.measured)
+    if builds and state.gates.state is not GateState.OPEN:
+        duty = 0
     if duty != worker.duty_permille:
         state = REPLACE(state, worker=REPLACE(worker, duty_permille=duty))
         effects.append(SetPace(duty_permille=duty))
@@ -241,6 +272,8 @@ def pace(state: State) -> Step:
 
 def retire_worker(state: State) -> Step:
     """A worker that does not come up, hangs, or has had nothing to do for long, is ended."""
+    if building.overdue(state):
+        return _stop_worker(state, "its build takes too long", failed=True)
     worker, policy, lease = state.worker, state.policy, state.lease
     if worker.phase is WorkerPhase.STARTING and state.now_ms - worker.since_ms > policy.worker_start_timeout_ms:
         return _stop_worker(state, "it did not come up in time", failed=True)
@@ -275,9 +308,11 @@ RULES: tuple[Rule, ...] = (
     keep_awake,
     renew,
     send_outbox,
+    build_plans,
     ask,
     upload,
     open_lease,
+    end_stale_worker,
     start_worker,
     run_slice,
     pace,

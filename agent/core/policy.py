@@ -128,6 +128,8 @@ class Policy(Table, frozen=True):
     """An idle worker keeps its engine loaded for this long."""
     request_timeout_ms: Milliseconds = 10_000
     worker_start_timeout_ms: Milliseconds = 30_000
+    build_timeout_s: Seconds = 7_200.0
+    """Building an engine plan that takes longer than this, at whatever pace, hangs: its worker is killed."""
     slice_timeout_ms: Annotated[int, msgspec.Meta(ge=1_000, le=3_600_000)] = 300_000
     """A slice that takes longer than this hangs: its worker is killed."""
     worker_attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] = 3

@@ -8,12 +8,13 @@ import zlib
 import msgspec
 
 from agent.core.awake import Awake
+from agent.core.builds import Build, Builds
 from agent.core.energy import Battery, Meter
 from agent.core.events import ComputeSeen
 from agent.core.gates import Gates, shut
 from agent.core.kept import TimeOff, with_kept
 from agent.core.lease import Asking, Lease, Pending
-from agent.core.model import JobKey, Kept, Pace, Spent
+from agent.core.model import SUPPOSED_READY, Accelerator, JobKey, Kept, Pace, Spent
 from agent.core.policy import Policy
 from agent.core.signals import CHARGING, Vehicle
 from agent.core.speeds import Speeds
@@ -30,6 +31,8 @@ class WorkerPhase(enum.StrEnum):
     ABSENT = "absent"
     STARTING = "starting"
     READY = "ready"
+    BUILDING = "building"
+    """It builds an engine plan; it belongs to no customer, and ends with the build."""
     STOPPING = "stopping"
 
 
@@ -50,6 +53,10 @@ class WorkerState(msgspec.Struct, frozen=True):
     not_before_ms: int = 0
     failed: bool = False
     """It was ended because it failed (did not come up, hung), not because it was not needed."""
+    stale: bool = False
+    """The computer has slept since it was started: its accelerator's context may be gone."""
+    build: Build | None = None
+    """What it builds, where it does not work on leases."""
 
 
 class Vacating(msgspec.Struct, frozen=True):
@@ -83,6 +90,7 @@ class State(msgspec.Struct, frozen=True):
     metered: bool | None = None
     update_pending: bool = False
     self_test_problem: str = ""
+    accelerator: Accelerator = SUPPOSED_READY
     store_problem: str = ""
     stopping: bool = False
     connected: bool = False
@@ -96,6 +104,7 @@ class State(msgspec.Struct, frozen=True):
     traffic: Traffic = Traffic()
     worker: WorkerState = WorkerState()
     vacating: Vacating | None = None
+    builds: Builds = Builds()
     lease: Lease | None = None
     outbox: tuple[Pending, ...] = ()
     asking: Asking | None = None
@@ -178,11 +187,13 @@ def initial(
     vehicle: Vehicle | None = None,
     zone: Zone = UTC,
     self_test_problem: str = "",
+    accelerator: Accelerator = SUPPOSED_READY,
 ) -> State:
     """The state at start: nothing known, so everything shut. `name` is unique to this run of this unit.
 
     `vehicle` says which leaves this car has; `zone` is the policy's time zone as data; `self_test_problem` shuts the
-    gate until a `SelfTested` opens it (a simulation, which has nothing to test, leaves it empty).
+    gate until a `SelfTested` opens it, and an `accelerator` that is not ready until an `AcceleratorSeen` does (a
+    simulation, which has nothing to test or to survey, leaves both as they are).
     """
     return State(
         name=name,
@@ -193,6 +204,7 @@ def initial(
         zone=zone,
         offline_since_ms=now_ms,
         self_test_problem=self_test_problem,
+        accelerator=accelerator,
     )
 
 

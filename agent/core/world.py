@@ -11,7 +11,7 @@ from agent.core.contradictions import Contradiction
 from agent.core.energy import Battery
 from agent.core.events import ComputeSeen, OwnerMode, SignalValue
 from agent.core.findings import Finding, GateState
-from agent.core.model import Pace
+from agent.core.model import Accelerator, Pace
 from agent.core.policy import Policy
 from agent.core.signals import Reading, Vehicle
 from agent.core.tariff import Prices, Stay
@@ -57,6 +57,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """How long the last slice took; None before the first."""
     store_problem: str = ""
     self_test_problem: str = ""
+    accelerator: Accelerator = Accelerator()
     stopping: bool = False
 
 

@@ -1,7 +1,8 @@
 """The packages this unit holds: found on disk, whole, and signed by the publisher the configuration pins.
 
-A package that is damaged or signed by nobody we know is named with its fault and never offered to the dispatcher.
-The worker checks digests and the golden vector again when it loads one.
+A package that is damaged, signed by nobody we know, or whose model no native parser should see (`agent.onnx`), is named
+with its fault and never offered to the dispatcher. The worker checks digests and model again, and the golden vector,
+when it loads one. What is still on its way to the shelf has a name that begins with a dot.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import DrivewayError, PackageError
+from agent.onnx.check import check_model
 from agent.package import PAYLOAD_TYPE, SIGNATURE, Package, open_package
 from agent.trust import dsse
 
@@ -48,10 +50,12 @@ class Shelf:
         """Packages not seen before, looked at; reads all of them, so leave it to a thread while anything waits."""
         found: Found = {}
         for path in sorted(self._directory.iterdir()) if self._directory.is_dir() else ():
-            if path.name in self._known or not path.is_dir():
+            if path.name in self._known or path.name.startswith(".") or not path.is_dir():
                 continue
             try:
-                found[path.name] = open_signed(path, self._publisher_keys)
+                package = open_signed(path, self._publisher_keys)
+                check_package_model(package)
+                found[path.name] = package
             except DrivewayError as error:
                 found[path.name] = str(error)
         return found
@@ -82,6 +86,12 @@ class Shelf:
                 f"this unit holds no package {sha256[:16]}…", hint="see the packages in `driveway status`"
             )
         return package
+
+
+def check_package_model(package: Package) -> None:
+    """Look at the package's model without running any of it; raises PackageError for one that may not run."""
+    name = package.manifest.model
+    check_model(package.read(name), f"package {package.path}: {name}")
 
 
 def open_signed(path: Path, publisher_keys: Mapping[str, EllipticCurvePublicKey]) -> Package:

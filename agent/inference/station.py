@@ -6,17 +6,22 @@ computes. A finished slice is handed to `on_slice` to be made durable; only then
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Coroutine
 from typing import assert_never
 
 import msgspec
 
 from agent import wire
-from agent.core.events import SliceFailed, WorkerGone, WorkerIdle, WorkerReady, WorkerRefused
+from agent.core.events import PlanUnusable, SliceFailed, WorkerGone, WorkerIdle, WorkerReady, WorkerRefused
 from agent.core.model import Grant, JobKey, SliceOutcome
 from agent.errors import PackageError, WorkerError
 from agent.inference.launcher import WorkerProcess, launch
+from agent.inference.memory_probe import MemoryProbe, available_bytes
+from agent.inference.planned import PlannedShelf
+from agent.inference.plans import KeptPlan
 from agent.inference.shelf import Shelf
 from agent.package import Package
 from agent.ports import Clock, Emit
@@ -28,10 +33,14 @@ OnSlice = Callable[[JobKey, StoredSlice], None]
 
 
 class WorkerLimits(msgspec.Struct, frozen=True):
-    """What the worker may use."""
+    """What a worker runs on, what it may use, and how long its drain may take."""
 
     threads: int
     memory_mb: int
+    executor: wire.ExecutorName = "onnxruntime"
+    python: str = sys.executable
+    drain_ms: int = 50
+    library_path: str = ""
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -43,44 +52,89 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Station:
-    """At most one worker. Use from the event loop's thread."""
+    """At most one worker. Use from the event loop's thread. `on_lost` hears that a worker lost the accelerator."""
 
-    def __init__(self, *, emit: Emit, clock: Clock, shelf: Shelf, limits: WorkerLimits, on_slice: OnSlice) -> None:
+    def __init__(
+        self,
+        *,
+        emit: Emit,
+        clock: Clock,
+        shelf: Shelf,
+        plans: PlannedShelf,
+        limits: WorkerLimits,
+        on_slice: OnSlice,
+        on_lost: Callable[[str], None],
+        memory: MemoryProbe | None = None,
+    ) -> None:
         self._emit, self._clock, self._shelf, self._limits, self._on_slice = emit, clock, shelf, limits, on_slice
+        self._plans, self._on_lost, self._memory = plans, on_lost, memory or MemoryProbe(available_bytes)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._process: WorkerProcess | None = None
         self._package: Package | None = None
         self._engine: Engine | None = None
+        self._plan_sha256 = ""
         self._input_of: JobKey | None = None
         self._running: Running | None = None
         self.items_done = 0
 
     def start(self, grant: Grant) -> None:
-        """Start a worker for the grant's package; WorkerReady, WorkerRefused or WorkerGone follows."""
+        """Start a worker for the grant's package; WorkerReady, WorkerRefused, PlanUnusable or WorkerGone follows."""
         try:
             self._package = self._shelf.find(grant.package_sha256)
         except PackageError as error:
             self._refused(grant.package, str(error))
             self._gone(0, True, str(error))
             return
-        path, limits = self._package.path, self._limits
+        limits = self._limits
+        self._memory.launched()
         try:
-            self._process = launch(self._clock, self._said, self._gone)
+            self._process = launch(
+                self._clock,
+                self._said,
+                self._gone,
+                python=limits.python,
+                readable=(self._package.path.resolve(),),
+                accelerator=limits.executor != "onnxruntime",
+                library_path=limits.library_path,
+                memory_mb=limits.memory_mb,
+            )
         except WorkerError as error:
             self._gone(0, False, str(error))
             return
-        self._order(lambda process: process.load(path, threads=limits.threads, memory_mb=limits.memory_mb))
+        if self._plans.needs_plans:
+            self._spawn(self._load_with_plan(self._process, self._package))
+        else:
+            self._load(self._package, None)
+
+    @property
+    def confinement(self) -> tuple[wire.Confinement, ...]:
+        """What shuts the worker in, and what of that is absent here; empty without a worker."""
+        return () if self._process is None else self._process.confinement
+
+    @property
+    def memory_returned_ms(self) -> int | None:
+        """How long after its worker's end the memory was back, the last time that was seen."""
+        return self._memory.returned_ms
 
     def run(self, key: JobKey, index: int, span: tuple[int, int], memory: InputMemory, items: int) -> None:
         """Compute items [first, last) of the input in `memory`, which crosses once per lease and worker."""
         self._running, self.items_done = Running(key, index, span), 0
 
         def give(process: WorkerProcess) -> None:
+            if self._input_of not in {None, key}:
+                process.forget()
             if self._input_of != key:
                 process.send_input(memory, items=items)
                 self._input_of = key
             process.run(index, *span)
 
         self._order(give)
+
+    def forget(self, key: JobKey) -> None:
+        """The lease is over: a worker that stays warm forgets what it was given of it."""
+        if self._input_of == key:
+            self._input_of = None
+            self._order(lambda process: process.forget())
 
     def pace(self, duty_permille: int) -> None:
         """Let the worker compute for this share of the time."""
@@ -104,6 +158,52 @@ class Station:
             process = self._process
             process.stop(0)
             await process.gone()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._memory.close()
+
+    def _load(self, package: Package, plan: KeptPlan | None) -> None:
+        limits = self._limits
+        self._plan_sha256 = "" if plan is None else plan.sha256
+        self._order(
+            lambda process: process.load(
+                package.path,
+                executor=limits.executor,
+                threads=limits.threads,
+                memory_mb=limits.memory_mb,
+                drain_ms=limits.drain_ms,
+                load_s=package.manifest.limits.load_s,
+                plan=None if plan is None else plan.memory,
+            )
+        )
+
+    async def _load_with_plan(self, process: WorkerProcess, package: Package) -> None:
+        """While the process comes up, its plan is read and checked; one that is not there any more ends it."""
+        try:
+            plan = await self._plans.plan_of(package)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker must not wait for ever
+            process.condemn(f"its plan cannot be read: {error!r}")
+            return
+        if self._process is not process:  # it was stopped meanwhile
+            if plan is not None:
+                plan.close()
+        elif plan is None:
+            self._unusable(package, "its plan is gone or was damaged")
+            process.stop(0)
+        else:
+            self._load(package, plan)
+            plan.close()
+
+    def _unusable(self, package: Package, detail: str) -> None:
+        """The plan has to be built anew; nothing is wrong with the package."""
+        sha256 = package.package_sha256
+        self._emit(PlanUnusable(at_ms=self._clock.boot_ms(), package_sha256=sha256, detail=detail))
+        self._spawn(self._plans.unusable(package, detail))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _order(self, give: Callable[[WorkerProcess], None]) -> None:
         """Give an order; a worker that does not take it is killed, and its end (WorkerGone) says why."""
@@ -118,12 +218,19 @@ class Station:
     def _refused(self, package: str, detail: str) -> None:
         self._emit(WorkerRefused(at_ms=self._clock.boot_ms(), package=package, detail=detail))
 
-    def _said(self, message: wire.WorkerMessage) -> None:
+    def _said(self, message: wire.WorkerMessage) -> None:  # noqa: C901, PLR0912 - one arm a message
         match message:
-            case wire.Hello():
+            case wire.Hello() | wire.Beat():
                 pass
             case wire.Loaded():
                 self._loaded(message)
+            case wire.Refused(stale_plan=True) if self._plans.needs_plans:
+                if self._package is not None:
+                    self._unusable(self._package, message.detail)
+            case wire.Refused(unavailable=True):
+                self._on_lost(message.detail)
+                if self._process is not None:
+                    self._process.condemn(message.detail)
             case wire.Refused():
                 if self._package is not None:
                     self._shelf.take_off(self._package, message.detail)
@@ -137,6 +244,9 @@ class Station:
             case wire.Idle():
                 if self._process is not None:
                     self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=self._process.pid))
+            case wire.Surveyed() | wire.Building() | wire.Built():
+                if self._process is not None:
+                    self._process.condemn(f"it says {type(message).__name__}, which nobody asked for")
             case _:
                 assert_never(message)
 
@@ -147,8 +257,14 @@ class Station:
         if message.package_sha256 != package.package_sha256 or not EXECUTOR.fullmatch(message.executor):
             process.condemn(f"it says it loaded {message.package_sha256[:16]}… on {message.executor!r}")
             return
+        if self._plans.needs_plans and message.executor != self._limits.executor:
+            process.condemn(f"it runs on {message.executor}, and {self._limits.executor} is configured")
+            return
+        self._memory.loaded()
         manifest = package.manifest
-        self._engine = Engine(message.executor, manifest.files[manifest.model], message.kernels_sha256)
+        self._engine = Engine(
+            message.executor, manifest.files[manifest.model], message.kernels_sha256, self._plan_sha256
+        )
         self._emit(
             WorkerReady(
                 at_ms=self._clock.boot_ms(),
@@ -185,6 +301,11 @@ class Station:
             self._emit(SliceFailed(at_ms=self._clock.boot_ms(), key=running.key, index=running.index, detail=detail))
 
     def _gone(self, pid: int, expected: bool, detail: str) -> None:  # noqa: FBT001 - the launcher's callback
+        self._memory.gone()
+        lost = self._process is not None and self._process.lost_accelerator
+        if lost:
+            self._on_lost(detail)
         self._process = self._package = self._engine = self._input_of = self._running = None
         self.items_done = 0
-        self._emit(WorkerGone(at_ms=self._clock.boot_ms(), pid=pid, expected=expected, detail=detail))
+        now_ms = self._clock.boot_ms()
+        self._emit(WorkerGone(at_ms=now_ms, pid=pid, expected=expected, detail=detail, lost_accelerator=lost))

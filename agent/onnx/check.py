@@ -136,6 +136,7 @@ def _check_graph(graph: Graph, growth: dict[str, int], constants: dict[str, Tens
             raise RefusedModelError(f"{_named(node)} makes a tensor {factor} times as large as what it is given")
         growth.update(dict.fromkeys(node.outputs, factor))
         for inner in node.graphs:
+            _check_body(node, inner)
             _check_graph(inner, growth, constants)
 
 
@@ -146,6 +147,12 @@ def _check_node(node: Node) -> None:
         raise RefusedModelError(f"{_named(node)} is not an operator of the standard")
     for tensor in node.tensors.values():
         _check_tensor(tensor)
+
+
+def _check_body(node: Node, body: Graph) -> None:
+    """A loop hands its body what it is given. Parsers count on that, and read beyond where it is not so."""
+    if node.op_type in {"Loop", "Scan"} and len(body.inputs) != len(node.inputs):
+        raise RefusedModelError(f"{_named(node)} has {len(node.inputs)} inputs, and its body {len(body.inputs)}")
 
 
 def _check_tensor(tensor: Tensor) -> None:

@@ -17,6 +17,7 @@ from agent.core.effects import (
     SendRenewal,
     SendRequest,
     SettleHandIn,
+    StartBuild,
     StartWorker,
 )
 from agent.core.events import (
@@ -139,7 +140,7 @@ class Books:
                 if self._missing.get(key) and self._not_taken[key] < NOT_TAKEN:
                     lacks = f"{key} is handed in without the answers of slices {sorted(self._missing[key])}"
                     broken.append(Broken(Promise.REMEMBERED, now_ms, lacks))
-            case StartWorker():
+            case StartWorker() | StartBuild():
                 self._workers += 1
                 if self._workers > 1:
                     broken.append(Broken(Promise.ONE_WORKER, now_ms, "a worker is started while another lives"))

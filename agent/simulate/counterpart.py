@@ -2,8 +2,9 @@
 
 It answers the core's effects with the events that the real shells would send, each after a stated time. What is
 supposed of it is in `Supposed`, and printed with every report: a rehearsal judges a policy and not a fleet, so there is
-always work, every verdict is 'settled', and nothing here fails. As a good dispatcher does, it grants what fits into the
-time that the car expects to have, and three times the time that it takes, so no lease needs renewal or an upload.
+always work, every verdict is 'settled', every engine plan is there, and nothing here fails. As a good dispatcher does,
+it grants what fits into the time that the car expects to have, and three times the time that it takes, so no lease
+needs renewal or an upload.
 """
 
 from __future__ import annotations

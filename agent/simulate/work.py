@@ -5,9 +5,10 @@ Nothing here is read from the core's own idea of its worker: the promises are ch
 
 from __future__ import annotations
 
-from agent.core.effects import EffectType, RunSlice, SetPace, StartWorker, StopWorker
+from agent.core.effects import EffectType, RunSlice, SetPace, StartBuild, StartWorker, StopWorker
 from agent.core.events import (
     EventType,
+    PlanBuilt,
     SliceFailed,
     SliceStored,
     StoreFailed,
@@ -31,7 +32,7 @@ class Work:
         self.slice: tuple[JobKey, int] | None = None
         self.idle = True
         self.duty_permille = 1000
-        self.started: list[RunSlice | StartWorker] = []
+        self.started: list[RunSlice | StartWorker | StartBuild] = []
         """What the latest step started."""
         self.stop: StopWorker | None = None
         """What the latest step said to stop it."""
@@ -51,7 +52,7 @@ class Work:
         match event:
             case WorkerReady():
                 self.ready = True
-            case WorkerIdle():
+            case WorkerIdle() | PlanBuilt():
                 self.idle = True
             case WorkerGone():
                 self.alive = self.ready = False
@@ -75,6 +76,9 @@ class Work:
                 case StartWorker():
                     self.started.append(effect)
                     self.alive, self.ready, self.stopped_ms = True, False, None
+                case StartBuild():
+                    self.started.append(effect)
+                    self.alive, self.ready, self.stopped_ms, self.idle = True, False, None, False
                 case RunSlice(key=key, index=index):
                     self.started.append(effect)
                     self.slice, self.idle = (key, index), False

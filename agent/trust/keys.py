@@ -1,16 +1,12 @@
 """Keys: the file key that signs on computers without a TPM or secure element, and reading public keys of others.
 
 A file key is an ECDSA P-256 private key in PEM (PKCS#8), readable by its owner only. It can be copied by whoever is
-root, which is why every statement says `keyProtection: file`. It is created whole or not at all: written under another
-name, synced, and linked to its own, which never replaces a key that another process made in the meantime.
+root, which is why every statement says `keyProtection: file`. It is created whole or not at all (`keyfile.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Self
 
@@ -32,8 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from agent.errors import TrustError
-
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
+from agent.trust.keyfile import create_secret, read_secret
 
 
 class FileSigner:
@@ -87,14 +82,7 @@ def load_public_key(pem: str) -> EllipticCurvePublicKey:
 
 
 def _load(path: Path) -> EllipticCurvePrivateKey:
-    """Open first and look at what was opened, so that the file checked is the file read."""
-    with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & OTHERS:
-            raise TrustError(
-                f"others than its owner may read the key {path} (mode {mode:04o})", hint=f"chmod 600 {path}"
-            )
-        pem = file.read()
+    pem = read_secret(path)
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:
@@ -106,24 +94,4 @@ def _load(path: Path) -> EllipticCurvePrivateKey:
 
 def _create(path: Path) -> None:
     pem = generate_private_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise TrustError(f"cannot create the key {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(file, "wb") as stream:
-            stream.write(pem)
-            stream.flush()
-            os.fsync(stream.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return  # another process was first: its key is the key
-    finally:
-        temporary.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    create_secret(path, pem)

@@ -1,6 +1,11 @@
-"""`python -m agent.worker --fd N`: the inference worker, on the socket that the daemon left open as descriptor N.
+"""`python -m agent.worker [--read DIR…] [--accelerator] --fd N`: the inference worker, on the socket that the daemon
+left open as descriptor N.
 
-Exit status: 0 after Stop, 3 when the package was refused, 4 when the daemon broke the protocol or left.
+DIR is a directory that the worker will have to read (its package); with --accelerator it may use one. Neither can be
+widened once the process is shut in, and so they are no matter of a frame.
+
+Exit status: 0 after Stop, 3 when the package was refused, 4 when the daemon broke the protocol or left, 5 when the
+accelerator was lost, 143 after SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,28 +16,37 @@ import socket
 import sys
 
 from agent.errors import WorkerError
+from agent.wire import EXIT_LOST, EXIT_PROTOCOL, EXIT_REFUSED
 from agent.worker.channel import Channel, ChannelClosedError
-from agent.worker.guard import guard_process
-
-EXIT_REFUSED = 3
-EXIT_PROTOCOL = 4
+from agent.worker.ending import end_on_sigterm
+from agent.worker.sandbox import confine
 
 
 def main() -> int:
-    """Guard the process, then serve; the engine's libraries are loaded only after the guard stands."""
+    """Shut the process in, then serve; the engine's libraries are loaded only after the cage stands."""
     parser = argparse.ArgumentParser(prog="python -m agent.worker", description=__doc__)
+    parser.add_argument("--read", action="append", default=[], metavar="DIR", help="a directory that may be read")
+    parser.add_argument("--accelerator", action="store_true", help="an accelerator may be used")
     parser.add_argument("--fd", type=int, required=True, help="the socket to the daemon")
-    with socket.socket(fileno=parser.parse_args().fd) as connection:
+    arguments = parser.parse_args()
+    with socket.socket(fileno=arguments.fd) as connection:
         connection.set_inheritable(False)
         connection.setblocking(True)
         try:
-            guard_process(connection)
+            confinement = confine(connection, arguments.read, accelerator=arguments.accelerator)
+            end_on_sigterm()
+            from agent.worker.executor import LostError  # noqa: PLC0415 - see above
             from agent.worker.session import RefusedError, Session  # noqa: PLC0415 - see above
 
-            Session(Channel(connection)).serve()
-            os._exit(0)  # told to stop: the kernel frees the engine's memory faster than the interpreter would
-        except RefusedError:
-            return EXIT_REFUSED
+            try:
+                Session(Channel(connection), confinement).serve()
+                os._exit(0)  # told to stop: the kernel frees the engine's memory faster than the interpreter would
+            except LostError as error:
+                sys.stderr.write(f"the accelerator was lost: {error}\n")
+                sys.stderr.flush()
+                os._exit(EXIT_LOST)  # nothing of a lost context can be freed, and trying may hang
+            except RefusedError:
+                return EXIT_REFUSED
         except ChannelClosedError:
             return EXIT_PROTOCOL
         except WorkerError as error:

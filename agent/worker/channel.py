@@ -1,4 +1,8 @@
-"""The worker's end of the socket: frames in, frames out, and the descriptors that ride with them."""
+"""The worker's end of the socket: frames in, frames out, and the sealed memory that rides with them.
+
+What is large (a job's input, an engine's plan) lies in a memfd whose descriptor comes with the frame that announces it.
+It is taken only as large as announced, and only when nobody can change it any more; what goes out is sealed likewise.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ import os
 import select
 import socket
 from collections import deque
+from collections.abc import Sequence
 
 from agent.wire import DaemonMessage, Input, WireError, WorkerMessage, daemon_messages, decode_input, encode
 
 _READ_BYTES = 64 * 1024
 _MAX_DESCRIPTORS = 4
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE
+_ALL_SEALS = _SEALS | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_PIECE_BYTES = 256 * 1024
 
 
 class ChannelClosedError(Exception):
@@ -30,12 +37,22 @@ class Channel:
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
 
-    def send(self, message: WorkerMessage) -> None:
-        """Write one frame, waiting for the daemon to take it."""
+    def send(self, message: WorkerMessage, memories: Sequence[bytes | memoryview] = ()) -> None:
+        """Write one frame, waiting for the daemon to take it; each of `memories` rides with it in a sealed memfd.
+
+        Raises ChannelClosedError, or MemoryError when there is none for a memfd.
+        """
+        frame = encode(message)
+        descriptors: list[int] = []
         try:
-            self._socket.sendall(encode(message))
+            descriptors.extend(_sealed(body) for body in memories)
+            sent = socket.send_fds(self._socket, [frame], descriptors) if descriptors else 0
+            self._socket.sendall(frame[sent:])
         except OSError as error:
             raise ChannelClosedError from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def receive(self, timeout_s: float | None) -> list[DaemonMessage]:
         """The messages that come within `timeout_s` (None: as long as it takes; 0: only what is there).
@@ -61,19 +78,45 @@ class Channel:
 
     def take_items(self, message: Input) -> list[bytes]:
         """The items of the input that came with `message`; raises WireError when it is not what the frame said."""
-        if not self._descriptors:
-            raise WireError("an Input frame without its memfd")
-        descriptor = self._descriptors.popleft()
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != message.bytes or size == 0:
-                raise WireError(f"an input of {size} bytes, not {message.bytes}")
-            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-                raise WireError("an input whose memfd is not sealed")
-            with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as body:
-                items = decode_input(body)
-        finally:
-            os.close(descriptor)
+        with self.take_memory(message.bytes) as body:
+            items = decode_input(body)
         if len(items) != message.items:
             raise WireError(f"an input of {len(items)} items, not {message.items}")
         return items
+
+    def take_memory(self, length: int) -> memoryview:
+        """The memory of `length` bytes that came with a frame, read-only and mapped as long as anybody looks at it.
+
+        Memories are to be taken in the order of their frames. Raises WireError when there is none, or another.
+        """
+        if not self._descriptors:
+            raise WireError("a frame without its memfd")
+        descriptor = self._descriptors.popleft()
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != length or size == 0:
+                raise WireError(f"a memfd of {size} bytes, not {length}")
+            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+                raise WireError("a memfd that is not sealed")
+            return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise WireError(f"a descriptor that is no memfd: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
+
+def _sealed(body: bytes | memoryview) -> int:
+    """A descriptor of new memory that holds `body` and that nobody can change."""
+    try:
+        descriptor = os.memfd_create("driveway-worker", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise MemoryError(f"no memfd: {error.strerror}") from error
+    try:
+        rest = memoryview(body)
+        while rest:
+            rest = rest[os.write(descriptor, rest[:_PIECE_BYTES]) :]
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _ALL_SEALS)
+    except OSError as error:
+        os.close(descriptor)
+        raise MemoryError(f"no memory for {len(body)} bytes: {error.strerror}") from error
+    return descriptor

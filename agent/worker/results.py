@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,26 @@ from agent.errors import PackageError
 from agent.package import Package
 from agent.wire import SliceDone, WireError, decode_input
 from agent.worker.answers import Answer
+from kernels.tensor_fingerprint import Fingerprint, fingerprints_agree
 
-CONFIDENCE = "confidence_permille"
+PERMILLE = "_permille"
+FINGERPRINT = "fingerprint"
+MASK = "mask"
+OUTPUTS = "outputs"
+"""Names in answers that say how a golden value is compared: how they end, and what `kernels` calls its results."""
+
+
+class _Mask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `kernels.threshold_bit_pack` answers."""
+
+    rows: int
+    columns: int
+    bits: str
 
 
 def canonical(answers: Sequence[Answer]) -> bytes:
     """The answers as a JSON array: compact, keys sorted, ASCII. The same answers are always the same bytes."""
-    return json.dumps([answer.body for answer in answers], separators=(",", ":"), sort_keys=True).encode("ascii")
+    return b"[%s]" % b",".join([answer.encoded for answer in answers])
 
 
 def slice_done(index: int, answers: Sequence[Answer], compute_ms: int) -> SliceDone:
@@ -49,7 +63,11 @@ def golden_items(package: Package) -> list[bytes]:
 
 
 def check_golden(package: Package, answers: Sequence[Answer]) -> None:
-    """Raise PackageError, which says what differs, unless the golden answers came out within their tolerance."""
+    """Raise PackageError, which says what differs, unless the golden answers came out within their tolerance.
+
+    It holds for integers whose name ends in `_permille`, floats of a tensor (thousandths of the largest of them), the
+    pixels of a mask (thousandths of all) and fingerprints. Everything else has to be equal.
+    """
     golden = package.manifest.golden
     where = f"package {package.path}: golden vector"
     try:
@@ -64,31 +82,79 @@ def check_golden(package: Package, answers: Sequence[Answer]) -> None:
 
 
 def _agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
-    """Equal, but for a confidence, and the floats of a tensor, which may differ by the tolerance."""
+    """Whether an answer, or a part of one, is what was expected."""
     if isinstance(answer, dict) and isinstance(wanted, dict):
-        if answer.keys() != wanted.keys():
-            return False
-        return all(
-            _close(answer[key], wanted[key], tolerance_permille)
-            if key == CONFIDENCE
-            else _agree(answer[key], wanted[key], tolerance_permille)
-            for key in wanted
+        return answer.keys() == wanted.keys() and all(
+            _named_agree(key, answer[key], wanted[key], tolerance_permille) for key in wanted
         )
     if isinstance(answer, float) or isinstance(wanted, (float, list)):
-        mine, theirs = _leaves(answer), _leaves(wanted)
-        numbers = [abs(value) for value in theirs if isinstance(value, float)]
-        scale = max(numbers, default=0.0)
-        return _shape(answer) == _shape(wanted) and all(
-            abs(one - other) * 1000 <= tolerance_permille * scale
-            if isinstance(one, float) and isinstance(other, float)
-            else type(one) is type(other) and one == other
-            for one, other in zip(mine, theirs)  # noqa: B905 - as many, since the shapes are the same
-        )
+        return _values_agree(answer, wanted, tolerance_permille)
     return type(answer) is type(wanted) and answer == wanted
 
 
-def _close(answer: object, wanted: object, tolerance: int) -> bool:
-    return isinstance(answer, int) and isinstance(wanted, int) and abs(answer - wanted) <= tolerance
+def _named_agree(name: str, answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """The same for what stands under a name, which may say how it is to be compared."""
+    if name.endswith(PERMILLE):
+        return _permille_agree(answer, wanted, tolerance_permille)
+    if name == OUTPUTS and isinstance(answer, dict) and isinstance(wanted, dict):  # the names in it are the model's
+        return answer.keys() == wanted.keys() and all(
+            _agree(answer[key], wanted[key], tolerance_permille) for key in wanted
+        )
+    if name == FINGERPRINT:
+        return _fingerprints_agree(answer, wanted, tolerance_permille)
+    if name == MASK:
+        return _masks_agree(answer, wanted, tolerance_permille)
+    return _agree(answer, wanted, tolerance_permille)
+
+
+def _permille_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """Thousandths, or lists of them, that are off by no more than the tolerance."""
+    if _shape(answer) != _shape(wanted):
+        return False
+    return all(
+        type(one) is int and type(other) is int and abs(one - other) <= tolerance_permille
+        for one, other in zip(_leaves(answer), _leaves(wanted))  # noqa: B905 - as many, since the shapes are the same
+    )
+
+
+def _values_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """A tensor's values: floats that are off by no more than thousandths of the largest, all else the same."""
+    mine, theirs = _leaves(answer), _leaves(wanted)
+    scale = max((abs(value) for value in theirs if isinstance(value, float)), default=0.0)
+    return _shape(answer) == _shape(wanted) and all(
+        _value_agrees(one, other, tolerance_permille, scale)
+        for one, other in zip(mine, theirs)  # noqa: B905 - as many, since the shapes are the same
+    )
+
+
+def _value_agrees(answer: object, wanted: object, tolerance_permille: int, scale: float) -> bool:
+    if isinstance(answer, float) and isinstance(wanted, float):
+        return abs(answer - wanted) * 1000 <= tolerance_permille * scale
+    if isinstance(answer, dict):
+        return _agree(answer, wanted, tolerance_permille)
+    return type(answer) is type(wanted) and answer == wanted
+
+
+def _fingerprints_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """Fingerprints that can be of one computation; see `kernels.tensor_fingerprint`."""
+    try:
+        mine, theirs = (msgspec.convert(one, Fingerprint) for one in (answer, wanted))
+    except msgspec.ValidationError:
+        return False
+    return fingerprints_agree(mine, theirs, tolerance_permille)
+
+
+def _masks_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+    """Masks of the same size, of whose pixels no more than thousandths differ: those near the threshold."""
+    try:
+        mine, theirs = (msgspec.convert(one, _Mask) for one in (answer, wanted))
+        bits, others = (base64.b64decode(one.bits, validate=True) for one in (mine, theirs))
+    except (msgspec.ValidationError, binascii.Error, ValueError):
+        return False
+    if (mine.rows, mine.columns, len(bits)) != (theirs.rows, theirs.columns, len(others)):
+        return False
+    different = (int.from_bytes(bits, "big") ^ int.from_bytes(others, "big")).bit_count()
+    return different * 1000 <= tolerance_permille * theirs.rows * theirs.columns
 
 
 def _leaves(value: object) -> list[object]:

@@ -1,11 +1,16 @@
-"""The worker's life: Hello, one package, then inputs and slices in order, until Stop.
+"""The worker's life: Hello, then one of three things, in the words of `agent.wire`.
 
-Orders that compute (Load, Input, Run) are queued and carried out one after the other; between any two steps of a
-computation the socket is looked at, so that Pace and Stop bite within one micro-batch. Pacing is sleeping: after t ms
-of work at a duty of d thousandths, t * (1000 - d) / d ms, asleep on the socket, so that Stop ends it at once.
+Survey and Build are other modules' work, and end the process. Load is answered here: the package is checked, its model
+looked at by `agent.onnx` before any native parser sees it, the engine opened, its buckets timed, and its golden vector
+computed. Then come inputs and slices in order, until Stop.
 
-A package that must not run is answered with Refused; an input or an engine that fails costs its slices (SliceError);
-a frame out of order ends the process (WireError), since then nothing the daemon says can be relied on.
+Orders that compute (Load, Input, Run, Forget) are queued and carried out one after the other; between any two steps of
+a computation the socket is looked at, so that Pace and Stop bite within one micro-batch. Whoever looks at it also says
+Beat: a worker that says nothing for long is inside the engine.
+
+A package that must not run is answered with Refused; an input or an engine that fails costs its slices (SliceError); a
+lost accelerator costs the process alone (LostError); a frame out of order ends the process (WireError), since
+then nothing the daemon says can be relied on.
 """
 
 from __future__ import annotations
@@ -13,43 +18,48 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, Union
 
-from agent.errors import PackageError
+from agent.errors import PackageError, WorkerError
+from agent.onnx.check import check_model
 from agent.package import open_package
 from agent.wire import (
     VERSION,
+    Beat,
+    Build,
+    Confinement,
+    DaemonMessage,
+    Forget,
     Hello,
     Idle,
     Input,
     Load,
     Loaded,
     Pace,
-    Progress,
     Refused,
     Run,
     SliceError,
     Stop,
+    Survey,
     WireError,
 )
-from agent.worker.answers import Answer
 from agent.worker.channel import Channel
-from agent.worker.executor import ExecutorError
-from agent.worker.guard import limit_memory
-from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
+from agent.worker.ending import free_at_end
+from agent.worker.executor import ExecutorError, LostError, StalePlanError, UnavailableError
+from agent.worker.executors import open_executor
+from agent.worker.pacing import Pacer
 from agent.worker.pipeline import Pipeline
 from agent.worker.results import check_golden, golden_items, slice_done
-from agent.worker.tensor_pipeline import TensorPipeline
-from kernels import kernels_sha256
+from agent.worker.sandbox import limit_memory
+from agent.worker.scrub import scrub
+from agent.worker.survey import survey
+from kernels.operation import OperationError
 
-_PROGRESS_EVERY_S = 0.25
-
-
+_BEAT_EVERY_S = 0.5
 _MAX_DETAIL = 2000
-
-_Order = Union[Load, Input, Run]  # noqa: UP007 - as in agent.wire
+_Order = Union[Survey, Build, Load, Input, Run, Forget]  # noqa: UP007 - as in agent.wire
 
 
 class StopNowError(Exception):
@@ -63,86 +73,133 @@ class RefusedError(Exception):
 class Session:
     """One daemon, one package, any number of slices."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, confinement: tuple[Confinement, ...] = ()) -> None:
+        self._channel, self._confinement = channel, confinement
         self._orders: deque[_Order] = deque()
-        self._duty_permille = 1000
-        self._pipeline: Pipeline | TensorPipeline | None = None
+        self._pacer = Pacer(channel, self.attend)
+        self._pipeline: Pipeline | None = None
         self._max_items = 0
         self._items: Sequence[bytes] = ()
         self._input_fault = "no input was sent"
+        self._beaten_s = time.monotonic()
 
     def serve(self) -> None:
-        """Work until Stop. Raises RefusedError, WireError, or ChannelClosedError when the daemon is gone."""
-        self._channel.send(Hello(pid=os.getpid(), version=VERSION))
+        """Work until Stop, or until a survey or build is done.
+
+        Raises RefusedError, LostError, WorkerError (WireError is one), or ChannelClosedError when the daemon is gone.
+        """
+        self._channel.send(Hello(pid=os.getpid(), version=VERSION, confinement=self._confinement))
+        goes_on = True
         try:
-            while True:
-                self._attend(0 if self._orders else None)
+            while goes_on:
+                self.attend(0 if self._orders else None)
                 if self._orders:
-                    self._carry_out(self._orders.popleft())
+                    goes_on = self._carry_out(self._orders.popleft())
         except StopNowError:
             self._channel.send(Idle())
 
-    def _attend(self, timeout_s: float | None) -> None:
-        """Take what the daemon says within `timeout_s`; raises StopNowError on Stop."""
-        for message in self._channel.receive(timeout_s):
-            match message:
-                case Stop():
-                    raise StopNowError
-                case Pace(duty_permille=duty_permille):
-                    self._duty_permille = duty_permille
-                case Load() | Input() | Run():
-                    self._orders.append(message)
-                case _:
-                    _assert_never(message)
+    def attend(self, timeout_s: float | None) -> None:
+        """Take what the daemon says within `timeout_s` (None: until it says something), and show that we live.
 
-    def _carry_out(self, order: _Order) -> None:
+        Raises StopNowError on Stop.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            now_s = time.monotonic()
+            if now_s >= self._beaten_s + _BEAT_EVERY_S:
+                self._channel.send(Beat())
+                self._beaten_s = now_s
+            wait_s = self._beaten_s + _BEAT_EVERY_S - now_s
+            messages = self._channel.receive(
+                wait_s if deadline_s is None else max(0.0, min(wait_s, deadline_s - now_s))
+            )
+            for message in messages:
+                self._take(message)
+            if messages or (deadline_s is not None and time.monotonic() >= deadline_s):
+                return
+
+    def _take(self, message: DaemonMessage) -> None:
+        match message:
+            case Stop():
+                raise StopNowError
+            case Pace(duty_permille=duty_permille):
+                self._pacer.duty_permille = duty_permille
+            case Survey() | Build() | Load() | Input() | Run() | Forget():
+                self._orders.append(message)
+            case _:
+                _assert_never(message)
+
+    def _carry_out(self, order: _Order) -> bool:
+        """Do it; whether the process is to go on."""
         match order:
+            case Survey():
+                self._or_refused(lambda: survey(order, self._channel))
+                return False
+            case Build():
+                self._or_refused(lambda: self._build(order))
+                return False
             case Load():
                 self._load(order)
             case Input():
                 self._take_input(order)
             case Run():
                 self._run(order)
+            case Forget():
+                self._forget()
             case _:
                 _assert_never(order)
+        return True
 
-    def _load(self, order: Load) -> None:
-        """Check, build, calibrate and prove the package; answers Loaded, or Refused and raises RefusedError."""
-        if self._pipeline is not None:
-            raise WireError("a second Load: a process runs one package")
+    def _or_refused(self, work: Callable[[], None]) -> None:
+        """Do the work; when it must not or cannot be done, answer with Refused and raise RefusedError."""
         try:
-            self._channel.send(self._loaded(order))
-        except (PackageError, ExecutorError, MemoryError) as error:
+            work()
+        except LostError:
+            raise
+        except (PackageError, ExecutorError, OperationError, MemoryError) as error:
             detail = "the package needs more memory than its limit" if isinstance(error, MemoryError) else str(error)
-            self._channel.send(Refused(detail=detail[:_MAX_DETAIL]))
+            stale, unavailable = isinstance(error, StalePlanError), isinstance(error, UnavailableError)
+            self._channel.send(Refused(detail=detail[:_MAX_DETAIL], stale_plan=stale, unavailable=unavailable))
             raise RefusedError(detail) from error
 
-    def _loaded(self, order: Load) -> Loaded:
+    def _build(self, order: Build) -> None:
+        """Build a plan, at the pace that the daemon sets."""
+        from agent.worker.building import build  # noqa: PLC0415 - few workers build
+
+        build(order, self._channel, self._pacer.rest)
+
+    def _load(self, order: Load) -> None:
+        """Check, open, time and prove the package; answers Loaded."""
+        if self._pipeline is not None:
+            raise WireError("a second Load: a process runs one package")
+        plan = self._channel.take_memory(order.plan_bytes) if order.plan_bytes else None
+        self._or_refused(lambda: self._channel.send(self._loaded(order, plan)))
+
+    def _loaded(self, order: Load, plan: memoryview | None) -> Loaded:
         """Do what `_load` says."""
         package = open_package(Path(order.path))
         limits = package.manifest.limits
         if limits.memory_mb > order.memory_mb:
             raise PackageError(f"package {package.path} needs {limits.memory_mb} MiB, more than {order.memory_mb}")
         limit_memory(limits.memory_mb)
-        self._attend(0)
+        self.attend(0)
         model = package.read(package.manifest.model)
-        executor = OnnxRuntimeCpu(model, threads=order.threads, memory_mb=limits.memory_mb)
-        tensors = package.manifest.input == "tensor"
-        pipeline = TensorPipeline(package, executor) if tensors else Pipeline(package, executor)
-        micro_batch_ms = 0.0
-        for latency_ms in pipeline.calibrate():
-            micro_batch_ms = max(micro_batch_ms, latency_ms)
-            self._attend(0)
-        answers, _ = self._compute(pipeline, golden_items(package), slice_index=None)
+        check_model(model, f"package {package.path}: {package.manifest.model}")
+        self.attend(0)
+        executor = open_executor(order.executor, model, plan, threads=order.threads, memory_mb=limits.memory_mb)
+        free_at_end(executor.close)
+        pipeline = Pipeline(package, executor, drain_ms=order.drain_ms)
+        for _ in pipeline.calibrate():
+            self.attend(0)
+        answers, _ = self._pacer.compute(pipeline, golden_items(package), slice_index=None)
         check_golden(package, answers)
         self._pipeline, self._max_items = pipeline, limits.max_items
         return Loaded(
             executor=executor.name,
             device=executor.device,
-            micro_batch_ms=micro_batch_ms,
+            micro_batch_ms=pipeline.micro_batch_ms,
             package_sha256=package.package_sha256,
-            kernels_sha256=kernels_sha256(),
+            kernels_sha256=executor.kernels_sha256,
         )
 
     def _take_input(self, order: Input) -> None:
@@ -166,49 +223,34 @@ class Session:
         if not fault and not order.first < order.last <= len(self._items):
             fault = f"items [{order.first}, {order.last}) of an input of {len(self._items)}"
         if fault:
-            self._channel.send(SliceError(index=order.index, detail=fault[:_MAX_DETAIL]))
+            self._failed(order, fault)
             return
         try:
             items = self._items[order.first : order.last]
-            answers, busy_s = self._compute(self._pipeline, items, slice_index=order.index)
-            done = slice_done(order.index, answers, round(busy_s * 1000))
-            self._channel.send(done)
-        except (ExecutorError, MemoryError, WireError) as error:
-            detail = "the slice needs more memory than the package's limit" if isinstance(error, MemoryError) else ""
-            self._channel.send(SliceError(index=order.index, detail=(detail or str(error))[:_MAX_DETAIL]))
+            answers, engine_s = self._pacer.compute(self._pipeline, items, slice_index=order.index)
+            self._channel.send(slice_done(order.index, answers, round(engine_s * 1000)))
+        except LostError:
+            raise  # the end of the process says it: the slice itself has not failed
+        except MemoryError:
+            self._failed(order, "the slice needs more memory than the package's limit")
+        except (ExecutorError, OperationError, PackageError, WireError) as error:
+            self._failed(order, str(error))
 
-    def _compute(
-        self, pipeline: Pipeline | TensorPipeline, items: Sequence[bytes], *, slice_index: int | None
-    ) -> tuple[list[Answer], float]:
-        """The answers in order, and the seconds of work; rests, reports progress and looks out for Stop on the way."""
-        answers: dict[int, Answer] = {}
-        busy_s = 0.0
-        reported_s = -_PROGRESS_EVERY_S
-        started_s = time.monotonic()
-        for answered in pipeline.steps(items):
-            answers.update(answered)
-            now_s = time.monotonic()
-            busy_s += now_s - started_s
-            if slice_index is not None and answered and now_s - reported_s >= _PROGRESS_EVERY_S:
-                self._channel.send(Progress(index=slice_index, done=len(answers)))
-                reported_s = now_s
-            self._rest(now_s - started_s)
-            started_s = time.monotonic()
-        return [answers[place] for place in range(len(items))], busy_s
+    def _failed(self, order: Run, detail: str) -> None:
+        self._channel.send(SliceError(index=order.index, detail=detail[:_MAX_DETAIL]))
 
-    def _rest(self, busy_s: float) -> None:
-        """Sleep as long as the pace asks after `busy_s` seconds of work; a new pace counts at once."""
-        began_s = time.monotonic()
-        self._attend(0)
-        while self._duty_permille < 1000:
-            if self._duty_permille == 0:
-                self._attend(None)
-                continue
-            rest_s = busy_s * (1000 - self._duty_permille) / self._duty_permille
-            left_s = began_s + rest_s - time.monotonic()
-            if left_s <= 0:
-                return
-            self._attend(left_s)
+    def _forget(self) -> None:
+        """The lease is over: nothing of its input stays."""
+        self._items, self._input_fault = (), "no input was sent"
+        if self._pipeline is None:
+            return
+        try:
+            self._pipeline.wipe()
+        except LostError:
+            raise
+        except ExecutorError as error:
+            raise WorkerError(f"what held a lease's items could not be overwritten: {error}") from error
+        scrub()
 
 
 def _assert_never(value: NoReturn) -> NoReturn:  # noqa: PYI050 - Python 3.10 lacks Never too

@@ -10,6 +10,7 @@ BENCHMARKS = {
     "vacate": "frame on the bus to no more work running",
     "idle": "what the daemon costs while the car sends 3,000 frames a second",
     "leases": "items a second with a verdict, publishes and CPU a lease, beside Celery",
+    "pipeline": "what a lease gets of an engine's throughput, beside the bare engine; time to the first slice",
     "sim": "simulated car-nights per minute and core",
     "thermal": "work done under the thermal law, against on/off and the ideal cap",
 }

@@ -52,8 +52,9 @@ from hil.faults.settings import (
     TLS,
 )
 from hil.packages.nothing import build_nothing_package, nothing_item
+from hil.packages.signing import sign_package
 from hil.postgres import PostgresServer
-from hil.rig import MARK, sign_package
+from hil.rig import MARK
 from hil.secret import write_secret
 
 BrokerKind = Literal["mosquitto", "embedded"]

@@ -37,6 +37,7 @@ from agent.core.effects import (
     SetPace,
     SetPowerLimit,
     SettleHandIn,
+    StartBuild,
     StartWorker,
     StopWorker,
     UploadSlice,
@@ -138,6 +139,8 @@ class Shells:
                 pass
             case KeepGrant() | RecordVacate() | Report():
                 pass
+            case StartBuild():
+                pass  # a fleet car is never told that a plan is missing
             case _:
                 assert_never(effect)
 

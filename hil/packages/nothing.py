@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from agent.onnx.check import Port
 from agent.package import Package
-from hil.packages.onnx_model import TensorSpec, make_model
+from hil.packages.onnx_model import make_model
 from hil.packages.tensors import item_of, package_model
 
 NAME = "nothing"
@@ -20,8 +21,7 @@ NAME = "nothing"
 
 def build_nothing_package(folder: Path) -> Package:
     """Write the package into `folder` (made when missing, must be empty) and open it; raises PackageError."""
-    item = TensorSpec(name="x", dtype="int64", shape=(None,))
-    model = make_model("Identity", (item,), (TensorSpec(name="y", dtype="int64", shape=(None,)),))
+    model = make_model("Identity", [Port("x", "int64", (None,))], [Port("y", "int64", (None,))])
     golden = [nothing_item(number) for number in (0, -1, 2**62)]
     return package_model(model, folder, name=NAME, version="1.0.0", golden=golden, where="the Identity model")
 

@@ -1,173 +1,211 @@
-"""The little of the ONNX format that a package recipe needs: what goes in, what comes out, and how to make a model.
+"""The little of writing ONNX that recipes need: a model of one operator, and another end to a model; and its notes.
 
-An ONNX file is a protocol buffer (onnx.proto of https://github.com/onnx/onnx, whose field numbers never change). Only
-the messages and fields that are used here are described; protobuf keeps and skips the rest. So a model is looked at
-without loading an engine, and a tiny one is made without the `onnx` package.
+An ONNX file is a protocol buffer (onnx.proto of https://github.com/onnx/onnx, whose field numbers never change). What a
+model is, is read by `agent.onnx`; here fields are written, or copied untouched but for the one that changes. So a tiny
+model is made, and a large one cut, without the `onnx` package and without loading an engine.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, get_args
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+import numpy as np
+from numpy.typing import NDArray
 
 from agent.errors import PackageError
-from kernels.npy_tensor import DTypeName
+from agent.onnx.check import DTYPES, Port
+from agent.onnx.protobuf import BYTES, FIXED32, VARINT, ProtobufError, Value, fields, text
 
-MAX_MODEL_BYTES = 2**31 - 1
-"""What a protocol buffer can hold."""
 IR_VERSION = 9
 OPSET = 17
 
-_ELEMENT_TYPES = {
-    1: "float32",
-    2: "uint8",
-    3: "int8",
-    4: "uint16",
-    5: "int16",
-    6: "int32",
-    7: "int64",
-    9: "bool",
-    10: "float16",
-    11: "float64",
-    12: "uint32",
-    13: "uint64",
-}
-"""TensorProto.DataType, as far as a tensor of it is plain numbers."""
-_EXTERNAL = 1
-"""TensorProto.DataLocation: the values lie in another file."""
-_OWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml"}
-
-_INT, _STRING, _MESSAGE = 3, 9, 11
-"""FieldDescriptorProto.Type: TYPE_INT64, TYPE_STRING, TYPE_MESSAGE."""
-_ONE, _MANY = 1, 3
-_MESSAGES: dict[str, tuple[tuple[str, int, int, int, str], ...]] = {
-    "Opset": (("domain", 1, _STRING, _ONE, ""), ("version", 2, _INT, _ONE, "")),
-    "Model": (
-        ("ir_version", 1, _INT, _ONE, ""),
-        ("producer_name", 2, _STRING, _ONE, ""),
-        ("graph", 7, _MESSAGE, _ONE, "Graph"),
-        ("opset_import", 8, _MESSAGE, _MANY, "Opset"),
-    ),
-    "Graph": (
-        ("node", 1, _MESSAGE, _MANY, "Node"),
-        ("name", 2, _STRING, _ONE, ""),
-        ("initializer", 5, _MESSAGE, _MANY, "Tensor"),
-        ("input", 11, _MESSAGE, _MANY, "Value"),
-        ("output", 12, _MESSAGE, _MANY, "Value"),
-    ),
-    "Node": (
-        ("input", 1, _STRING, _MANY, ""),
-        ("output", 2, _STRING, _MANY, ""),
-        ("op_type", 4, _STRING, _ONE, ""),
-        ("domain", 7, _STRING, _ONE, ""),
-    ),
-    "Tensor": (("name", 8, _STRING, _ONE, ""), ("data_location", 14, _INT, _ONE, "")),
-    "Value": (("name", 1, _STRING, _ONE, ""), ("type", 2, _MESSAGE, _ONE, "Type")),
-    "Type": (("tensor_type", 1, _MESSAGE, _ONE, "TensorType"),),
-    "TensorType": (("elem_type", 1, _INT, _ONE, ""), ("shape", 2, _MESSAGE, _ONE, "TensorShape")),
-    "TensorShape": (("dim", 1, _MESSAGE, _MANY, "Dim"),),
-    "Dim": (("dim_value", 1, _INT, _ONE, ""), ("dim_param", 2, _STRING, _ONE, "")),
-}
-"""Message: fields as name, number, type, label, type of message."""
+_MODEL_IR, _MODEL_PRODUCER, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 2, 7, 8, 14
+_GRAPH_NODE, _GRAPH_NAME, _GRAPH_WEIGHT, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE = 1, 2, 5, 11, 12, 13
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OPERATOR = 1, 2, 4
+_NUMBERS = {name: number for number, name in DTYPES.items()}
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """One input or output of a model; a size is None where the model leaves it open."""
-
-    name: str
-    dtype: DTypeName
-    shape: tuple[int | None, ...]
-
-
-class ModelSpec(msgspec.Struct, frozen=True):
-    """What goes into a model and what comes out, in the model's order."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-def read_model_spec(model: bytes, where: str | Path) -> ModelSpec:
-    """The inputs and outputs of an ONNX model; `where` names it in errors.
-
-    Raises PackageError for what is no model of plain tensors, brings its own operators, or keeps values elsewhere.
-    """
-    if len(model) > MAX_MODEL_BYTES:
-        raise PackageError(f"{where} has {len(model)} bytes, more than an ONNX file can have")
-    parsed = _message("Model")()
-    try:
-        parsed.ParseFromString(model)
-    except message.DecodeError as error:
-        raise PackageError(f"{where} is not an ONNX model", hint="give the .onnx file itself") from error
-    graph = parsed.graph
-    if not graph.output:
-        raise PackageError(f"{where} is not an ONNX model: it has no output", hint="give the .onnx file itself")
-    foreign = {node.domain for node in graph.node} - _OWN_DOMAINS
-    if foreign:
-        raise PackageError(
-            f"{where} uses operators of {min(foreign)!r}", hint="only ONNX's own operators run on a car: export it anew"
+def make_model(op_type: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
+    """A model of one operator of ONNX without attributes, as bytes that are always the same."""
+    node = [_field(_NODE_INPUT, one.name) for one in inputs] + [_field(_NODE_OUTPUT, one.name) for one in outputs]
+    graph = [
+        _field(_GRAPH_NODE, b"".join((*node, _field(_NODE_OPERATOR, op_type)))),
+        _field(_GRAPH_NAME, op_type),
+        *(_field(_GRAPH_INPUT, _described(one)) for one in inputs),
+        *(_field(_GRAPH_OUTPUT, _described(one)) for one in outputs),
+    ]
+    return b"".join(
+        (
+            _field(_MODEL_IR, IR_VERSION),
+            _field(_MODEL_PRODUCER, "driveway"),
+            _field(_MODEL_GRAPH, b"".join(graph)),
+            _field(_MODEL_OPSET, _field(2, OPSET)),
         )
-    if any(tensor.data_location == _EXTERNAL for tensor in graph.initializer):
-        raise PackageError(f"{where} keeps values in another file", hint="save it with everything in one file")
-    known = {tensor.name for tensor in graph.initializer}
-    return ModelSpec(
-        inputs=tuple(_spec(value, where) for value in graph.input if value.name not in known),
-        outputs=tuple(_spec(value, where) for value in graph.output),
     )
 
 
-def make_model(op_type: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> bytes:
-    """A model of one operator of ONNX without attributes, as bytes that are always the same."""
-    model = _message("Model")(ir_version=IR_VERSION, producer_name="driveway")
-    model.opset_import.add(version=OPSET)
-    model.graph.name = op_type
-    model.graph.node.add(op_type=op_type, input=[one.name for one in inputs], output=[one.name for one in outputs])
-    for values, specs in ((model.graph.input, inputs), (model.graph.output, outputs)):
-        for spec in specs:
-            _describe(values.add(name=spec.name), spec)
-    return bytes(model.SerializeToString(deterministic=True))
+def make_stack(times: int, weight: NDArray[np.float32], source: Port, result: Port) -> bytes:
+    """A model that multiplies by the same matrix so often: as much work as one likes, of few bytes."""
+    names = [source.name, *(f"t{step}" for step in range(1, times)), result.name]
+    nodes = [
+        b"".join((_field(_NODE_INPUT, left), _field(_NODE_INPUT, "w"), _field(_NODE_OUTPUT, right), _MATMUL))
+        for left, right in itertools.pairwise(names)
+    ]
+    tensor = [*(_field(1, size) for size in weight.shape), _field(2, _NUMBERS["float32"]), _field(8, "w")]
+    graph = [
+        *(_field(_GRAPH_NODE, node) for node in nodes),
+        _field(_GRAPH_NAME, "stack"),
+        _field(_GRAPH_WEIGHT, b"".join((*tensor, _field(9, weight.astype("<f4").tobytes())))),
+        _field(_GRAPH_INPUT, _described(source)),
+        _field(_GRAPH_OUTPUT, _described(result)),
+    ]
+    head = _field(_MODEL_IR, IR_VERSION) + _field(_MODEL_PRODUCER, "driveway")
+    return head + _field(_MODEL_GRAPH, b"".join(graph)) + _field(_MODEL_OPSET, _field(2, OPSET))
 
 
-def _describe(value: Any, spec: TensorSpec) -> None:
-    tensor = value.type.tensor_type
-    tensor.elem_type = next(number for number, name in _ELEMENT_TYPES.items() if name == spec.dtype)
-    tensor.shape.SetInParent()
-    for place, size in enumerate(spec.shape):
-        if size is None:
-            tensor.shape.dim.add(dim_param=f"d{place}")
-        else:
-            tensor.shape.dim.add(dim_value=size)
+def metadata(model: bytes, where: str) -> dict[str, str]:
+    """The notes that a model carries, by their names; `where` names it in errors. Raises PackageError."""
+    try:
+        entries = [_bytes(value) for number, _, value in fields(memoryview(model)) if number == _MODEL_METADATA]
+        pairs = [{number: text(value) for number, _, value in fields(entry)} for entry in entries]
+    except ProtobufError as error:
+        raise PackageError(f"{where} is not an ONNX model: {error}", hint="give the .onnx file itself") from error
+    return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
 
 
-def _spec(value: Any, where: str | Path) -> TensorSpec:
-    tensor = value.type.tensor_type
-    dtype = _ELEMENT_TYPES.get(tensor.elem_type)
-    if dtype not in get_args(DTypeName) or not value.type.HasField("tensor_type"):
-        raise PackageError(f"{where}: {value.name!r} is not a tensor of plain numbers", hint="cast it inside the model")
-    if not tensor.HasField("shape"):
-        raise PackageError(f"{where}: {value.name!r} has no shape", hint="export the model with its shapes")
-    sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-    return msgspec.convert({"name": value.name, "dtype": dtype, "shape": sizes}, TensorSpec)
+def without_softmax(model: bytes, where: str) -> bytes:
+    """The model, giving what goes into the Softmax that makes its only output; all else is the same, byte for byte.
+
+    Raises PackageError when its only output does not come from a Softmax.
+    """
+    return _with_graph(model, _without_softmax, f"{where} does not end in one Softmax")
 
 
-def _message(name: str) -> Any:
-    """The class of one of the messages above."""
-    return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"onnx.{name}"))
+def with_logits(model: bytes, where: str) -> bytes:
+    """The model, also giving what goes into the Sigmoid that makes its only output, as a second output of its own name.
+
+    Raises PackageError when its only output does not come from a Sigmoid.
+    """
+    return _with_graph(model, _with_logits, f"{where} does not end in one Sigmoid")
 
 
-def _pool() -> descriptor_pool.DescriptorPool:
-    file = descriptor_pb2.FileDescriptorProto(name="onnx.proto", package="onnx", syntax="proto2")
-    for name, fields in _MESSAGES.items():
-        described = file.message_type.add(name=name)
-        for field, number, kind, label, of in fields:
-            described.field.add(
-                name=field, number=number, type=kind, label=label, type_name=f".onnx.{of}" if of else None
-            )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return pool
+def _with_graph(model: bytes, changed: Callable[[memoryview], Iterator[bytes]], fault: str) -> bytes:
+    """The model with another graph, and every other field as it was; `changed` raises ValueError where it cannot."""
+    try:
+        graphs = [_bytes(value) for number, _, value in fields(memoryview(model)) if number == _MODEL_GRAPH]
+        (graph,) = [b"".join(changed(one)) for one in graphs]
+        parts = [
+            _field(number, graph) if number == _MODEL_GRAPH else _copied(number, kind, value)
+            for number, kind, value in fields(memoryview(model))
+        ]
+    except ValueError as error:  # ProtobufError is one
+        raise PackageError(fault, hint="give the model as its maker ships it") from error
+    return b"".join(parts)
 
 
-_POOL = _pool()
+def _without_softmax(graph: memoryview) -> Iterator[bytes]:
+    """The graph's fields; raises ValueError when there is not exactly one output, or no Softmax that makes it."""
+    output = _only_output(graph)
+    source, cut = _before(graph, _name(output), "Softmax")
+    for number, kind, value in fields(graph):
+        if number == _GRAPH_NODE and cut & set(_texts(_bytes(value), _NODE_OUTPUT)):
+            continue
+        if number == _GRAPH_VALUE and _name(_bytes(value)) in cut | {source}:
+            continue  # what is described as an output is described once
+        yield _renamed(output, source) if number == _GRAPH_OUTPUT else _copied(number, kind, value)
+
+
+def _with_logits(graph: memoryview) -> Iterator[bytes]:
+    output = _only_output(graph)
+    source, _ = _before(graph, _name(output), "Sigmoid")
+    for number, kind, value in fields(graph):
+        if number != _GRAPH_VALUE or _name(_bytes(value)) != source:
+            yield _copied(number, kind, value)
+    yield _renamed(output, source)
+
+
+def _only_output(graph: memoryview) -> memoryview:
+    (output,) = [_bytes(value) for number, _, value in fields(graph) if number == _GRAPH_OUTPUT]
+    return output
+
+
+def _renamed(output: memoryview, name: str) -> bytes:
+    """An output of the same type under another name."""
+    described = [
+        _field(1, name) if number == 1 else _copied(number, kind, value) for number, kind, value in fields(output)
+    ]
+    return _field(_GRAPH_OUTPUT, b"".join(described))
+
+
+def _before(graph: memoryview, output: str, wanted: str) -> tuple[str, set[str]]:
+    """What goes into the node of this operator behind an output, and what it and the Identity nodes after it make."""
+    makers = {
+        name: (_texts(node, _NODE_OPERATOR), _texts(node, _NODE_INPUT))
+        for node in (_bytes(value) for number, _, value in fields(graph) if number == _GRAPH_NODE)
+        for name in _texts(node, _NODE_OUTPUT)
+    }
+    made: set[str] = set()
+    while output in makers and output not in made:
+        made.add(output)
+        (operator,), (source, *_) = makers[output]
+        if operator == wanted:
+            return source, made
+        if operator != "Identity":
+            break
+        output = source
+    raise ProtobufError(f"no {wanted} at its end")
+
+
+def _name(described: memoryview) -> str:
+    (name,) = _texts(described, 1)
+    return name
+
+
+def _texts(message: memoryview, wanted: int) -> list[str]:
+    return [text(value) for number, _, value in fields(message) if number == wanted]
+
+
+def _described(port: Port) -> bytes:
+    """A ValueInfoProto; a size that is None becomes one that is free."""
+    sizes = [
+        _field(1, _field(2, f"d{place}") if size is None else _field(1, size)) for place, size in enumerate(port.shape)
+    ]
+    tensor = _field(1, _NUMBERS[port.dtype]) + _field(2, b"".join(sizes))
+    return _field(1, port.name) + _field(2, _field(1, tensor))
+
+
+def _field(number: int, value: int | str | bytes) -> bytes:
+    """A field: an integer, or the bytes of a text or a message."""
+    if isinstance(value, int):
+        return _varint(number << 3 | VARINT) + _varint(value)
+    body = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | BYTES) + _varint(len(body)) + body
+
+
+def _copied(number: int, kind: int, value: Value) -> bytes:
+    """A field as it was read."""
+    if isinstance(value, memoryview):
+        return _field(number, bytes(value))
+    if kind == VARINT:
+        return _field(number, value)
+    return _varint(number << 3 | kind) + value.to_bytes(4 if kind == FIXED32 else 8, "little")
+
+
+def _varint(value: int) -> bytes:
+    """A base-128 varint of an unsigned number."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _bytes(value: Value) -> memoryview:
+    if isinstance(value, int):
+        raise ProtobufError("a number where a message belongs")
+    return value
+
+
+_MATMUL = _field(_NODE_OPERATOR, "MatMul")

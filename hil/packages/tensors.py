@@ -12,7 +12,6 @@ distributed floats, and integers 0 and 1, which are an index or a token in most 
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,32 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import PackageError
-from agent.package import (
-    MANIFEST,
-    Bucket,
-    Golden,
-    Limits,
-    Manifest,
-    Name,
-    OpCall,
-    Package,
-    PipelineSpec,
-    encode_manifest,
-    open_package,
-)
-from agent.wire import encode_input
-from agent.worker.answers import Answer
-from agent.worker.executor import ExecutorError
-from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
-from agent.worker.results import canonical
-from agent.worker.tensor_pipeline import TensorPipeline
-from hil.packages.onnx_model import ModelSpec, TensorSpec, read_model_spec
+from agent.onnx.check import ModelSummary, Port, check_model
+from agent.package import Bucket, Limits, Name, OpCall, Package
+from hil.packages.recipe import Bodies, Recipe, build, call
 from kernels.npy_tensor import NpyTensor
 from kernels.npy_tensor import sizes as sizes_of
 
-MODEL = "model.onnx"
-GOLDEN_INPUT = "golden/input.msgpack"
-GOLDEN_EXPECTED = "golden/expected.json"
 GOLDEN_ITEMS = 3
 GOLDEN_SEED = 7
 BATCHES = (1, 4, 16, 64)
@@ -85,7 +64,7 @@ def build_tensor_package(
     return package_model(
         model,
         folder,
-        name=name or _name_of(onnx_path),
+        name=name or name_of(onnx_path),
         version=version,
         sizes=sizes,
         golden=golden,
@@ -106,36 +85,27 @@ def package_model(
     tolerance_permille: int = TOLERANCE_PERMILLE,
 ) -> Package:
     """As `build_tensor_package`, for a model that is not in a file; `where` names it in errors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise PackageError(f"{folder} is not empty", hint="build a package into a new directory")
-    spec = read_model_spec(model, where)
-    pre, stacked = _pre(spec, dict(sizes or {}), where)
-    items = list(golden) or _drawn_items(pre)
-    bare = Manifest(
-        v=1,
+    pre, stacked, post = _pipeline(check_model(model, str(where)), dict(sizes or {}), where)
+    limits = Limits(
+        max_item_bytes=_item_bytes(pre, where),
+        max_items=MAX_ITEMS,
+        memory_mb=max(LEAST_MEMORY_MB, MEMORY_OF_MODEL * len(model) // 1024**2),
+    )
+    recipe = Recipe(
         name=name,
         version=version,
+        where=str(where),
+        model=model,
         input="tensor",
-        model=MODEL,
-        pipeline=PipelineSpec(pre=tuple(_call("npy_tensor", one) for one in pre), engine="onnx", post=_post(spec)),
+        pre=tuple(call("npy_tensor", **msgspec.to_builtins(one)) for one in pre),
+        post=post,
         buckets=tuple(Bucket(items=count) for count in (BATCHES if stacked else (1,))),
-        golden=Golden(input=GOLDEN_INPUT, expected=GOLDEN_EXPECTED, tolerance_permille=tolerance_permille),
-        limits=Limits(
-            max_item_bytes=_item_bytes(pre, where),
-            max_items=MAX_ITEMS,
-            memory_mb=max(LEAST_MEMORY_MB, MEMORY_OF_MODEL * len(model) // 1024**2),
-        ),
-        files={},
+        limits=limits,
+        tolerance_permille=tolerance_permille,
+        golden=list(golden) or _drawn_items(pre),
+        check_answers=_nothing_is_known,
     )
-    (folder / "golden").mkdir()
-    (folder / MODEL).write_bytes(model)
-    (folder / GOLDEN_INPUT).write_bytes(encode_input(items))
-    (folder / GOLDEN_EXPECTED).write_bytes(b"[]")
-    _write_manifest(folder, bare)
-    (folder / GOLDEN_EXPECTED).write_bytes(canonical(_answers(open_package(folder), model, items, where)))
-    _write_manifest(folder, bare)
-    return open_package(folder)
+    return build(recipe, folder)
 
 
 def inputs_of(package: Package) -> tuple[NpyTensor, ...]:
@@ -156,13 +126,19 @@ def item_of(tensors: Sequence[NDArray[Any]]) -> bytes:
     return body.getvalue()
 
 
-def _pre(spec: ModelSpec, sizes: dict[str, tuple[int, ...]], where: str | Path) -> tuple[tuple[NpyTensor, ...], bool]:
-    """How the tensors of an item are read, and whether items are stacked."""
-    if not spec.inputs:
+def _nothing_is_known(_answers: Bodies) -> None:
+    """What a customer's model should answer only the customer knows."""
+
+
+def _pipeline(
+    model: ModelSummary, sizes: dict[str, tuple[int, ...]], where: str | Path
+) -> tuple[tuple[NpyTensor, ...], bool, tuple[OpCall, ...]]:
+    """How the tensors of an item are read, whether items are stacked, and what is answered."""
+    if not model.inputs:
         raise PackageError(f"{where} has no input", hint="a package computes something from each item")
-    stacked = all(one.shape[:1] == (None,) for one in (*spec.inputs, *spec.outputs))
+    stacked = all(one.shape[:1] == (None,) for one in (*model.inputs, *model.outputs))
     found = []
-    for one in spec.inputs:
+    for one in model.inputs:
         shape = sizes.pop(one.name, None) or (one.shape[1:] if stacked else one.shape)
         if None in shape:
             example = ",".join(str(size or 128) for size in shape)
@@ -172,11 +148,13 @@ def _pre(spec: ModelSpec, sizes: dict[str, tuple[int, ...]], where: str | Path) 
             )
         found.append(_tensor(one, shape, stacked, where))
     if sizes:
-        raise PackageError(f"{where} has no input {min(sizes)!r}", hint=f"it has {', '.join(map(_words, spec.inputs))}")
-    return tuple(found), stacked
+        raise PackageError(
+            f"{where} has no input {min(sizes)!r}", hint=f"it has {', '.join(map(_words, model.inputs))}"
+        )
+    return tuple(found), stacked, tuple(_answering(one) for one in model.outputs)
 
 
-def _tensor(one: TensorSpec, shape: Sequence[int | None], stacked: bool, where: str | Path) -> NpyTensor:  # noqa: FBT001 - private
+def _tensor(one: Port, shape: Sequence[int | None], stacked: bool, where: str | Path) -> NpyTensor:  # noqa: FBT001 - private
     text = ",".join(str(size) for size in shape)
     said = {"input": one.name, "dtype": one.dtype, "shape": text, "stacked": stacked}
     try:
@@ -185,20 +163,12 @@ def _tensor(one: TensorSpec, shape: Sequence[int | None], stacked: bool, where: 
         raise PackageError(f"{where}: input {one.name!r} cannot be an item's: {error}") from error
 
 
-def _post(spec: ModelSpec) -> tuple[OpCall, ...]:
-    """The values of each output, or its digest where they are too many or nobody can say how many."""
-    calls = []
-    for one in spec.outputs:
-        count = 1
-        for size in one.shape[1:] if one.shape[:1] == (None,) else one.shape:
-            count *= VALUES_AT_MOST + 1 if size is None else size
-        op = "tensor_values" if count <= VALUES_AT_MOST else "tensor_digest"
-        calls.append(OpCall(op=op, params={"output": one.name}))
-    return tuple(calls)
-
-
-def _call(op: str, params: msgspec.Struct) -> OpCall:
-    return OpCall(op=op, params=msgspec.to_builtins(params))
+def _answering(one: Port) -> OpCall:
+    """The values of an output, or its digest where they are too many or nobody can say how many."""
+    count = 1
+    for size in one.shape[1:] if one.shape[:1] == (None,) else one.shape:
+        count *= VALUES_AT_MOST + 1 if size is None else size
+    return call("tensor_values" if count <= VALUES_AT_MOST else "tensor_digest", output=one.name)
 
 
 def _item_bytes(pre: Sequence[NpyTensor], where: str | Path) -> int:
@@ -221,32 +191,11 @@ def _drawn(one: NpyTensor, dice: np.random.Generator) -> NDArray[Any]:
     return dice.integers(0, 2, shape).astype(one.dtype)
 
 
-def _answers(package: Package, model: bytes, items: Sequence[bytes], where: str | Path) -> list[Answer]:
-    """The golden answers; raises PackageError when the engine does not take the model, or an item has none."""
-    try:
-        engine = OnnxRuntimeCpu(model, threads=1, memory_mb=package.manifest.limits.memory_mb)
-        answered = dict(pair for step in TensorPipeline(package, engine).steps(items) for pair in step)
-    except ExecutorError as error:
-        raise PackageError(f"{where} does not run: {error}") from error
-    answers = [answered[place] for place in range(len(items))]
-    for place, answer in enumerate(answers):
-        if answer.failed:
-            raise PackageError(f"{where}: golden item {place} is no good: {answer.body['error']}")
-    return answers
-
-
-def _write_manifest(folder: Path, bare: Manifest) -> None:
-    """manifest.json over the files that are there now."""
-    names = (MODEL, GOLDEN_INPUT, GOLDEN_EXPECTED)
-    files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    (folder / MANIFEST).write_bytes(encode_manifest(msgspec.structs.replace(bare, files=files)))
-
-
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """A package's name from a file's: what may not stand in it becomes a hyphen."""
     plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in path.stem)[:64]
     return msgspec.convert(plain.strip("-") or "model", Name)
 
 
-def _words(one: TensorSpec) -> str:
+def _words(one: Port) -> str:
     return f"{one.name} {one.dtype}[{','.join('?' if size is None else str(size) for size in one.shape)}]"

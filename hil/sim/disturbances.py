@@ -14,6 +14,7 @@ from agent.core.events import (
     OwnerMode,
     OwnerSaid,
     PaceSeen,
+    PlansMissing,
     PriceSlot,
     PricesSeen,
     SelfTested,
@@ -95,6 +96,16 @@ def clock_lost(car: Car, chance: random.Random) -> Callable[[], None]:
         car.tell_host()
 
     return mend
+
+
+# --- engine plans -----------------------------------------------------------------------------------------------
+
+
+def plans_stale(car: Car, chance: random.Random) -> Callable[[], None]:
+    """The engine was updated, and its plans are good for nothing; what was not built by the end is taken away."""
+    packages = tuple(f"{number:064x}" for number in range(chance.randint(1, 4)))
+    car.tell(PlansMissing(at_ms=car.clock.now_ms, packages=packages))
+    return lambda: car.tell(PlansMissing(at_ms=car.clock.now_ms, packages=()))
 
 
 # --- others -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ The fault model, precisely. There are channels; within one, faults follow each o
 * `die`: a reading is within its stated error (1 K), or is missing, or none comes. `fan`: the fan stops.
 * `power`: the computer draws half as much again as its pace allows, or its power is not read.
 * `worker`: crashes, hangs, comes up too slowly, refuses, fails, does not drain. `disk`: takes no writes.
+* `plans`: an update leaves every engine plan to be built anew.
 * `network`: down, lossy, late, twice, refused; metered; the fleet closed, stopped, or slow.
 * `clock`: jumps (and back within ten minutes), loses its discipline, was never set.
 * `others`: sentry, update, preconditioning, camp mode, the maker's power saving; the agent's own test and update.
@@ -243,6 +244,7 @@ CHANNELS: dict[str, tuple[Begin, ...]] = {
     "power": (disobedient, no_power),
     "worker": (bad_worker,),
     "disk": (full_disk,),
+    "plans": (disturbances.plans_stale,),
     "network": (
         disturbances.no_network,
         disturbances.no_network,

@@ -23,16 +23,20 @@ from agent.core.effects import (
     SendRequest,
     SetPace,
     SettleHandIn,
+    StartBuild,
     StartWorker,
     StopWorker,
     UploadSlice,
 )
 from agent.core.events import (
+    BuildProgress,
+    BuildRefused,
     BytesMoved,
     HandInSettled,
     HandInStored,
     LeaseOpened,
     LeaseRefused,
+    PlanBuilt,
     SliceFailed,
     SliceStored,
     StoreFailed,
@@ -57,10 +61,15 @@ INLINE_SLICES = 4
 """A slice's answers are small, or bulky where the grant says where such go: then only so many are in the message."""
 
 
-class Slice(msgspec.Struct):
-    """The slice in the worker's hands: full-rate work left (ms) as of `since_ms`, of `work_ms` in all."""
+PLAN_BYTES = 20_000_000
+BUILD_MS = (20_000, 600_000)
+"""How long building a plan takes at full pace."""
 
-    order: RunSlice
+
+class Slice(msgspec.Struct):
+    """What is in the worker's hands, a slice or a build: full-rate work left (ms) as of `since_ms`, of `work_ms`."""
+
+    order: RunSlice | StartBuild
     work_ms: float
     left_ms: float
     since_ms: int
@@ -99,11 +108,13 @@ class Shells:
         """There is a worker."""
         return self._alive
 
-    def perform(self, effect: EffectType) -> None:
+    def perform(self, effect: EffectType) -> None:  # noqa: C901 - one arm an effect
         """Begin what the core asked for."""
         match effect:
             case StartWorker():
                 self._start(effect.grant)
+            case StartBuild():
+                self._build(effect)
             case RunSlice():
                 self._run(effect)
             case SetPace(duty_permille=duty):
@@ -168,6 +179,41 @@ class Shells:
             self._tell(WorkerRefused(at_ms=self._clock.now_ms, package=grant.package, detail="golden vector"))
             self._gone(life, expected=True, detail="refused")
 
+    def _build(self, order: StartBuild) -> None:
+        """A worker that builds: it may hang, die, or find that the model is none, as any worker may."""
+        self._life += 1
+        self._alive, self._stopping, self._duty = True, False, 1.0
+        life, chance, troubles = self._life, self._chance, self.troubles
+        work_ms = chance.uniform(*BUILD_MS)
+        self._slice = Slice(order, work_ms, work_ms, self._clock.now_ms)
+        self._slice.hangs = chance.random() < troubles.hang
+        self._clock.after(500, lambda: self._building(life))
+        if chance.random() < troubles.refuse:
+            self._clock.after(1_000, lambda: self._build_refused(life, order))
+        elif chance.random() < troubles.crash:
+            self._clock.after(chance.uniform(100, 30_000), lambda: self._gone(life, expected=False, detail="signal 9"))
+        self._moved()
+        self._plan_end()
+
+    def _building(self, life: int) -> None:
+        if life == self._life and self._alive:
+            phase = "choosing tactics"
+            progress = BuildProgress(at_ms=self._clock.now_ms, pid=life, package="ocr", phase=phase, done_permille=0)
+            self._tell(progress)
+
+    def _build_refused(self, life: int, order: StartBuild) -> None:
+        if life == self._life and self._alive:
+            now_ms, detail = self._clock.now_ms, "no such operator"
+            self._tell(BuildRefused(at_ms=now_ms, package_sha256=order.package_sha256, detail=detail))
+            self._gone(life, expected=True, detail="refused")
+
+    def _built(self, order: StartBuild) -> None:
+        """The plan goes to the disk, where there is room; the worker ends either way."""
+        life, now_ms = self._life, self._clock.now_ms
+        if not self.troubles.disk_full:
+            self._tell(PlanBuilt(at_ms=now_ms, package_sha256=order.package_sha256, plan_bytes=PLAN_BYTES))
+        self._clock.after(FREE_MS, lambda: self._gone(life, expected=True, detail=""))
+
     def _run(self, order: RunSlice) -> None:
         if not self._alive:
             return  # it has just died: WorkerGone is on its way
@@ -205,6 +251,9 @@ class Shells:
         self._slice = None
         self._moved()
         order = running.order
+        if isinstance(order, StartBuild):
+            self._built(order)
+            return
         if self._chance.random() < self.troubles.slice_fails:
             self._tell(SliceFailed(at_ms=self._clock.now_ms, key=order.key, index=order.index, detail="out of memory"))
             return
@@ -224,7 +273,9 @@ class Shells:
             return
         self._stopping = True
         life = self._life
-        drains = self._slice is None or not (self.troubles.drain_hangs or self._slice.hangs)
+        running = self._slice
+        builds = running is not None and isinstance(running.order, StartBuild)
+        drains = running is None or not (self.troubles.drain_hangs or running.hangs or builds)
         if budget_ms and drains and self._micro_batch_ms <= budget_ms:
             self._clock.after(self._chance.uniform(0, self._micro_batch_ms), lambda: self._idle(life))
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.cli import when
 from agent.errors import ConfigError
+from hil.packages.arguments import add_shape
 from hil.submit.endpoint import check_url
 
 ABOUT = "put a folder of images or tensors to work, and collect the answers"
@@ -25,14 +26,7 @@ def add_verb(verbs: Any) -> argparse.ArgumentParser:
     verb: argparse.ArgumentParser = verbs.add_parser("submit", help=ABOUT, description=f"{ABOUT.capitalize()}. {MORE}")
     verb.add_argument("files", nargs="*", type=Path, metavar="FOLDER_OR_FILE", help="images, or .npy and .npz tensors")
     verb.add_argument("--package", metavar="PACKAGE", help="a rig's package by its name, a folder, or MODEL.onnx")
-    verb.add_argument(
-        "--shape",
-        action="append",
-        type=_shape,
-        default=[],
-        metavar="INPUT=A,B,…",
-        help="an item's, where MODEL.onnx leaves it open",
-    )
+    add_shape(verb)
     where = verb.add_argument_group("where")
     where.add_argument("--dir", type=Path, metavar="RIG", help="the folder of a rig whose dispatcher runs")
     where.add_argument("--url", metavar="URL", help="a dispatcher's HTTP address, with --token-file")
@@ -90,13 +84,6 @@ def _usual(verb: argparse.ArgumentParser, name: str) -> Any:
     """What an option is when nobody says it."""
     usual = verb.get_default(name)
     return _lease(usual) if name == "ttl" else usual
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition("=")
-    if not name or not all(size.isascii() and size.isdigit() and int(size) for size in sizes.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write for example x=3,224,224")
-    return name, tuple(int(size) for size in sizes.split(","))
 
 
 def _price(text: str) -> int:

@@ -16,8 +16,9 @@ from pathlib import Path
 from agent.errors import ConfigError, DrivewayError, PackageError
 from agent.package import MANIFEST, Package, open_package
 from agent.trust.keys import FileSigner
-from hil.packages.tensors import MODEL, build_tensor_package, inputs_of
-from hil.rig import sign_package
+from hil.packages.recipe import MODEL
+from hil.packages.signing import sign_package
+from hil.packages.tensors import build_tensor_package, inputs_of
 from hil.submit.sources import Tensors
 
 GOLDEN_FILES = 3

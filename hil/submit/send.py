@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent.fleet.messages import PackageRef
+from agent.inference.slices import fitting_items
 from agent.package import Package
 from agent.wire import encode_input
 from hil.dispatcher.jobs_api import InputRef, JobOrder
@@ -27,8 +28,6 @@ JOB_BYTES = 16 * 1024**2
 MAX_SLICES = 1024
 IMAGE_SLICE_ITEMS = 16
 TENSOR_SLICE_ITEMS = 64
-SLICE_OUTPUT_BYTES = 256 * 1024
-"""A quarter of what a worker can say about a slice at once: answers differ in length."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +56,7 @@ def new_name() -> str:
 
 def usual_slice_items(package: Package) -> int:
     """Items of a slice where nobody says: fewer where the golden answers show that answers are long."""
-    if package.manifest.input == "image":
-        return IMAGE_SLICE_ITEMS
-    golden = package.read(package.manifest.golden.expected)
-    items = max(1, len(msgspec.json.decode(golden, type=list[msgspec.Raw])))
-    return max(1, min(TENSOR_SLICE_ITEMS, SLICE_OUTPUT_BYTES * items // max(1, len(golden))))
+    return fitting_items(package, IMAGE_SLICE_ITEMS if package.manifest.input == "image" else TENSOR_SLICE_ITEMS)
 
 
 def send(

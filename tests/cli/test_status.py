@@ -15,7 +15,8 @@ from agent.cli.main import main
 from agent.cli.text import shown, table, value
 from agent.cli.when import local_text
 from agent.control import ControlRequest, ControlServer
-from agent.core.events import DemandSeen, LinkChanged, SourceChanged
+from agent.core.events import AcceleratorSeen, DemandSeen, LinkChanged, PlansMissing, SourceChanged
+from agent.core.model import Accelerator, Readiness
 from agent.printable import printable
 from agent.rows import LedgerHead, Totals, VacateStats
 from tests.core.world import Shell
@@ -34,6 +35,9 @@ class Answering:
         self.shell.tell(SourceChanged(at_ms=0, source="can0", alive=False, detail=EVIL))
         self.shell.tell(LinkChanged(at_ms=0, connected=False, broker="", detail=EVIL))
         self.shell.tell(DemandSeen(at_ms=0, stop_for_ms=900_000, detail=EVIL))
+        lost = Accelerator(Readiness.LOST, "tensorrt", "10.3.0", f"Orin{EVIL}", EVIL)
+        self.shell.tell(AcceleratorSeen(at_ms=0, accelerator=lost))
+        self.shell.tell(PlansMissing(at_ms=0, packages=("1" * 64, "2" * 64)))
         self._up, self._over, self._loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
         self._thread.start()
@@ -94,6 +98,14 @@ def test_times_are_local_and_say_their_day(socket: str, capsys: pytest.CaptureFi
     begun = local_text(dt.datetime.fromtimestamp(WALL_MS / 1000, dt.UTC).isoformat())
     assert "2026-01-1" in begun
     assert f"Since {begun}." in out
+
+
+def test_status_says_what_runs_the_engines_and_what_is_missing(socket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["status", "--socket", socket])
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("engine")]
+    assert line.startswith("engine    tensorrt 10.3.0 on Orin")
+    assert ", lost: " in line
+    assert line.endswith("; plans to be built: 2")
 
 
 def test_text_from_elsewhere_is_printable_and_on_one_line() -> None:

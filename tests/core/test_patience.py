@@ -24,11 +24,13 @@ from agent.core.effects import (
     SendRenewal,
     SendRequest,
     SetPace,
+    StartBuild,
     StartWorker,
     StopWorker,
     UploadSlice,
 )
 from agent.core.events import (
+    BuildProgress,
     BytesMoved,
     CancelSeen,
     EventType,
@@ -39,6 +41,9 @@ from agent.core.events import (
     LeaseRefused,
     LinkChanged,
     PaceSeen,
+    PlanBuilt,
+    PlansMissing,
+    PlanUnusable,
     SliceFailed,
     SliceUploaded,
     Tick,
@@ -297,6 +302,8 @@ class Hostile:
                 )
             case StartWorker():
                 self.answers.append(self.ready)
+            case StartBuild(package_sha256=package):
+                self.answers += [lambda: self.built(package), lambda: self.gone(expected=True)]
             case StopWorker():
                 self.answers.append(lambda: WorkerGone(at_ms=self.now_ms, pid=1, expected=True, detail=""))
             case RunSlice(key=key, index=index):
@@ -316,6 +323,19 @@ class Hostile:
                 self.answers.append(lambda: verdict(self.now_ms, key, Verdict.LATER, ""))
             case _:
                 pass
+
+    def built(self, package: str) -> EventType:
+        at_ms = self.now_ms
+        match self.dice.randrange(3):
+            case 0:
+                return PlanBuilt(at_ms=at_ms, package_sha256=package, plan_bytes=1)
+            case 1:
+                return BuildProgress(at_ms=at_ms, pid=1, package="ocr", phase="x", done_permille=1)
+            case _:
+                return self.gone(expected=False)
+
+    def gone(self, *, expected: bool) -> WorkerGone:
+        return WorkerGone(at_ms=self.now_ms, pid=1, expected=expected, detail="x")
 
     def ready(self) -> WorkerReady:
         return WorkerReady(at_ms=self.now_ms, pid=1, executor="x", device="x", package="ocr", micro_batch_ms=15.0)
@@ -355,6 +375,8 @@ class Hostile:
             SliceUploaded(at_ms=at_ms, key=key, index=7),
             TransferFailed(at_ms=at_ms, key=key, index=0, detail="x", paused=True),
             BytesMoved(at_ms=at_ms, sent=0, received=10),
+            PlansMissing(at_ms=at_ms, packages=tuple(dice.sample(["d" * 64, "a" * 64], dice.randrange(3)))),
+            PlanUnusable(at_ms=at_ms, package_sha256="a" * 64, detail="stale"),
         ]
         return dice.choice(noises)
 
@@ -381,6 +403,7 @@ MOST_A_MINUTE: dict[type[EffectType], int] = {
     UploadSlice: 60,
     OpenLease: 30,
     StartWorker: 40,
+    StartBuild: 5,
     RunSlice: 60,
     HandIn: 30,
     PauseTransfers: 30,

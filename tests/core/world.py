@@ -20,6 +20,7 @@ from agent.core.effects import (
     SendRenewal,
     SendRequest,
     SettleHandIn,
+    StartBuild,
     StartWorker,
     StopWorker,
     UploadSlice,
@@ -32,6 +33,7 @@ from agent.core.events import (
     HandInStored,
     LeaseOpened,
     LinkChanged,
+    PlanBuilt,
     Sample,
     SignalsSeen,
     SignalValue,
@@ -180,8 +182,13 @@ class Shell:
                         micro_batch_ms=15.0,
                     )
                 )
+            case StartBuild(package_sha256=package):
+                self.worker_pid += 1
+                self.workers_alive += 1
+                self.tell(PlanBuilt(at_ms=now_ms, package_sha256=package, plan_bytes=10))
+                self.tell(WorkerGone(at_ms=now_ms, pid=self.worker_pid, expected=True, detail=""))
             case StopWorker():
-                self.waiting = [one for one in self.waiting if not isinstance(one, RunSlice | StartWorker)]
+                self.waiting = [one for one in self.waiting if not isinstance(one, RunSlice | StartWorker | StartBuild)]
                 self.tell(WorkerGone(at_ms=now_ms, pid=self.worker_pid, expected=True, detail=""))
             case RunSlice(key=key, index=index):
                 self.disk[key].add(index)

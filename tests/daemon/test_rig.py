@@ -205,6 +205,10 @@ def test_a_tampered_package_is_refused_and_the_lease_given_back(tmp_path: Path) 
         package = rig.build_package()
         rig.submit(package, [image.png for image in drawn_lines(8, 9)], slice_items=8, price_micro_per_item=10)
         rig.start()
+        (offered,) = rig.ask("packages")
+        assert (offered["folder"], offered["sha256"]) == ("ocr", package.package_sha256)
+        assert offered["signature"] == "signed"
+        assert offered["state"] in {"waiting", "ready"}, "its executor may still be looked at"
         with (package.path / "characters.txt").open("ab") as file:
             file.write(b"!\n")
         rig.car("driver_leaves")
@@ -216,3 +220,6 @@ def test_a_tampered_package_is_refused_and_the_lease_given_back(tmp_path: Path) 
         assert status["state"] == "ready"
         log = (rig.folder / "daemon.log").read_text()
         assert "characters.txt does not have the listed SHA-256" in log
+        (refused,) = rig.ask("packages")
+        assert refused["state"] == "refused"
+        assert "characters.txt does not have the listed SHA-256" in refused["detail"]

@@ -20,6 +20,7 @@ from tests.hil.sim_worlds import (
     NONSENSE,
     OWNER,
     PEOPLE,
+    PLANS,
     SILENCE,
 )
 
@@ -36,6 +37,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(car.the_worker_is_not_stopped, Promise.VACATES, PEOPLE),
     Bug(car.a_starting_worker_is_not_stopped, Promise.VACATES, PEOPLE),
     Bug(car.not_stopped_from_hold_to_closed, Promise.VACATES, SILENCE),
+    Bug(car.a_build_is_not_stopped, Promise.VACATES, PLANS),
     Bug(car.a_budget_of_seconds, Promise.VACATES, LEASES),
     Bug(car.reserve_is_compared_with_at_least, Promise.RESERVE, BATTERY),
     Bug(car.reserve_margin_has_the_wrong_sign, Promise.RESERVE, BATTERY),
@@ -65,6 +67,7 @@ BUGS: tuple[Bug, ...] = (
     Bug(rest.consent_is_asked_for_once, Promise.ASKED, OWNER),
     Bug(rest.the_grid_waits_for_the_slice, Promise.ASKED, OWNER),
     Bug(rest.a_second_worker, Promise.ONE_WORKER, LEASES),
+    Bug(rest.a_build_beside_a_worker, Promise.ONE_WORKER, PLANS),
     Bug(rest.a_slice_for_a_worker_that_is_not_ready, Promise.ONE_WORKER, LEASES),
     Bug(rest.a_verdict_is_settled_again, Promise.SETTLED_ONCE, LEASES),
     Bug(rest.a_slice_that_is_stored_is_computed_again, Promise.SETTLED_ONCE, LEASES),

@@ -94,6 +94,13 @@ def a_starting_worker_is_not_stopped(patch: Patch) -> None:
     without(patch, plan.vacate, vacate)
 
 
+def a_build_is_not_stopped(patch: Patch) -> None:
+    def vacate(state: State) -> plan.Step:
+        return (state, ()) if state.worker.phase is WorkerPhase.BUILDING else plan.vacate(state)
+
+    without(patch, plan.vacate, vacate)
+
+
 def not_stopped_from_hold_to_closed(patch: Patch) -> None:
     """Only the step from open to closed is acted on."""
     first = gates.evaluate

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from agent.core import asking, gates, machine, outcomes, owed, plan, walltime
-from agent.core.effects import StartWorker
+from agent.core import asking, building, gates, machine, outcomes, owed, plan, walltime
+from agent.core.effects import StartBuild, StartWorker
 from agent.core.events import OwnerMode
 from agent.core.findings import Finding, GateState
 from agent.core.lease import Lease, Pending
@@ -135,6 +135,16 @@ def a_second_worker(patch: Patch) -> None:
         return plan.start_worker(state)
 
     without(patch, plan.start_worker, start_worker)
+
+
+def a_build_beside_a_worker(patch: Patch) -> None:
+    def build_plans(state: State) -> plan.Step:
+        package = building.wanted(state)
+        if package is None or state.worker.phase is not WorkerPhase.READY:
+            return plan.build_plans(state)
+        return state, (StartBuild(package_sha256=package),)
+
+    without(patch, plan.build_plans, build_plans)
 
 
 def a_slice_for_a_worker_that_is_not_ready(patch: Patch) -> None:

@@ -155,6 +155,7 @@ BLIND = _focus(
 LOW_VOLTAGE = _focus("low_voltage", 2.0, ("low_voltage",), shape=_weak_low_voltage, faults_per_night=4.0)
 LEASES = _focus("leases", 1.5, ("worker", "disk", "network"), longest_ms=900_000)
 OWNER = _focus("owner", 1.5, ("owner", "grid"), longest_ms=600_000)
+PLANS = _focus("plans", 1.0, ("plans", "plans", "worker", "disk"), visits_per_night=6.0, longest_ms=1_800_000)
 GRID = _focus("grid", 1.0, ("grid",), kinds=("demand",), longest_ms=20_000, faults_per_night=12.0)
 CLOCK = _focus("clock", 1.5, ("clock",), shape=_timed, longest_ms=900_000)
 EVERYTHING = (
@@ -169,6 +170,7 @@ EVERYTHING = (
     BLIND,
     LOW_VOLTAGE,
     LEASES,
+    PLANS,
     OWNER,
     GRID,
     CLOCK,

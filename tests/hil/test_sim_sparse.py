@@ -15,6 +15,7 @@ import pytest
 
 from agent.core import effects as asked
 from agent.core.effects import EffectType
+from agent.core.model import Outlook
 from agent.core.policy import Policy
 from hil.sim import world
 from hil.sim.car import Car
@@ -33,6 +34,8 @@ def timeline(car: Car) -> list[tuple[int, Any]]:
     def perform(effect: EffectType) -> None:
         if isinstance(effect, asked.HandIn):
             effect = msgspec.structs.replace(effect, facts=None)
+        if isinstance(effect, asked.SendRequest | asked.SendHandIn):  # how long it expects to work rests on it too
+            effect = msgspec.structs.replace(effect, outlook=Outlook())
         if not isinstance(effect, asked.KeepBudgets):  # written with whatever is decided after some time
             happened.append((car.clock.now_ms, effect))
         first(effect)

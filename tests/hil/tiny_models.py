@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from hil.packages.onnx_model import TensorSpec, make_model
-from kernels.npy_tensor import DTypeName
+from agent.onnx.check import Port
+from hil.packages.onnx_model import make_model
 
 
-def tensor(name: str, *shape: int | None, dtype: DTypeName = "float32") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
+def tensor(name: str, *shape: int | None, dtype: str = "float32") -> Port:
+    return Port(name, dtype, shape)
 
 
-def add_model(*shape: int | None, dtype: DTypeName = "float32") -> bytes:
+def add_model(*shape: int | None, dtype: str = "float32") -> bytes:
     """The sum y of a and b."""
     inputs = (tensor("a", *shape, dtype=dtype), tensor("b", *shape, dtype=dtype))
     return make_model("Add", inputs, (tensor("y", *shape, dtype=dtype),))

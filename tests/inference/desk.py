@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -38,7 +38,7 @@ class Desk:
     ends: list[tuple[int, bool, str]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def launch(self, **options: str) -> WorkerProcess:
+    def launch(self, **options: Any) -> WorkerProcess:
         return launch(SystemClock(), self._heard, self._ended, **options)
 
     async def wait_for(self, kind: type[Kind]) -> Kind:

@@ -1,56 +1,78 @@
-"""The pipeline in this process, with the real model: buckets, company, failures and digests."""
+"""The pipeline in this process, with the real model: buckets, company, failures, digests and golden answers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from agent.errors import PackageError
-from agent.package import Bucket, Manifest, OpCall, Package, open_package
+from agent.package import Bucket, Package, open_package
 from agent.worker.answers import Answer
-from agent.worker.executor import Executor, ExecutorError
+from agent.worker.executor import Binding, ModelTensor
 from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
+from agent.worker.onnxruntime_slots import CpuBucket, CpuSlot
 from agent.worker.pipeline import Pipeline
 from agent.worker.results import canonical, check_golden, golden_items, slice_done
 from hil.images import accuracy, drawn_lines
+from kernels.operation import Array, OperationError
 from tests.inference.desk import rewrite_manifest
+from tests.inference.numpy_executor import NumpyExecutor
 from tests.inference.test_images import encoded
 
 
 @pytest.fixture(scope="module")
-def engine(ocr_package: Package) -> OnnxRuntimeCpu:
-    return OnnxRuntimeCpu(ocr_package.read("model.onnx"), threads=1, memory_mb=1024)
+def engine(ocr_package: Package) -> Iterator[OnnxRuntimeCpu]:
+    opened = OnnxRuntimeCpu(ocr_package.read("model.onnx"), threads=1, memory_mb=1024)
+    yield opened
+    opened.close()
 
 
 class Watched:
-    """The real engine, with a record of what it was given and gave."""
+    """The real engine, with a record of what each slot was given and gave."""
 
-    name = "watched"
-    device = "test"
-
-    def __init__(self, engine: Executor) -> None:
+    def __init__(self, engine: OnnxRuntimeCpu) -> None:
         self.engine = engine
-        self.batches: list[NDArray[np.float32]] = []
-        self.outputs: list[NDArray[np.float32]] = []
+        self.name, self.device, self.depth = engine.name, engine.device, engine.depth
+        self.kernels_sha256, self.inputs, self.outputs = engine.kernels_sha256, engine.inputs, engine.outputs
+        self.batches: list[Array] = []
+        self.raw: list[list[tuple[Array, ...]]] = []
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        self.batches.append(batch)
-        self.outputs.append(self.engine.run(batch))
-        return self.outputs[-1]
+    def bind(self, binding: Binding) -> CpuBucket:
+        bucket = self.engine.bind(binding)
+        for slot in bucket.slots:
+            slot.submit = partial(self._submit, slot, slot.submit)  # type: ignore[method-assign]  # to look on
+            slot.results = partial(self._results, slot.results)  # type: ignore[method-assign]  # as above
+        return bucket
+
+    def _submit(self, slot: CpuSlot, submit: Callable[[int], None], items: int) -> None:
+        submit(items)
+        self.batches.append(slot._inputs[0].copy())
+
+    def _results(self, results: Callable[[int], list[tuple[Array, ...]]], row: int) -> list[tuple[Array, ...]]:
+        given = results(row)
+        self.raw.append([tuple(one.copy() for one in result) for result in given])
+        return given
+
+    def drain(self) -> None:
+        self.engine.drain()
+
+    def wipe(self) -> None:
+        self.engine.wipe()
+
+    def close(self) -> None:
+        """The engine stays open for other tests."""
 
 
 def answers(pipeline: Pipeline, items: list[bytes]) -> list[Answer]:
-    given = dict(pair for step in pipeline.steps(items) for pair in step)
-    assert sorted(given) == list(range(len(items)))
-    return [given[place] for place in range(len(items))]
+    return pipeline.compute(items)
 
 
 def with_buckets(package: Package, *buckets: tuple[int, int]) -> Package:
@@ -112,10 +134,15 @@ def test_digests_are_what_the_wire_says(ocr_package: Package, engine: OnnxRuntim
     watched = Watched(engine)
     items = [black(48, 160), b"junk", black(48, 320)]
     done = slice_done(0, answers(Pipeline(with_buckets(ocr_package, (1, 160), (1, 320)), watched), items), 1)
-    first, second = (output[0] for output in watched.outputs)
-    pieces = (b"float32[20,18710]\n" + first.tobytes(), b"none[]\n", b"float32[40,18710]\n" + second.tobytes())
+    first, second = (classes for ((classes, _),) in watched.raw)
+    pieces = [b"", b"none[]\n", b""]
+    for place, ((classes, probabilities),) in zip((0, 2), watched.raw, strict=True):
+        steps = len(classes)
+        pieces[place] = b"int32[%d]\n" % steps + classes.astype("<i4").tobytes()
+        pieces[place] += b"float32[%d]\n" % steps + probabilities.astype("<f4").tobytes()
+    assert (len(first), len(second)) == (20, 40)
     assert done.raw_sha256 == hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).hexdigest()
-    assert (done.raw_dtype, done.raw_shape) == ("float32", (-1, 18710))
+    assert (done.raw_dtype, done.raw_shape) == ("mixed", ())
     assert done.output_sha256 == hashlib.sha256(done.output).hexdigest()
     assert json.dumps(json.loads(done.output), separators=(",", ":"), sort_keys=True).encode() == done.output
 
@@ -131,70 +158,23 @@ def test_output_is_ascii_whatever_was_read() -> None:
     )
 
 
-def test_calibration_keeps_micro_batches_short(ocr_package: Package) -> None:
-    class Slow:
-        """An engine that takes 6 ms for an item, by its own account."""
-
-        name = device = "slow"
-
-        def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-            now_s[0] += 0.006 * len(batch)
-            return np.zeros((len(batch), 4, 18710), dtype=np.float32)
-
-    now_s = [0.0]
-    pipeline = Pipeline(with_buckets(ocr_package, (1, 160), (2, 160), (3, 160), (4, 160), (8, 320)), Slow())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agent.worker.pipeline.time.perf_counter", lambda: now_s[0])
-        latencies_ms = list(pipeline.calibrate())
-    assert latencies_ms == pytest.approx([18.0, 48.0])
-    assert pipeline._batch_items == {160: 3, 320: 8}
-
-
-def changed(**fields: object) -> Callable[[Manifest], Manifest]:
-    return lambda manifest: msgspec.structs.replace(manifest, **fields)
-
-
-@pytest.mark.parametrize(
-    ("stage", "calls", "message"),
-    [
-        ("pre", [OpCall(op="sharpen")], "pipeline.pre: no operation is called 'sharpen'"),
-        ("pre", [OpCall(op="resize_normalize_pad", params={"depth": 1})], "unknown field `depth`"),
-        ("pre", [OpCall(op="ctc_greedy_decode", params={"characters": "c"})], "does not lead from images to text"),
-        ("post", [OpCall(op="ctc_greedy_decode", params={"characters": "other.txt"})], "other.txt is used but not"),
-        ("post", [OpCall(op="ctc_greedy_decode", params={"characters": "model.onnx"})], "is not UTF-8 text"),
-    ],
-)
-def test_a_pipeline_that_does_not_fit_is_refused(
-    ocr_package: Package, engine: OnnxRuntimeCpu, stage: str, calls: list[OpCall], message: str
-) -> None:
-    pipeline = msgspec.structs.replace(ocr_package.manifest.pipeline, **{stage: tuple(calls)})
-    manifest = msgspec.structs.replace(ocr_package.manifest, pipeline=pipeline)
-    with pytest.raises(PackageError, match=message):
-        Pipeline(Package(ocr_package.path, manifest, b"", None), engine)
-
-
 def test_a_character_list_that_does_not_fit_the_model_is_refused(ocr_copy: Path, engine: OnnxRuntimeCpu) -> None:
     (ocr_copy / "characters.txt").write_text("a\nb\n")
     pipeline = Pipeline(rewrite_manifest(ocr_copy), engine)
-    with pytest.raises(PackageError, match=r"engine output \(20, 18710\) for a list of 2 characters"):
+    with pytest.raises(PackageError, match=r"pipeline.post ctc_greedy_decode \(0\) cannot read .*18710.* 2 characters"):
         list(pipeline.calibrate())
 
 
-def test_an_engine_that_gives_no_numbers_fails(ocr_package: Package) -> None:
-    class Broken:
-        name = device = "broken"
+def test_an_engine_that_gives_no_numbers_fails_the_slice(ocr_package: Package) -> None:
+    def broken(inputs: Sequence[Array]) -> dict[str, Array]:
+        return {"y": np.full((len(inputs[0]), 4, 18710), np.nan, dtype=np.float32)}
 
-        def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.full((len(batch), 4, 18710), np.nan, dtype=np.float32)
-
-    pipeline = Pipeline(ocr_package, Broken())
-    with pytest.raises(ExecutorError, match="not a number"):
-        list(pipeline.steps([black(48, 48)]))
-
-
-def test_a_model_that_is_none_is_refused() -> None:
-    with pytest.raises(ExecutorError, match="does not take the model"):
-        OnnxRuntimeCpu(b"not a model", threads=1, memory_mb=256)
+    inputs = {"x": ModelTensor("float32", (None, 3, 48, None))}
+    executor = NumpyExecutor(broken, inputs, {"y": ModelTensor("float32", (None, None, 18710))})
+    pipeline = Pipeline(ocr_package, executor)
+    list(pipeline.calibrate())
+    with pytest.raises(OperationError, match="not a number"):
+        pipeline.compute([black(48, 48)])
 
 
 @pytest.mark.parametrize(

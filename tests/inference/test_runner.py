@@ -26,7 +26,7 @@ from tests.inference.desk import PATIENCE_S, rewrite_manifest
 def quick_package(ocr_package: Package, tmp_path_factory: pytest.TempPathFactory) -> Package:
     path = shutil.copytree(ocr_package.path, tmp_path_factory.mktemp("quick") / "ocr")
     return rewrite_manifest(
-        path, lambda manifest: msgspec.structs.replace(manifest, buckets=(Bucket(items=1, width=640),))
+        path, lambda manifest: msgspec.structs.replace(manifest, buckets=(Bucket(items=1, width=960),))
     )
 
 

@@ -26,8 +26,9 @@ from agent.package import (
 )
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
+from tests.hil.tiny_models import softmax_model
 
-FILES = {"model.onnx": b"onnx", "golden/input": b"\x90", "golden/expected.json": b"[]"}
+FILES = {"model.onnx": softmax_model(1, 4), "golden/input": b"\x90", "golden/expected.json": b"[]"}
 PUBLISHER = FileSigner(generate_private_key(SECP256R1()))
 STRANGER = FileSigner(generate_private_key(SECP256R1()))
 TRUSTED: Mapping[str, EllipticCurvePublicKey] = {PUBLISHER.keyid: PUBLISHER.public_key()}

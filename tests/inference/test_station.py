@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +16,11 @@ from agent import wire
 from agent.core.events import EventType, SliceFailed, WorkerGone, WorkerReady, WorkerRefused
 from agent.core.model import Grant, JobKey
 from agent.inference import launcher
+from agent.inference.launcher import OnGone, OnMessage, WorkerProcess
+from agent.inference.planned import PlannedShelf
 from agent.inference.shelf import Shelf
-from agent.inference.station import Station, WorkerLimits
+from agent.inference.station import Running, Station, WorkerLimits
+from agent.ports import Clock
 from agent.rows import StoredSlice
 from agent.sealed import InputMemory
 from tests.conftest import FixedClock
@@ -32,7 +34,7 @@ BODY = wire.encode_input([b"item"] * 12)
 WORKER = """
 from pathlib import Path
 
-decoder, given = wire.daemon_messages(), False
+decoder, given, forgotten = wire.daemon_messages(), False, 0
 
 def say(*messages):
     channel.sendall(b"".join(map(wire.encode, messages)))
@@ -56,6 +58,8 @@ while data := channel.recv(65536):
             {on_load}
         elif isinstance(order, wire.Input):
             given = True
+        elif isinstance(order, wire.Forget):
+            given, forgotten = False, forgotten + 1
         elif isinstance(order, wire.Run):
             {on_run}
         elif isinstance(order, wire.Stop):
@@ -69,7 +73,16 @@ DONE = "say(done(order))"
 def stand_in(monkeypatch: pytest.MonkeyPatch, directory: Path, *, on_load: str = LOADED, on_run: str = DONE) -> None:
     """Have the station start a small program that does this when it is told to load and to run."""
     program = impostor(directory, WORKER.replace("{on_load}", on_load).replace("{on_run}", on_run))
-    monkeypatch.setattr("agent.inference.station.launch", functools.partial(launcher.launch, python=program))
+    start_instead(monkeypatch, program)
+
+
+def start_instead(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Have the station start this program, with everything else as it would start the interpreter."""
+
+    def launch(clock: Clock, on_message: OnMessage, on_gone: OnGone, **options: object) -> WorkerProcess:
+        return launcher.launch(clock, on_message, on_gone, **{**options, "python": program})  # type: ignore[arg-type]
+
+    monkeypatch.setattr("agent.inference.station.launch", launch)
 
 
 class Floor:
@@ -82,14 +95,17 @@ class Floor:
         self.grant: Grant = msgspec.structs.replace(grant(1), package="good", package_sha256=package)
         self.events: list[EventType] = []
         self.memory = InputMemory.holding(BODY)
+        self.lost: list[str] = []
         self.slices: list[tuple[JobKey, StoredSlice]] = []
         self._news = asyncio.Event()
         self.station = Station(
             emit=self._heard,
             clock=FixedClock(),
             shelf=self.shelf,
+            plans=PlannedShelf(self.shelf, None, emit=self._heard, clock=FixedClock(), memory_mb=256),
             limits=WorkerLimits(threads=1, memory_mb=256),
             on_slice=self._kept,
+            on_lost=self.lost.append,
         )
 
     def run(self, index: int = 0) -> None:
@@ -294,8 +310,7 @@ def test_a_worker_that_cannot_be_started_is_gone(tmp_path: Path, monkeypatch: py
             assert (gone.pid, gone.expected) == (0, False)
             assert "nowhere cannot be started" in gone.detail
 
-    missing = functools.partial(launcher.launch, python=str(tmp_path / "nowhere"))
-    monkeypatch.setattr("agent.inference.station.launch", missing)
+    start_instead(monkeypatch, str(tmp_path / "nowhere"))
     asyncio.run(story())
 
 
@@ -394,4 +409,79 @@ def test_stopping_nobody_does_nothing(tmp_path: Path, budget_ms: int) -> None:
             await turns()
             assert here.events == []
 
+    asyncio.run(story())
+
+
+GIVEN = "say(done(order) if given else wire.SliceError(index=order.index, detail=f'forgotten {forgotten} times'))"
+
+
+def test_when_a_lease_is_over_the_worker_that_stays_warm_forgets_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with floor(tmp_path) as here:
+            await here.ready()
+            here.run()
+            await here.kept(1)
+            here.station.forget(JobKey("another", 1))
+            here.run(1)
+            await here.kept(2)
+            here.station.forget(here.grant.key)
+            here.station._order(lambda process: process.run(7, 0, 4))
+            here.station._running = Running(here.grant.key, 7, (0, 4))
+            assert (await here.heard(SliceFailed)).detail == "forgotten 1 times"
+            here.station.forget(here.grant.key)
+            here.run(2)  # what it forgot it is given again
+            await here.kept(3)
+
+    stand_in(monkeypatch, tmp_path, on_run=GIVEN)
+    asyncio.run(story())
+
+
+def test_before_another_leases_input_the_last_one_is_forgotten_whatever_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with floor(tmp_path) as here:
+            await here.ready()
+            here.run()
+            await here.kept(1)
+            here.grant = msgspec.structs.replace(here.grant, job="another")
+            here.run()
+            failed = await here.heard(SliceFailed)
+            assert (failed.key, failed.detail) == (here.grant.key, "forgotten 1 times")
+
+    stand_in(monkeypatch, tmp_path, on_run=GIVEN.replace("if given", "if not forgotten"))
+    asyncio.run(story())
+
+
+def test_a_worker_that_was_told_to_stop_need_not_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the input along, and may have closed its socket."""
+
+    async def story() -> None:
+        async with floor(tmp_path) as here:
+            await here.ready()
+            here.run()
+            await here.kept(1)
+            here.station.stop(PATIENCE_S * 1000)
+            here.station.forget(here.grant.key)
+            assert (await here.heard(WorkerGone)).expected
+
+    stand_in(monkeypatch, tmp_path)
+    asyncio.run(story())
+
+
+def test_a_worker_that_lost_the_accelerator_says_so_with_its_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with floor(tmp_path) as here:
+            await here.ready()
+            here.run()
+            gone = await here.heard(WorkerGone)
+            assert (gone.expected, gone.lost_accelerator) == (False, True)
+            assert len(here.lost) == 1
+            assert len(here.shelf.packages) == 1, "the package is not to blame"
+
+    stand_in(monkeypatch, tmp_path, on_run="sys.exit(wire.EXIT_LOST)")
     asyncio.run(story())

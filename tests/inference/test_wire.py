@@ -15,8 +15,25 @@ from agent.wire import WireError
 counts = st.integers(0, 2**53 - 1)
 details = st.text(max_size=40)
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
+executors = st.sampled_from(("onnxruntime", "tensorrt", "tensorrt_rtx"))
+resources = {"threads": st.integers(1, 64), "memory_mb": st.integers(64, 9999)}
+confinements = st.lists(st.builds(wire.Confinement, name=details, state=details), max_size=3).map(tuple)
+platforms = st.builds(
+    wire.Platform,
+    executor=details,
+    version=details,
+    driver=details,
+    compute_capability=details,
+    device=details,
+    memory_mb=counts,
+    integrated=st.booleans(),
+)
 worker_frames = st.one_of(
-    st.builds(wire.Hello, pid=counts, version=counts),
+    st.builds(wire.Hello, pid=counts, version=counts, confinement=confinements),
+    st.just(wire.Beat()),
+    st.builds(wire.Surveyed, platform=platforms, needs_plan=st.booleans()),
+    st.builds(wire.Building, phase=details, done_permille=st.integers(0, 1000)),
+    st.builds(wire.Built, plan_bytes=st.integers(1, wire.MAX_PLAN_BYTES), timing_bytes=st.integers(0, 2**20)),
     st.builds(
         wire.Loaded,
         executor=details,
@@ -25,7 +42,7 @@ worker_frames = st.one_of(
         package_sha256=digests,
         kernels_sha256=digests,
     ),
-    st.builds(wire.Refused, detail=details),
+    st.builds(wire.Refused, detail=details, stale_plan=st.booleans(), unavailable=st.booleans()),
     st.builds(wire.Progress, index=counts, done=counts),
     st.builds(
         wire.SliceDone,
@@ -43,9 +60,14 @@ worker_frames = st.one_of(
     st.just(wire.Idle()),
 )
 daemon_frames = st.one_of(
-    st.builds(wire.Load, path=details, threads=st.integers(1, 64), memory_mb=st.integers(64, 9999)),
+    st.builds(wire.Survey, executor=executors),
+    st.builds(wire.Build, path=details, executor=executors, timing_bytes=counts, **resources),
+    st.builds(
+        wire.Load, path=details, executor=executors, drain_ms=st.integers(1, 9999), plan_bytes=counts, **resources
+    ),
     st.builds(wire.Input, items=counts, bytes=counts),
     st.builds(wire.Run, index=counts, first=counts, last=counts),
+    st.just(wire.Forget()),
     st.builds(wire.Pace, duty_permille=st.integers(0, 1000)),
     st.just(wire.Stop()),
 )

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from kernels import OperationError, kernels_sha256, operation
+import kernels
+from kernels import OPS, OperationError, kernels_sha256, operation
 from kernels.ctc_greedy_decode import CtcGreedyDecode
 from kernels.npy_tensor import NpyTensor
 from kernels.resize_normalize_pad import ResizeNormalizePad
@@ -30,9 +34,29 @@ def test_what_is_not_known_is_refused(name: str, params: dict[str, object], mess
         operation(name, params)
 
 
-def test_the_digest_is_stable_within_a_release() -> None:
-    assert kernels_sha256() == kernels_sha256()
-    assert len(kernels_sha256()) == 64
+@pytest.mark.parametrize("name", ["ctc_greedy_decode.py", "common.cuh", "ctc_greedy_decode.cu"])
+def test_the_digest_covers_python_and_cuda_sources(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "kernels"
+    shutil.copytree(Path(kernels.__file__).parent, copy)
+    monkeypatch.setattr(kernels, "__file__", str(copy / "__init__.py"))
+    before = kernels_sha256()
+    assert len(before) == 64
+    (copy / "notes.txt").write_text("not a source", "utf-8")
+    assert kernels_sha256() == before
+    with (copy / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert kernels_sha256() != before
+
+
+def test_an_operation_stands_either_before_the_engine_or_behind_it() -> None:
+    images = {name for name, kind in OPS.items() if hasattr(kind, "fits")}
+    results = {name for name, kind in OPS.items() if hasattr(kind, "answerer")}
+    assert images == {"resize_normalize_pad", "letterbox_normalize"}
+    assert results == OPS.keys() - images - {"npy_tensor"}
+    for name in images:
+        assert {"spec", "fits", "reference", "launch"} <= set(dir(OPS[name]))
+    for name in results:
+        assert {"output", "results", "scratch_bytes", "reference", "launches", "answerer"} <= set(dir(OPS[name]))
 
 
 def test_tensor_operations_by_name() -> None:

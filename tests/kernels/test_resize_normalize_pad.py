@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from kernels.resize_normalize_pad import resize_normalize_pad, resized_width
+from kernels import OperationError
+from kernels.operation import ImageOperation, TensorSpec
+from kernels.resize_normalize_pad import ResizeNormalizePad, resize_normalize_pad, resized_width
 
 images = arrays.arrays(
     np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 60), st.just(3)), elements=st.integers(0, 255)
@@ -81,3 +83,36 @@ def test_a_mirrored_image_gives_the_mirrored_line(image: NDArray[np.uint8], heig
     line = resize_normalize_pad(image, height, fitted)
     mirrored = resize_normalize_pad(np.ascontiguousarray(image[::-1, ::-1]), height, fitted)
     np.testing.assert_allclose(mirrored[:, ::-1, ::-1], line, atol=1e-3)
+
+
+@pytest.mark.parametrize("height", [None, 48])
+def test_a_bucket_has_the_width_and_may_repeat_the_height(height: int | None) -> None:
+    operation: ImageOperation = ResizeNormalizePad()
+    assert operation.spec(height, 192) == TensorSpec("float32", (3, 48, 192))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "message"),
+    [(None, None, "needs a bucket with a width"), (32, 320, "of height 48 in a bucket of height 32")],
+)
+def test_other_buckets_are_refused(height: int | None, width: int | None, message: str) -> None:
+    with pytest.raises(OperationError, match=message):
+        ResizeNormalizePad().spec(height, width)
+
+
+@pytest.mark.parametrize(("columns", "fits"), [(192, True), (193, False), (1, True)])
+def test_a_line_fits_that_need_not_be_squeezed(columns: int, fits: bool) -> None:
+    assert ResizeNormalizePad().fits(48, columns, TensorSpec("float32", (3, 48, 192))) == fits
+
+
+@given(images, st.integers(8, 200))
+def test_the_row_is_written_whole(image: NDArray[np.uint8], width: int) -> None:
+    operation = ResizeNormalizePad(height=16)
+    row = np.full((3, 16, width), np.nan, dtype=np.float32)
+    operation.reference(image, row)
+    assert (row == resize_normalize_pad(image, 16, width)).all()
+
+
+def test_the_launch_covers_the_row() -> None:
+    launch = ResizeNormalizePad().launch(8, TensorSpec("float32", (3, 48, 320)))
+    assert (launch.kernel, launch.grid, launch.block) == ("resize_normalize_pad", (3, 6, 8), (128, 1, 1))

@@ -85,6 +85,27 @@ HOSTILE = {
         "times as large",
     ),
     "negative repeats": (model(graph(node("Tile", ["x", "r"], ["y"]), weights=(integers("r", -1, -1),))), "no sizes"),
+    "a loop whose body takes less": (
+        model(
+            graph(
+                node("Loop", ["m", "c", "x", "x"], ["y"], attributes=block(5, block(1, "body") + block(6, graph(ADD))))
+            )
+        ),
+        "4 inputs, and its body 1",
+    ),
+    "a scan whose body takes nothing": (
+        model(
+            graph(
+                node(
+                    "Scan",
+                    ["x"],
+                    ["y"],
+                    attributes=block(5, block(1, "body") + block(6, block(1, ADD) + block(12, value("y", [1])))),
+                )
+            )
+        ),
+        "1 inputs, and its body 0",
+    ),
     "too deep": (model(nested(MAX_DEPTH)), "too many depth"),
     "two graphs": (model(graph(ADD), more=block(7, graph(ADD))), "comes twice"),
     "two operators in one": (model(graph(ADD + block(4, "Evil"))), "comes twice"),

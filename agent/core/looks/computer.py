@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import assert_never
 
 from agent.core import signals
 from agent.core.findings import Finding, GateState
-from agent.core.model import PaceState
+from agent.core.model import PaceState, Readiness
 from agent.core.traffic import BYTES_PER_MB, spent
 from agent.core.world import Sight
 
@@ -99,9 +100,25 @@ def storage(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
 
 
 def self_test(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
-    """The agent's own test of what it needs has passed."""
+    """The agent's own test of what it needs has passed, and the accelerator is ready.
+
+    One that is being asked only holds back new work: a lease whose worker lost it goes on if it comes back. Without one
+    a lease is given back.
+    """
     if sight.world.self_test_problem:
         yield Finding("self_test_failed", "agent.self_test", sight.world.self_test_problem, None)
+    detail = sight.world.accelerator.detail
+    match sight.world.accelerator.state:
+        case Readiness.READY:
+            pass
+        case Readiness.ABSENT:
+            yield Finding("accelerator_absent", "accelerator", detail, None)
+        case Readiness.STARTING:
+            yield Finding("accelerator_starting", "accelerator", detail, None, "", GateState.HOLD)
+        case Readiness.LOST:
+            yield Finding("accelerator_lost", "accelerator", detail, None, "", GateState.HOLD)
+        case _:
+            assert_never(sight.world.accelerator.state)
 
 
 def update(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001

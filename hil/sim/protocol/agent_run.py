@@ -30,6 +30,7 @@ from agent.fleet.desk import Desk
 from agent.fleet.link_config import LinkConfig
 from agent.fleet.orders import Orders
 from agent.hands import Hands
+from agent.inference.planned import PlannedShelf
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.owner import OwnerDesk
@@ -120,6 +121,7 @@ class AgentRun:
         for name, sha256 in garage.packages:
             shelf.packages[sha256] = package(name, sha256)
         limits = WorkerLimits(threads=1, memory_mb=512)
+        plans = PlannedShelf(shelf, None, emit=self.emit, clock=self.clock, memory_mb=limits.memory_mb)
         bench = Bench(
             soon=self.soon,
             chance=garage.chance,
@@ -149,8 +151,10 @@ class AgentRun:
                     emit=self._from_station,
                     clock=garage.clock,
                     shelf=shelf,
+                    plans=plans,
                     limits=limits,
                     on_slice=self._slice_done,
+                    on_lost=_never_lost,
                 )
 
             @property
@@ -164,6 +168,7 @@ class AgentRun:
             store=self.store,
             desk=self.desk,
             shelf=shelf,
+            plans=plans,
             signer=garage.signer,
             unit=handin.Unit(id=garage.unit, device_class="simulated", boot=self.clock.boot_id, agent_sha256="a" * 64),
             limits=limits,
@@ -173,6 +178,7 @@ class AgentRun:
             policy=lambda: self.state.policy,
             power_limits=cast("PowerLimits", _NoLimits()),
             keep_awake=lambda _for_ms: None,
+            accelerator_lost=_never_lost,
         )
 
     # --- life and death ----------------------------------------------------------------------------------------
@@ -329,6 +335,11 @@ class AgentRun:
 
     def _committed(self) -> None:
         self.garage.watch.committed(self.garage)
+
+
+def _never_lost(detail: str) -> None:
+    """A simulated accelerator is always there."""
+    raise AssertionError(detail)
 
 
 def _raise(task: asyncio.Task[None]) -> None:

@@ -103,6 +103,8 @@ class SimulatedStation(Station):
 class SimulatedWorker:
     """See `agent.inference.launcher.WorkerProcess`."""
 
+    lost_accelerator = False
+
     def __init__(
         self,
         bench: Bench,
@@ -157,6 +159,10 @@ class SimulatedWorker:
         if bench.chance.random() < bench.troubles.crash:
             self._later(bench.chance.uniform(50, 5_000), lambda: self._end("signal 11", expected=False))
         self._plan()
+
+    def forget(self) -> None:
+        """The lease is over: its input is dropped."""
+        self._items = []
 
     def pace(self, duty_permille: int) -> None:
         """Compute for so much of the time."""

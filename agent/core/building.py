@@ -1,0 +1,194 @@
+"""Building engine plans: when the computer is lent to that, and what came of it.
+
+A plan is built by a worker like any other, so everything that holds for work holds for a build without a second
+machinery: it begins only while every gate is open, a gate that closes kills it at once (nothing of it can be drained),
+on hold it is paced to nothing, and the thermal cap becomes its pace. It keeps the accelerator busy for minutes and
+cannot be paced finely, so besides it begins only with the cable in and while the thermal law allows full power.
+
+**Building comes first.** A car that lacks a plan asks for no work until it is built, and ends an idle worker for it:
+there is one place for a worker, a build is short and happens once for a package and an engine's version, and from then
+on the car can take any work, while a car that went on with what it can do already might never come to it. A lease that
+comes all the same (a verdict's next grant) goes before the build. A question still to be answered is waited for.
+
+A build that failed is tried again after a minute, doubled each time up to an hour; so is a plan that is built and yet
+missing again. One that we killed is begun anew when the gate next allows it. A model that cannot be built is refused.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import msgspec
+
+from agent.core.accelerator_events import (
+    AcceleratorEvent,
+    AcceleratorSeen,
+    BuildProgress,
+    BuildRefused,
+    PlanBuilt,
+    PlansMissing,
+    PlanUnusable,
+)
+from agent.core.builds import Build
+from agent.core.effects import EffectType, Report, StartBuild
+from agent.core.events import WorkerGone
+from agent.core.findings import GateState
+from agent.core.lease import Retry
+from agent.core.model import YieldReason
+from agent.core.signals import CABLE
+from agent.core.state import State, WorkerPhase, WorkerState
+from agent.core.thermal import duty_permille
+from agent.core.waiting import about_ms, bound_ms
+
+Step = tuple[State, tuple[EffectType, ...]]
+Fields = dict[str, str | int | float | bool]
+
+REPLACE = msgspec.structs.replace
+AGAIN_FIRST_MS = 60_000
+AGAIN_MAX_MS = 3_600_000
+FULL_PERMILLE = 1000
+
+
+# --- when -----------------------------------------------------------------------------------------------------
+
+
+def wanted(state: State) -> str | None:
+    """The package whose plan is to be built before any work is asked for; None where there is nothing to build now."""
+    if state.gates.state is not GateState.OPEN or state.lease is not None or state.left_over:
+        return None
+    package = state.builds.next(state.now_ms)
+    return package if package is not None and _may_begin(state) else None
+
+
+def _may_begin(state: State) -> bool:
+    """The cable is in, as far as the car tells, and the thermal law allows full power."""
+    plugged = not state.vehicle.reads(CABLE) or state.vehicle.word(CABLE) is True
+    heat = state.heat
+    return plugged and duty_permille(heat.cap_w, state.policy, measured=heat.measured) == FULL_PERMILLE
+
+
+def comes_first(state: State) -> bool:
+    """Whether a build is under way or about to begin, so that no work is asked for."""
+    return state.worker.build is not None or wanted(state) is not None
+
+
+def waits_for_answer(state: State) -> bool:
+    """A question to the fleet may still be answered with a lease."""
+    return state.asking is not None and state.now_ms < state.asking.again_ms
+
+
+def begun(state: State, package_sha256: str) -> Step:
+    """The state with the build begun. A question that nobody answered in time is dropped: its answer would be late."""
+    worker = WorkerState(
+        WorkerPhase.BUILDING, package_sha256=package_sha256, since_ms=state.now_ms, build=Build(state.now_ms)
+    )
+    return REPLACE(state, worker=worker, asking=None), (StartBuild(package_sha256=package_sha256),)
+
+
+def overdue(state: State) -> bool:
+    """A build that takes this long hangs."""
+    worker = state.worker
+    return worker.phase is WorkerPhase.BUILDING and state.now_ms - worker.since_ms > _limit_ms(state)
+
+
+def due_ms(state: State) -> list[int]:
+    """When a build begins or is too long under way, if nothing happens until then."""
+    if state.worker.phase is WorkerPhase.BUILDING:
+        return [state.worker.since_ms + _limit_ms(state) + 1]
+    return [*state.builds.due_ms(state.now_ms), state.worker.not_before_ms] if state.builds.missing else []
+
+
+def _limit_ms(state: State) -> int:
+    return round(state.policy.build_timeout_s * 1000)
+
+
+# --- what came of it ------------------------------------------------------------------------------------------
+
+
+def heard(state: State, event: AcceleratorEvent) -> Step:
+    """What the shell says of the accelerator, of plans, and of the build at hand."""
+    match event:
+        case AcceleratorSeen():
+            return _accelerator_seen(state, event)
+        case PlansMissing(packages=packages):
+            return REPLACE(state, builds=REPLACE(state.builds, missing=packages)), ()
+        case BuildProgress():
+            return _progressed(state, event), ()
+        case PlanBuilt(package_sha256=package, plan_bytes=plan_bytes):
+            missing = tuple(one for one in state.builds.missing if one != package)
+            state = REPLACE(state, builds=REPLACE(state.builds, missing=missing))
+            return _came_out(state, package, "built", plan_bytes=plan_bytes), ()
+        case BuildRefused(package_sha256=package, detail=detail):
+            refused = tuple(sorted({*state.builds.refused, package}))
+            state = REPLACE(state, builds=REPLACE(state.builds, refused=refused))
+            return _came_out(state, package, "refused", detail), ()
+        case PlanUnusable():
+            return _unusable(state, event)
+        case _:
+            assert_never(event)
+
+
+def _accelerator_seen(state: State, event: AcceleratorSeen) -> Step:
+    """Each change of the readiness is told of once."""
+    before, now = state.accelerator, event.accelerator
+    state = REPLACE(state, accelerator=now)
+    if before.state is now.state:
+        return state, ()
+    fields: Fields = {
+        "executor": now.executor,
+        "version": now.version,
+        "device": now.device,
+        "detail": now.detail,
+    }
+    return state, (Report(name=f"accelerator_{now.state.value}", fields=fields),)
+
+
+def _progressed(state: State, event: BuildProgress) -> State:
+    worker = state.worker
+    if worker.build is None:
+        return state
+    build = REPLACE(worker.build, phase=event.phase, done_permille=event.done_permille)
+    return REPLACE(state, worker=REPLACE(worker, pid=event.pid, package=event.package, build=build))
+
+
+def _came_out(state: State, package_sha256: str, outcome: str, detail: str = "", plan_bytes: int = 0) -> State:
+    """Note on the worker at hand what came of its build; its end tells of it."""
+    worker = state.worker
+    if worker.build is None or worker.package_sha256 != package_sha256:
+        return state
+    build = REPLACE(worker.build, outcome=outcome, detail=detail, plan_bytes=plan_bytes)
+    return REPLACE(state, worker=REPLACE(worker, build=build))
+
+
+def _unusable(state: State, event: PlanUnusable) -> Step:
+    """The lease is given back for no fault of the package's: others can do it sooner than this car can build."""
+    package, lease = event.package_sha256, state.lease
+    if lease is not None and lease.grant.package_sha256 == package:
+        state = REPLACE(state, lease=lease.end(YieldReason.FAULT, event.detail))
+    return state, (Report(name="plan_unusable", fields={"package_sha256": package, "detail": event.detail}),)
+
+
+def gone(state: State, event: WorkerGone) -> Step:
+    """The worker of a build has ended: what came of it, in one line of the log, and when the next try may be."""
+    worker = state.worker
+    build, package = worker.build, worker.package_sha256
+    if build is None:
+        return state, ()
+    stopped = worker.phase is WorkerPhase.STOPPING and not worker.failed
+    outcome = build.outcome or ("stopped" if stopped else "failed")
+    if outcome in {"built", "failed"}:
+        retry = state.builds.tries.get(package, Retry())
+        wait_ms = about_ms(bound_ms(AGAIN_FIRST_MS, AGAIN_MAX_MS, retry.tries), state.jitter(f"build {package}"))
+        retry = Retry(retry.tries + 1, state.now_ms + wait_ms)
+        state = REPLACE(state, builds=state.builds.tried(package, retry))
+    fields: Fields = {
+        "package_sha256": package,
+        "package": worker.package,
+        "executor": state.accelerator.executor,
+        "outcome": outcome,
+        "phase": build.phase,
+        "plan_bytes": build.plan_bytes,
+        "duration_ms": state.now_ms - build.begun_ms,
+        "detail": build.detail or event.detail,
+    }
+    return state, (Report(name="plan_build", fields=fields),)

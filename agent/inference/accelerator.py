@@ -1,0 +1,122 @@
+"""Is the accelerator ready? A worker is sent to look (a survey): at start, after a worker lost it, after a sleep.
+
+    starting --Surveyed--> ready --a worker lost it, or the computer slept--> lost or starting --Surveyed--> ready
+        +------ not there, no engine, no answer ------> absent, and asked again later and later
+
+What is configured is what counts: a car that is set up for TensorRT and has none is `absent`, holds its gate shut and
+says why, and never runs on the CPU instead. The survey loads the engine's library and looks at the device; it computes
+nothing, and its process ends with the answer. So it runs whatever the gate says: it is part of the agent's own test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+
+from agent import wire
+from agent.clock import slept_s
+from agent.core.events import AcceleratorSeen
+from agent.core.model import Accelerator, Readiness
+from agent.errors import DrivewayError
+from agent.inference.errand import Errand
+from agent.ports import Clock, Emit
+
+RETRY_FIRST_S, RETRY_MAX_S = 10.0, 600.0
+LOOK_S = 2.0
+"""How often it is looked whether the computer has slept."""
+SLEPT_S = 1.0
+NOT_YET = "it has not been asked yet"
+
+OnSurveyed = Callable[[wire.Surveyed], Awaitable[None]]
+
+
+class AcceleratorWatch:
+    """A source (`agent.ports.Source`) of AcceleratorSeen. `on_surveyed` hears of every good survey, first.
+
+    `slept_s` is how long this computer has slept since it was started.
+    """
+
+    def __init__(
+        self,
+        executor: wire.ExecutorName,
+        *,
+        clock: Clock,
+        on_surveyed: OnSurveyed,
+        python: str = sys.executable,
+        library_path: str = "",
+        slept_s: Callable[[], float] = slept_s,
+    ) -> None:
+        self._executor, self._clock, self._python, self._library_path = executor, clock, python, library_path
+        self._on_surveyed, self._slept_s = on_surveyed, slept_s
+        self._emit: Emit | None = None
+        self._lost = asyncio.Event()
+        self._platform: wire.Platform | None = None
+        self._tries = 0
+
+    def begins(self) -> Accelerator:
+        """What is known before the first survey."""
+        return Accelerator(state=Readiness.STARTING, executor=self._executor, detail=NOT_YET)
+
+    def lost(self, detail: str) -> None:
+        """A worker lost the accelerator: it is surveyed anew before the next one is started."""
+        self._say(Readiness.LOST, detail)
+        self._lost.set()
+
+    async def run(self, emit: Emit) -> None:
+        """Survey whenever there is a reason to."""
+        self._emit = emit
+        while True:
+            self._lost.clear()
+            slept_s = self._slept_s()
+            ready = await self._survey()
+            if self._lost.is_set():
+                continue
+            if not ready:
+                wait_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._tries, 10))
+                self._tries += 1
+                await self._lost_within(wait_s)
+                continue
+            self._tries = 0
+            while not await self._lost_within(LOOK_S):
+                if self._sleep_matters and self._slept_s() - slept_s > SLEPT_S:
+                    self._say(Readiness.STARTING, "the computer has slept")
+                    break
+
+    @property
+    def _sleep_matters(self) -> bool:
+        """A CPU is after a sleep what it was before."""
+        return self._platform is not None and bool(self._platform.driver)
+
+    async def _lost_within(self, wait_s: float) -> bool:
+        """Wait so long at most for a worker to lose it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lost.wait(), wait_s)
+        return self._lost.is_set()
+
+    async def _survey(self) -> bool:
+        try:
+            errand = Errand(self._clock, python=self._python, library_path=self._library_path)
+            surveyed = await errand.survey(self._executor)
+            await self._on_surveyed(surveyed)
+        except DrivewayError as error:
+            self._platform = None
+            self._say(Readiness.ABSENT, str(error))
+            return False
+        self._platform = surveyed.platform
+        self._say(Readiness.READY, "")
+        return True
+
+    def _say(self, state: Readiness, detail: str) -> None:
+        """Tell the core."""
+        platform = self._platform
+        accelerator = Accelerator(
+            state=state,
+            executor=self._executor,
+            version="" if platform is None else platform.version,
+            device="" if platform is None else platform.device,
+            detail=detail,
+        )
+        if self._emit is not None:
+            self._emit(AcceleratorSeen(at_ms=self._clock.boot_ms(), accelerator=accelerator))

@@ -1,0 +1,83 @@
+"""Starting the worker's process: what it is told on its command line and in its environment, and nothing else of ours.
+
+The child has no descriptor but its socket, its own session, `/` as its directory, isolated Python. It must be started
+on the thread that lives as long as the daemon, because the kernel kills it when that thread ends.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from agent.errors import WorkerError
+
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "CUDA_CACHE_DISABLE": "1",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    "CUDA_MODULE_LOADING": "LAZY",
+}
+"""NumPy's own thread pool stays small: the engine's threads are set by Load. One heap for all threads can be
+overwritten when a lease is over (`agent.worker.scrub`). CUDA has nowhere to write a cache."""
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """What a worker is started with, and what it can reach; none of it can be widened once it runs."""
+
+    python: str = sys.executable
+    readable: tuple[Path, ...] = ()
+    """The directories that it can read besides the interpreter's and the system's: its package."""
+    accelerator: bool = False
+    """Whether it can use one."""
+    library_path: str = ""
+    """Where the engine's libraries lie, where the linker does not look by itself; colons between directories."""
+    memory_mb: int | None = None
+    """What its control group is bounded to, where it has one."""
+
+    def command(self, descriptor: int) -> list[str]:
+        """The command line of a worker whose socket is this descriptor."""
+        readable = [option for path in (*self.readable, *self._libraries()) for option in ("--read", str(path))]
+        accelerator = ["--accelerator"] if self.accelerator else []
+        return [self.python, "-I", "-B", "-m", "agent.worker", *readable, *accelerator, "--fd", str(descriptor)]
+
+    def environment(self) -> dict[str, str]:
+        """Its whole environment."""
+        libraries = self._libraries()
+        return {**ENVIRONMENT, "LD_LIBRARY_PATH": ":".join(libraries)} if libraries else ENVIRONMENT
+
+    def _libraries(self) -> list[str]:
+        return [one for one in self.library_path.split(":") if one]
+
+
+def start_child(cell: Cell) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A worker's process and our end of its socket; raises WorkerError when it cannot be started."""
+    try:
+        ours, theirs = socket.socketpair()
+    except OSError as error:
+        raise WorkerError(f"no socket for a worker: {error.strerror}") from error
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                cell.command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=(theirs.fileno(),),
+                env=cell.environment(),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise WorkerError(f"{cell.python} cannot be started: {error.strerror}") from error
+    return process, ours

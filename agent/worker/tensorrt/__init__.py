@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX, on the subset of their Python API that all supported versions share."""
