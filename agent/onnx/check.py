@@ -3,8 +3,8 @@
 A model is a customer's, and what parses and compiles it is a large body of native code. So everything that such code
 has no business with is refused first: weights in other files, operators of other domains and names that only a plugin
 could have, functions, training, sparse and text tensors, tensors whose bytes are not what their sizes say, and sizes
-that no computer has (also of tensors that the model would only make: `Tile`, `Expand`, `ConstantOfShape` with constant
-sizes, also one after the other).
+that no computer has, also of tensors that the model would only make: by constant sizes (`Tile`, `Expand`,
+`ConstantOfShape`, `Resize`, `Pad`, random tensors), by joining (`Concat`), and by any of these one after the other.
 
 What cannot be seen here, sizes that a model computes for itself or a loop that never ends, is met by the worker's
 memory limit and by the daemon's watchdog.
@@ -24,6 +24,8 @@ MAX_MODEL_BYTES = 2**31 - 1
 """What a protocol buffer can hold."""
 MAX_ELEMENTS = 2**29
 """Of one tensor: two GiB of float32, more than a car's accelerator has to spare for one value."""
+MAX_SIDE = 2**20
+"""Of padding: more than any image or text has."""
 MAX_NODES, MAX_TENSORS, MAX_NAMES, MAX_DEPTH = 50_000, 50_000, 1_000_000, 8
 MAX_RANK = 8
 """What engines take."""
@@ -118,7 +120,23 @@ def _check_whole(model: Model) -> None:
         raise RefusedModelError("an empty graph")
 
 
-def _check_graph(graph: Graph, growth: dict[str, int], constants: dict[str, Tensor]) -> None:
+@dataclass(frozen=True)
+class _Growth:
+    """By how much a value is larger than what the model is given, as far as the model's constants say."""
+
+    sized: int = 1
+    joined: int = 1
+    """By joining values; a convolution or product after it has as many channels as its weights say, and ends this."""
+
+    @property
+    def whole(self) -> int:
+        return self.sized * self.joined
+
+
+_GIVEN = _Growth()
+
+
+def _check_graph(graph: Graph, growth: dict[str, _Growth], constants: dict[str, Tensor]) -> None:
     """A graph and those within it, which know the constants of the graphs around them, and what those blew up."""
     if graph.sparse:
         raise RefusedModelError("sparse weights")
@@ -131,13 +149,22 @@ def _check_graph(graph: Graph, growth: dict[str, int], constants: dict[str, Tens
         _check_node(node)
         if node.op_type == "Constant" and node.outputs:
             constants.update(_constant(node))
-        factor = max((growth.get(name, 1) for name in node.inputs), default=1) * _factor(node, constants)
-        if factor > MAX_ELEMENTS:
-            raise RefusedModelError(f"{_named(node)} makes a tensor {factor} times as large as what it is given")
-        growth.update(dict.fromkeys(node.outputs, factor))
+        grown = _grown(node, [growth.get(name, _GIVEN) for name in node.inputs], constants)
+        if grown.whole > MAX_ELEMENTS:
+            raise RefusedModelError(f"{_named(node)} makes a tensor {grown.whole} times as large as what it is given")
+        growth.update(dict.fromkeys(node.outputs, grown))
         for inner in node.graphs:
             _check_body(node, inner)
             _check_graph(inner, growth, constants)
+
+
+def _grown(node: Node, given: list[_Growth], constants: dict[str, Tensor]) -> _Growth:
+    """What a node makes of what it is given."""
+    sized = max((one.sized for one in given), default=1) * _factor(node, constants)
+    if node.op_type in _MIXING:
+        return _Growth(sized)
+    together = sum if node.op_type in _JOINING else max
+    return _Growth(sized, together(one.joined for one in given or [_GIVEN]))
 
 
 def _check_node(node: Node) -> None:
@@ -192,21 +219,39 @@ def _constant(node: Node) -> Iterator[tuple[str, Tensor]]:
             yield node.outputs[0], Tensor("", 7, (len(values),), None, len(values), external=False, small=values)
 
 
-_SIZED_BY = {"Tile": 1, "Expand": 1, "ConstantOfShape": 0}
-"""Which input says how large the output becomes."""
+_JOINING = frozenset({"Concat", "SequenceConstruct", "ConcatFromSequence"})
+_MIXING = frozenset({"Conv", "ConvInteger", "ConvTranspose", "QLinearConv", "Gemm", "MatMul", "MatMulInteger"})
+_SIZED_BY_INPUT = {"Tile": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Which input says how large the output becomes; where it is constant it is believed."""
+_SIZED_BY_SHAPE = frozenset({"RandomNormal", "RandomUniform"})
+"""What has an attribute `shape`."""
 
 
 def _factor(node: Node, constants: dict[str, Tensor]) -> int:
     """By how much a node blows up what it is given, as far as constants say so."""
-    place = _SIZED_BY.get(node.op_type)
-    if place is None or place >= len(node.inputs):
-        return 1
-    sizes = constants.get(node.inputs[place])
-    if sizes is None:
-        return 1
-    if sizes.small is None or min(sizes.small, default=0) < 0:
+    if node.op_type in _SIZED_BY_SHAPE:
+        return _product_of(node, node.integers.get("shape"))
+    if node.op_type == "Pad":
+        return _padding(node, constants)
+    place = _SIZED_BY_INPUT.get(node.op_type)
+    sizes = constants.get(node.inputs[place]) if place is not None and place < len(node.inputs) else None
+    return 1 if sizes is None else _product_of(node, sizes.small)
+
+
+def _product_of(node: Node, sizes: tuple[int, ...] | None) -> int:
+    if sizes is None or min(sizes, default=0) < 0:
         raise RefusedModelError(f"{_named(node)} has sizes that are no sizes")
-    return max(product(sizes.small), 1)
+    return max(product(sizes), 1)
+
+
+def _padding(node: Node, constants: dict[str, Tensor]) -> int:
+    """By how much padding blows up at least: each dimension was 1 or more before. Cropping counts for nothing."""
+    given = constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
+    pads = node.integers.get("pads") if given is None else given.small
+    if pads is None:
+        return 1
+    half = len(pads) // 2
+    return max(pads[place] + pads[place + half] for place in range(half)) if half and max(pads) > MAX_SIDE else 1
 
 
 def _port(declared: Declared) -> Port:

@@ -84,6 +84,37 @@ HOSTILE = {
         model(graph(node("ConstantOfShape", ["s"], ["y"]), weights=(integers("s", 10**5, 10**5),))),
         "times as large",
     ),
+    "a bomb of joining": (
+        model(
+            graph(
+                *(node("Concat", [f"c{place}"] * 2, [f"c{place + 1}"]) for place in range(34)),
+                node("Relu", ["c34"], ["y"]),
+                more=block(11, value("c0", [1])),
+            )
+        ),
+        "times as large",
+    ),
+    "a bomb by chance": (
+        model(
+            graph(
+                node(
+                    "RandomUniform",
+                    [],
+                    ["y"],
+                    attributes=block(5, block(1, "shape") + number(8, 10**5) + number(8, 10**5)),
+                )
+            )
+        ),
+        "times as large",
+    ),
+    "a bomb of padding": (
+        model(graph(node("Pad", ["x", "p"], ["y"]), weights=(integers("p", 0, 0, 0, 2**40),))),
+        "times as large",
+    ),
+    "a bomb of resizing": (
+        model(graph(node("Resize", ["x", "", "", "s"], ["y"]), weights=(integers("s", 10**5, 10**5),))),
+        "times as large",
+    ),
     "negative repeats": (model(graph(node("Tile", ["x", "r"], ["y"]), weights=(integers("r", -1, -1),))), "no sizes"),
     "a loop whose body takes less": (
         model(
@@ -139,6 +170,20 @@ def test_as_deep_and_as_large_as_allowed_passes() -> None:
     check_model(model(nested(MAX_DEPTH - 1)), "model.onnx")
     check_model(model(tiles(1, MAX_ELEMENTS)), "model.onnx")
     check_model(model(graph(ADD, weights=(tensor("w", [1, 4]), tensor("e", [0, 4])))), "model.onnx")
+
+
+def test_a_dense_network_passes() -> None:
+    """Each layer joins all before it, sixty times over, and each convolution makes a few channels of all of that."""
+    layers = [
+        layer
+        for place in range(60)
+        for layer in (
+            node("Conv", [f"c{place}", "w"], [f"v{place}"]),
+            node("Concat", [f"c{place}", f"v{place}"], [f"c{place + 1}"]),
+        )
+    ]
+    first, last = block(11, value("c0", [1])), node("Relu", ["c60"], ["y"])
+    check_model(model(graph(*layers, last, weights=(tensor("w", [1, 1, 1, 1]),), more=first)), "model.onnx")
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
