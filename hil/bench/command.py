@@ -20,6 +20,9 @@ from agent import __version__
 from agent.errors import ConfigError
 from hil.bench import BENCHMARKS
 
+MOST_COLUMNS = 9
+"""Of a table in a terminal of 80 characters."""
+
 
 class Machine(msgspec.Struct, frozen=True):
     """Where figures were taken."""
@@ -98,9 +101,14 @@ def _print(console: Console, name: str, figures: dict[str, Any]) -> None:
 
 
 def _nested(label: str, figures: dict[str, Any]) -> Table:
-    """A table of what is nested: a row each, with a column for every figure that the rows have."""
+    """A table of what is nested: a row each, with a column for every figure that the rows have.
+
+    The other way round where there are more figures than a terminal has room for, and fewer rows than that.
+    """
     rows = {name: row if isinstance(row, dict) else {label: row} for name, row in figures.items()}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    if len(columns) > MOST_COLUMNS:
+        rows, columns = {name: {row: rows[row].get(name, "") for row in rows} for name in columns}, list(rows)
     table = Table(label, *(column.replace("_", " ") for column in columns))
     for name, row in rows.items():
         table.add_row(name, *(_text(row.get(column, "")) for column in columns))

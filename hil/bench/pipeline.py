@@ -40,6 +40,7 @@ import msgspec
 
 from agent.errors import DrivewayError
 from agent.inference.runner import PackageRunner
+from agent.inference.slices import fitting_items
 from agent.package import Bucket, Package
 from agent.wire import encode_input
 from agent.worker.images import decode_image
@@ -241,7 +242,8 @@ async def _row(load: Load, place: Place, rounds: int, slice_s: float) -> Row:
         file.write_bytes(encode_input(load.items))
         with peer(load, place, file) as ask:
             ask("bare", FIRST_RUNS)
-            count = max(FIRST_RUNS, round(slice_s * FIRST_RUNS / ask("bare", FIRST_RUNS).wall_s))
+            wanted = max(FIRST_RUNS, round(slice_s * FIRST_RUNS / ask("bare", FIRST_RUNS).wall_s))
+            count = max(1, fitting_items(load.package, wanted * load.batch_items) // load.batch_items)
             async with _leased(load, place) as runner:
                 runner.give([load.items[one % len(load.items)] for one in range(count * load.batch_items)])
                 await runner.compute()
