@@ -49,7 +49,11 @@ MAX_PLAN_BYTES = 4 * 1024**3
 EXIT_REFUSED, EXIT_PROTOCOL, EXIT_LOST, EXIT_TERMINATED = 3, 4, 5, 143
 """The worker's exit status: its package was refused, the daemon broke the protocol or left, its accelerator was lost
 (and with it whatever the process held), SIGTERM came. 0 after Stop."""
-BUILDER_SETTINGS = 1
+ACCELERATOR_LIBRARIES_MB = 3072
+"""So much of the computer's memory (MiB) a worker may take for the accelerator's driver and the engine's libraries,
+besides what it may take for its package. A guess: they map one to two GiB before the first byte of a model, no vendor
+says how much, and without a GPU it was not measured."""
+BUILDER_SETTINGS = 2
 """Raised with every change of how plans are built, so that those of before are built anew."""
 
 # --- daemon to worker -----------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ on the car can take any work, while a car that went on with what it can do alrea
 comes all the same (a verdict's next grant) goes before the build. A question still to be answered is waited for.
 
 A build that failed is tried again after a minute, doubled each time up to an hour; so is a plan that is built and yet
-missing again. One that we killed is begun anew when the gate next allows it. A model that cannot be built is refused.
+missing again. One that we killed is begun anew when the gate next allows it. A model that cannot be built, or whose
+builder keeps crashing, is refused by the shell.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import WorkerError
+from agent.wire import ACCELERATOR_LIBRARIES_MB
 
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -41,7 +42,14 @@ class Cell(msgspec.Struct, frozen=True):
     library_path: str = ""
     """Where the engine's libraries lie, where the linker does not look by itself; colons between directories."""
     memory_mb: int | None = None
-    """What its control group is bounded to, where it has one."""
+    """What it may take for a package; None: nobody said."""
+
+    @property
+    def group_mb(self) -> int | None:
+        """What its control group is bounded to, where it has one: the accelerator's libraries come on top."""
+        if self.memory_mb is None:
+            return None
+        return self.memory_mb + (ACCELERATOR_LIBRARIES_MB if self.accelerator else 0)
 
     def command(self, descriptor: int) -> list[str]:
         """The command line of a worker whose socket is this descriptor."""

@@ -58,6 +58,8 @@ class Errand:
         """Whether it ended as it should, or because it was stopped."""
         self.lost_accelerator = False
         """The worker lost the accelerator, or could not use it to begin with."""
+        self.crashed = False
+        """A signal ended it, and none of ours."""
 
     @property
     def pid(self) -> int:
@@ -175,6 +177,7 @@ class Errand:
     def _gone(self, _pid: int, expected: bool, detail: str) -> None:  # noqa: FBT001 - the launcher's callback
         assert self._process is not None
         self.lost_accelerator = self.lost_accelerator or self._process.lost_accelerator
+        self.crashed = self._process.crashed
         if self._end.cancelled():
             if isinstance(self._answer, BuiltPlan):
                 self._answer.close()

@@ -68,7 +68,7 @@ def launch(
     cell = Cell(python, tuple(readable), accelerator, library_path, memory_mb)
     process, ours = start_child(cell)
     try:
-        return WorkerProcess(clock, on_message, on_gone, process, ours, memory_mb=cell.memory_mb)
+        return WorkerProcess(clock, on_message, on_gone, process, ours, memory_mb=cell.group_mb)
     except OSError as error:
         ours.close()
         process.kill()
@@ -131,6 +131,11 @@ class WorkerProcess:
     def lost_accelerator(self) -> bool:
         """Whether it has ended because it lost the accelerator."""
         return self._status == wire.EXIT_LOST
+
+    @property
+    def crashed(self) -> bool:
+        """Whether a signal has ended it that was none of ours."""
+        return self._status is not None and self._status < 0 and not self._expected and not self._fault
 
     def survey(self, executor: wire.ExecutorName) -> None:
         """Have it say what the executor finds here; answered by Surveyed or Refused. Raises WorkerError, as all do."""

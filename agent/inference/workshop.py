@@ -4,8 +4,9 @@ The worker is a process of its own, confined like any other and killed like any 
 stops it, and hears of its end (WorkerGone). The plan comes back in sealed memory and is put into the cache before the
 core is told of either, so a plan that counts as built is on the disk, and the memory is free when the worker is gone.
 
-A model of which no plan can be built is refused (BuildRefused), and its package is taken off the shelf. Whatever else
-goes wrong (the worker crashed, the disk is full) is the end of this try alone.
+A model of which no plan can be built is refused (BuildRefused), and its package is taken off the shelf; so is one whose
+builder has crashed MAX_CRASHES times, since a builder that a model crashes would crash every hour for ever. Whatever
+else goes wrong (the disk is full) is the end of this try alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from agent.log import logger
 from agent.package import Package
 from agent.ports import Clock, Emit
 
+MAX_CRASHES = 3
+"""Once may be the computer's memory, and twice. A plan that is built is forgiven them."""
 PROGRESS_MS = 1_000
 """The core hears of progress so often at most, whatever the builder says."""
 
@@ -45,6 +48,8 @@ class Workshop:
         self._on_lost = on_lost
         self._errand: Errand | None = None
         self._task: asyncio.Task[None] | None = None
+        self._crashes: dict[str, int] = {}
+        """How often a package's builder died of a signal that was none of ours, since its plan was last built."""
         self._name = ""
         self._told_ms = 0
 
@@ -89,6 +94,8 @@ class Workshop:
             self._refused(package_sha256, detail)
         except DrivewayError as error:
             expected, detail = errand.expected, str(error)
+            if errand.crashed:
+                self._crashed(package_sha256, detail)
         except Exception as error:  # noqa: BLE001 - a bug here is a build that failed, and must not keep the core waiting
             expected, detail = False, repr(error)
             logger().error("effect_failed", effect="StartBuild", error=detail)
@@ -122,7 +129,14 @@ class Workshop:
         finally:
             built.close()
         sha256 = package.package_sha256
+        self._crashes.pop(sha256, None)
         self._emit(PlanBuilt(at_ms=self._clock.boot_ms(), package_sha256=sha256, plan_bytes=plan_bytes))
+
+    def _crashed(self, package_sha256: str, detail: str) -> None:
+        """The builder died: the core tries again later, until that has happened too often."""
+        crashes = self._crashes[package_sha256] = self._crashes.get(package_sha256, 0) + 1
+        if crashes >= MAX_CRASHES:
+            self._refused(package_sha256, f"its plan's builder crashed {crashes} times: {detail}")
 
     def _refused(self, package_sha256: str, detail: str) -> None:
         """The package is offered no more; the next start looks at it again."""

@@ -21,6 +21,7 @@ from agent.wire import Build, Building, Built
 from agent.worker.channel import Channel
 from agent.worker.cuda.opening import open_context
 from agent.worker.executor import ModelTensor
+from agent.worker.executors import host_memory_mb
 from agent.worker.program import compile_program
 from agent.worker.sandbox import limit_memory
 from agent.worker.tensorrt.builder import BuildOrder, Plan, Shapes, build_plan
@@ -44,7 +45,7 @@ def build(order: Build, channel: Channel, rest: Rest, compute_capability: str | 
     """
     timing = bytes(channel.take_memory(order.timing_bytes)) if order.timing_bytes else b""
     package = open_package(Path(order.path))
-    limit_memory(order.memory_mb)
+    limit_memory(host_memory_mb(order.executor, order.memory_mb))
     _deepen_stack()
     model = package.read(package.manifest.model)
     where = f"package {package.path}: {package.manifest.model}"

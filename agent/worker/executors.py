@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.wire import ExecutorName
+from agent.wire import ACCELERATOR_LIBRARIES_MB, ExecutorName
 from agent.worker.executor import Executor, StalePlanError
 
 
@@ -19,6 +19,15 @@ def open_executor(
     if plan is None:
         raise StalePlanError(f"{name} needs a plan, and none came with the package")
     return _tensorrt(name, plan, memory_mb)
+
+
+def host_memory_mb(name: ExecutorName, memory_mb: int) -> int:
+    """What a process with this executor may take of the computer's memory (MiB) for a package of `memory_mb`.
+
+    On an accelerator `memory_mb` bounds what is allocated for the package there and pinned here; what the driver and
+    the engine's libraries take for themselves comes on top (`ACCELERATOR_LIBRARIES_MB`).
+    """
+    return memory_mb if name == "onnxruntime" else memory_mb + ACCELERATOR_LIBRARIES_MB
 
 
 def _onnxruntime(model: bytes, threads: int, memory_mb: int) -> Executor:

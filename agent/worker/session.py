@@ -48,7 +48,7 @@ from agent.wire import (
 from agent.worker.channel import Channel
 from agent.worker.ending import free_at_end
 from agent.worker.executor import ExecutorError, LostError, StalePlanError, UnavailableError
-from agent.worker.executors import open_executor
+from agent.worker.executors import host_memory_mb, open_executor
 from agent.worker.pacing import Pacer
 from agent.worker.pipeline import Pipeline
 from agent.worker.results import check_golden, golden_items, slice_done
@@ -181,7 +181,7 @@ class Session:
         limits = package.manifest.limits
         if limits.memory_mb > order.memory_mb:
             raise PackageError(f"package {package.path} needs {limits.memory_mb} MiB, more than {order.memory_mb}")
-        limit_memory(limits.memory_mb)
+        limit_memory(host_memory_mb(order.executor, limits.memory_mb))
         self.attend(0)
         model = package.read(package.manifest.model)
         check_model(model, f"package {package.path}: {package.manifest.model}")

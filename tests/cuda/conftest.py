@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda import standin
-from tests.cuda.host_kernels import library
+from tests.cuda.host_kernels import SOURCES, library
 
 PREPARE = "make packages prepares it"
 
@@ -40,6 +40,15 @@ def pycuda(stand_in: Path) -> Path:
     if not (standin.SITE / "pycuda").is_dir():
         pytest.skip(f"no pycuda in {standin.SITE.relative_to(standin.ROOT)} ({PREPARE})")
     return standin.SITE
+
+
+@pytest.fixture(scope="session")
+def engine_kernels(pycuda: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of kernels/*.cu together with the stand-in engine's."""
+    folder = tmp_path_factory.mktemp("sources")
+    for source in (*SOURCES.glob("*.cu"), *SOURCES.glob("*.cuh"), Path(__file__).parent / "standin_engine.cu"):
+        (folder / source.name).symlink_to(source)
+    return library(folder)
 
 
 RunOnDevice = Callable[..., subprocess.CompletedProcess[str]]

@@ -196,6 +196,23 @@ def too_little_budget() -> None:
         assert (rig.used_bytes(), executor.memory_bytes) == (used, 0)
 
 
+def too_little_for_the_engine() -> None:
+    """What the engine takes for itself counts as the package's, before anything else does."""
+    with rig.columns_executor() as (_, engine):
+        nbytes = engine.weights.nbytes + engine.bias.nbytes
+    for limit_bytes in (nbytes - 1, nbytes // 2):
+        text = _fails(ExecutorError, "of the package's", lambda: rig.open_columns(memory_bytes=limit_bytes))  # noqa: B023 - called here
+        assert text.startswith("the engine itself (its weights): 0.2 MiB needed"), text
+        assert rig.used_bytes() == (0, 0)
+    with rig.columns_executor() as (executor, _):
+        executor.bind(rig.line_binding())
+        taken_bytes = executor.memory_bytes
+    with rig.columns_executor(memory_bytes=taken_bytes + nbytes) as (executor, _):
+        executor.bind(rig.line_binding())
+    with rig.columns_executor(memory_bytes=taken_bytes + nbytes - 1) as (executor, _):
+        _fails(ExecutorError, "of the package's", lambda: executor.bind(rig.line_binding()))
+
+
 def no_device() -> None:
     """Opening without a device, or on one that is lost: the executor is unavailable, and nothing is lost."""
     for settings in ("devices=0\n", "lost=999\n", "fail=cuDevicePrimaryCtxRetain@1:2\n"):

@@ -5,7 +5,9 @@ Run by test_executor.py.
 
 from __future__ import annotations
 
+import os
 import resource
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +15,7 @@ import pycuda.driver as cuda
 
 from agent.worker.cuda.executor import CudaExecutor
 from agent.worker.cuda.memory import DeviceBuffer, StagedBuffer
+from agent.worker.ending import end_on_sigterm, free_at_end
 from agent.worker.executor import Slot
 from tests.cuda import executor_rig as rig
 from tests.cuda.standin_engine import ColumnsEngine
@@ -157,6 +160,40 @@ def cleared_before_it_is_freed() -> None:
     assert not any(seen), seen
 
 
+def scratch_that_moves_is_run_at_before_it_is_recorded() -> None:
+    """An engine that sets itself up at new addresses keeps its graphs when a larger bucket moves the scratch memory."""
+    with rig.columns_executor() as (executor, engine):
+        engine.temper.settles = True
+        narrow, wide = rig.line_binding(width=64), rig.line_binding(width=256)
+        images = rig.images(3, 4)
+        buckets = [(one, executor.bind(one)) for one in (narrow, wide)]
+        assert executor.notes == []
+        enqueued = engine.temper.enqueued
+        for binding, bucket in buckets:
+            wanted = rig.expected(engine, binding, dict(enumerate(images)))
+            for slot in bucket.slots:
+                for row, results in enumerate(rig.compute(slot, images)):
+                    rig.assert_close(results, wanted[row])
+        assert engine.temper.enqueued == enqueued, "all of it ran as graphs"
+
+
+def sigterm_in_a_capture() -> None:
+    """Told to end in the middle of a capture, the worker's way out still zeroes all memory and gives it back."""
+    seen: list[int] = []
+    for kind in (DeviceBuffer, StagedBuffer):
+        _look_before_free(kind, seen)
+    end_on_sigterm()
+    executor, engine = rig.open_columns()
+    for slot in executor.bind(rig.line_binding()).slots:
+        rig.compute(slot, rig.images(5, 4))
+    assert _with_data(executor)
+    free_at_end(executor.close)
+    free_at_end(lambda: _judge(seen))
+    engine.temper.terminated_at = engine.temper.enqueued + 2  # the first of a bind warms up, the second is captured
+    executor.bind(rig.line_binding(width=32))
+    raise AssertionError("SIGTERM was not heeded")
+
+
 def pinned_memory_is_little() -> None:
     """A slot of lines pins little more than the largest image."""
     with rig.columns_executor() as (executor, _):
@@ -197,6 +234,14 @@ def _look_before_free(kind: type[DeviceBuffer | StagedBuffer], seen: list[int]) 
         free(buffer)  # type: ignore[arg-type]  # of this kind
 
     kind.free = look  # type: ignore[method-assign,assignment]  # to see what nobody else may
+
+
+def _judge(seen: list[int]) -> None:
+    """End the process with another status unless everything was given back, and zeroed before."""
+    if rig.used_bytes() != (0, 0) or len(seen) < 12 or any(seen):
+        sys.stderr.write(f"left: {rig.used_bytes()}, freed with data or without: {seen}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _resident_bytes() -> int:

@@ -12,6 +12,8 @@ import pytest
 
 from agent.inference import cgroup
 from agent.inference.cgroup import WorkerGroup, enclose, own_group
+from agent.inference.child import Cell
+from agent.wire import ACCELERATOR_LIBRARIES_MB
 
 ENFORCED = "enforced"
 MOUNT = "36 25 0:31 {root} {mount} rw,nosuid - cgroup2 cgroup2 rw\n"
@@ -27,6 +29,19 @@ def platform(folder: Path, *, path: str = "/", root: str = "/", mounted: bool = 
     (proc / "mountinfo").write_text(OTHER + mount)
     (proc / "cgroup").write_text("4:memory:/elsewhere\n" + (f"0::{path}\n" if member else ""))
     return proc
+
+
+@pytest.mark.parametrize(
+    ("cell", "group_mb"),
+    [
+        (Cell(), None),
+        (Cell(accelerator=True), None),
+        (Cell(memory_mb=1024), 1024),
+        (Cell(memory_mb=1024, accelerator=True), 1024 + ACCELERATOR_LIBRARIES_MB),
+    ],
+)
+def test_an_accelerators_libraries_have_memory_of_their_own(cell: Cell, group_mb: int | None) -> None:
+    assert cell.group_mb == group_mb
 
 
 def test_the_group_that_this_process_is_in(tmp_path: Path) -> None:

@@ -267,3 +267,19 @@ def test_the_process_has_nothing_left_to_lose() -> None:
 def test_a_process_that_has_threads_is_not_shut_in() -> None:
     """They would stay outside."""
     assert "the worker has 2 threads before it is shut in" in shut_in("thread").stderr
+
+
+@pytest.mark.parametrize(("given_mb", "left_mb"), [(-1, 512), (2048, 512), (256, 256)])
+def test_a_memory_limit_never_widens_the_one_it_was_started_with(given_mb: int, left_mb: int) -> None:
+    program = """
+import resource, sys
+from agent.worker.sandbox import limit_memory
+given_mb = int(sys.argv[1])
+if given_mb > 0:
+    resource.setrlimit(resource.RLIMIT_DATA, (given_mb * 1024**2,) * 2)
+limit_memory(512)
+print(resource.getrlimit(resource.RLIMIT_DATA)[0] // 1024**2)
+"""
+    command = [sys.executable, "-c", program, str(given_mb)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.stderr) == (f"{left_mb}\n", "")

@@ -37,6 +37,7 @@ class Engine:
 
     fault: ExecutorError | None = None
     opened: list[tuple[str, bytes | None, dict[str, int]]] = field(default_factory=list)
+    limits_mb: list[int] = field(default_factory=list)
     executor: NumpyExecutor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class Side:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine()
     monkeypatch.setattr(session_module, "open_executor", made.open)
-    monkeypatch.setattr(session_module, "limit_memory", lambda _: None)
+    monkeypatch.setattr(session_module, "limit_memory", made.limits_mb.append)
     monkeypatch.setattr(session_module, "scrub", lambda: None)  # of this whole process, heaps of threads included
     return made
 
@@ -153,6 +154,7 @@ def test_a_lease_and_the_next_one(side: Side, nothing: Package, engine: Engine) 
     assert (ready.executor, ready.device, ready.package_sha256) == ("numpy", "test", nothing.package_sha256)
     assert ready.micro_batch_ms == pytest.approx(16.0)  # 1 ms an item: 16 of 1, 4, 16, 64
     assert engine.opened == [("onnxruntime", None, {"threads": 1, "memory_mb": 512})]
+    assert engine.limits_mb == [512]
     side.give([nothing_item(number) for number in range(20)])
     side.send(wire.Run(index=0, first=0, last=20))
     assert side.next(wire.Progress).index == 0
@@ -266,6 +268,7 @@ def test_the_plan_comes_with_the_order(side: Side, nothing: Package, engine: Eng
     side.load(nothing, plan=b"a plan")
     side.next(wire.Loaded)
     assert engine.opened == [("tensorrt", b"a plan", {"threads": 1, "memory_mb": 512})]
+    assert engine.limits_mb == [512 + wire.ACCELERATOR_LIBRARIES_MB], "the libraries' own share is not the package's"
 
 
 def test_a_plan_that_does_not_load_is_told_from_a_bad_package(side: Side, nothing: Package) -> None:

@@ -1,11 +1,13 @@
 """Run with real TensorRT-RTX: build plans of one model as told, with our builder; prints what came of it as JSON.
 
 Argument: a JSON file with `model` (a path), `buckets`, and perhaps `compute_capability`, `stop_at` (at which calls of
-`attend` to give up, a build each), `rest_s`, `timing`, `tied` (leave sizes of one name tied), `twice`, `open`.
+`attend` to give up, a build each), `rest_s`, `timing`, `tied` (leave sizes of one name tied), `shape_fault`
+(the built-in error that giving a profile its shape raises), `twice`, `open`.
 """
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import resource
@@ -31,6 +33,9 @@ def main() -> None:
     if todo.get("tied"):
         builder._untie = lambda network, buckets: None  # as if we did not know
     flavour = open_flavour("tensorrt_rtx")
+    flags = _watched_flags()
+    if "shape_fault" in todo:
+        _spoil_shapes(getattr(builtins, todo["shape_fault"]))
     order = BuildOrder(
         model=Path(todo["model"]).read_bytes(),
         where="model.onnx",
@@ -44,6 +49,7 @@ def main() -> None:
     said["stopped"] = [_tried(order, flavour, stop_at)[1] for stop_at in todo.get("stop_at", ())]
     began_s = time.monotonic()
     plan, said["error"], said["calls"] = _tried(order, flavour, todo.get("last_stop_at", 0), todo.get("rest_s", 0))
+    said["user_allocation"] = flags
     said["seconds"] = time.monotonic() - began_s
     said["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if plan is not None:
@@ -51,6 +57,31 @@ def main() -> None:
         said["sha256"] = hashlib.sha256(plan.body).hexdigest()
         said["opened"] = _opened(bytes(plan.body), flavour)
     sys.stdout.write(json.dumps(said))
+
+
+def _watched_flags() -> list[bool]:
+    """Whether each build is told that the engine must not allocate while it runs."""
+    seen: list[bool] = []
+    configure = builder._configure
+
+    def configured(order: BuildOrder, flavour: Flavour, config: Any) -> Any:
+        cache = configure(order, flavour, config)
+        seen.append(config.get_flag(flavour.trt.BuilderFlag.REQUIRE_USER_ALLOCATION))
+        return cache
+
+    builder._configure = configured
+    return seen
+
+
+def _spoil_shapes(fault: type[Exception]) -> None:
+    """Make the bindings raise where a profile is given a shape, as some releases do for what others take."""
+    given = builder._set_shape
+
+    class Profile:
+        def set_shape(self, *_: object) -> None:
+            raise fault("inconsistent")
+
+    builder._set_shape = lambda profile, *rest: given(Profile(), *rest)
 
 
 def _tried(

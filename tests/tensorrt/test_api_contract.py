@@ -17,6 +17,7 @@ from tests.tensorrt.touched import our_sources, touched
 LOOK = Path(__file__).parent / "look_at_bindings.py"
 FLAVOURS = [("tensorrt", one) for one in VERSIONS] + [("tensorrt_rtx", one) for one in RTX_VERSIONS]
 ON_RTX = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability.CURRENT",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
     "IBuilderConfig.num_compute_capabilities",
@@ -124,6 +125,12 @@ def test_an_unknown_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("__version__ = '12.0.0'\n")
     refused = answer_of(LOOK, "tensorrt", packages=tmp_path)["refused"]
     assert refused == "TensorRT 12.0.0 is not supported; install 10.3 or newer, before 12.0"
+
+
+def test_a_release_of_tensorrt_rtx_that_nobody_tried_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("__version__ = '1.5.0.99'\n")
+    refused = answer_of(LOOK, "tensorrt_rtx", packages=tmp_path)["refused"]
+    assert refused == "TensorRT-RTX 1.5.0.99 is not supported; install 1.6 or newer, before 2.0"
 
 
 def test_bindings_that_lack_another_package_are_told(tmp_path: Path) -> None:

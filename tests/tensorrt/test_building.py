@@ -178,8 +178,8 @@ def test_a_model_that_crashes_the_library_costs_the_process_only(bindings: Path,
 
 def test_too_little_memory_costs_the_process_only(orientation: Package, bindings: Path) -> None:
     """Whether the library says so or dies of it: there is no plan, and nobody waits for one."""
-    with Worker(bindings, orientation.path) as worker:
-        worker.tell(order(orientation, memory_mb=100))
+    with Worker(bindings, orientation.path, data_mb=100) as worker:
+        worker.tell(order(orientation))
         status = worker.status()
         assert status != 0
 

@@ -56,6 +56,7 @@ def test_every_package_becomes_a_plan(name: str, version: str, packages: dict[st
     assert (said["error"], said["version"]) == ("", version)
     assert said["bytes"] > len(packages[name].read(packages[name].manifest.model))
     assert said["timing_bytes"] == 0
+    assert said["user_allocation"] == [True]
     assert said["calls"][0] == ["Reading the model", 0]
     phases = {phase for phase, _ in said["calls"]}
     assert {"Building engine", "Computing profile costs"} <= phases
@@ -106,6 +107,12 @@ def test_building_for_the_device_that_is_here_needs_one(tmp_path: Path) -> None:
     said = built(of_bytes(GOOD, tmp_path, compute_capability=None), tmp_path)["error"]
     assert said.startswith(f"UnavailableError: TensorRT-RTX {NEWEST} cannot use the accelerator: ")
     assert "CUDA driver version is insufficient" in said
+
+
+@pytest.mark.parametrize("fault", ["ValueError", "RuntimeError", "TypeError"])
+def test_a_shape_that_the_bindings_do_not_take_is_an_error_in_our_words(fault: str, tmp_path: Path) -> None:
+    said = built(of_bytes(GOOD, tmp_path, shape_fault=fault), tmp_path)["error"]
+    assert said.startswith(f"ExecutorError: TensorRT-RTX {NEWEST} does not take (1, 4) for the input 'x' (")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ LIMITS = WorkerLimits(threads=2, memory_mb=2048, executor="tensorrt_rtx")
 SHIM = """#!/bin/sh
 # In the interpreter's place: the worker with the engine's bindings, building for a device that is not here.
 shift 4
-PYTHONPATH={root}:{bindings} exec {python} {script} 8.6 8192 --read {bindings} "$@"
+PYTHONPATH={root}:{bindings} exec {python} {script} 8.6 8192 0 --read {bindings} "$@"
 """
 
 

@@ -30,6 +30,7 @@ class Worker:
         *,
         capability: str = "8.6",
         stack_kib: int = 8192,
+        data_mb: int = 0,
         environment: dict[str, str] | None = None,
     ) -> None:
         self._socket, theirs = socket.socketpair()
@@ -49,6 +50,7 @@ class Worker:
                     script,
                     capability,
                     str(stack_kib),
+                    str(data_mb),
                     *reads,
                     "--accelerator",
                     "--fd",

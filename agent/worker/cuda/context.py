@@ -49,6 +49,14 @@ class DeviceContext:
         self._open = True
         atexit.register(self.close)
 
+    def free_bytes(self) -> int:
+        """What nobody uses of the device's memory (of the computer's, where they share it); raises ExecutorError."""
+        try:
+            free, _ = cuda.mem_get_info()
+        except cuda.Error as error:
+            raise self.driver.failure_of(error) from error
+        return int(free)
+
     def close(self) -> None:
         """Give the context up; what was allocated in it has to be freed before. May be called twice; raises nothing."""
         if not self._open:

@@ -5,7 +5,8 @@ computes the other is filled. All memory is the executor's: it counts it against
 address, and clears it between leases. `CudaExecutor` owns the context, the engine and the kernels it is given, and
 frees them in `close` in the reverse order, also when the context is lost.
 
-Not counted, and not cleared, is what the engine's library holds for itself: weights, and what a context keeps.
+Not cleared is what the engine's library holds for itself. Of that the weights are counted, by what was free on the
+device before and after; what a context keeps is not.
 """
 
 from __future__ import annotations
@@ -51,11 +52,18 @@ class CudaExecutor:
     depth = _LANES
 
     def __init__(
-        self, context: DeviceContext, engine: DeviceEngine, kernels: KernelLibrary, *, memory_bytes: int
+        self,
+        context: DeviceContext,
+        engine: DeviceEngine,
+        kernels: KernelLibrary,
+        *,
+        memory_bytes: int,
+        engine_bytes: int = 0,
     ) -> None:
         """Take over a context with an engine and kernels in it; raises ExecutorError, and closes nothing then.
 
-        `memory_bytes` limits everything that is allocated here, on the device and pinned.
+        `memory_bytes` limits everything that is allocated here, on the device and pinned, together with the
+        `engine_bytes` that the engine took when it was made.
         """
         self._context = context
         self._driver: Driver = context.driver
@@ -63,6 +71,8 @@ class CudaExecutor:
         self._kernels: KernelLibrary | None = kernels
         self._kernels_sha256 = kernels.sha256
         self._budget = Budget(memory_bytes)
+        self._budget.take("the engine itself (its weights)", engine_bytes)
+        self._engine_bytes = engine_bytes
         self._arenas: list[Arena] = []
         """Of buckets, also of such as could not be bound because the context was lost."""
         self._buckets: list[CudaBucket] = []
@@ -103,8 +113,8 @@ class CudaExecutor:
 
     @property
     def memory_bytes(self) -> int:
-        """What is allocated here now."""
-        return self._budget.used_bytes
+        """What is allocated here now, without the engine's own."""
+        return self._budget.used_bytes - self._engine_bytes
 
     def bind(self, binding: Binding) -> CudaBucket:
         """A bucket with its two slots, warmed up and recorded. Nothing is allocated for it afterwards.
@@ -191,11 +201,18 @@ class CudaExecutor:
         self._trim()
 
     def _is_lost(self) -> bool:
-        """Wait for what is in flight; whether the context was lost."""
+        """Wait for what is in flight; whether the context was lost.
+
+        SIGTERM may come in the middle of a capture, in which nothing can be waited for or cleared: it is given up.
+        """
+        for lane in self._lanes:
+            self._driver.abandon_capture(lane.stream.handle)
         try:
             self.drain()
-        except ExecutorError:
+        except LostError:
             return True
+        except ExecutorError:
+            pass  # whatever it was, memory can still be cleared: what fails of that is left out
         return False
 
     def _bound(self, binding: Binding, kernels: KernelLibrary, undo: ExitStack) -> CudaBucket:

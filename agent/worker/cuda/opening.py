@@ -47,8 +47,10 @@ def open_executor(
 ) -> CudaExecutor:
     """The engine on the first device, as an executor that owns everything it is made of.
 
-    `make_engine` is called in the device's context; `memory_bytes` limits what the executor allocates beside the
-    engine. Raises ExecutorError, and whatever `make_engine` raises; nothing is left open then.
+    `make_engine` is called in the device's context; `memory_bytes` limits what it takes and what the executor
+    allocates. The engine's share is what less is free afterwards, so what others take or give back meanwhile counts as
+    well: no library says what it took. Raises ExecutorError, and whatever `make_engine` raises; nothing is left open
+    then.
     """
     with ExitStack() as undo:
         context = open_context()
@@ -57,8 +59,10 @@ def open_executor(
         from agent.worker.cuda.kernels import KernelLibrary  # noqa: PLC0415 - as above
 
         kernels = KernelLibrary(context.driver, kernel_image(context.facts))
+        free_bytes = context.free_bytes()
         engine = make_engine()
         undo.callback(engine.close)
-        executor = CudaExecutor(context, engine, kernels, memory_bytes=memory_bytes)
+        engine_bytes = max(0, free_bytes - context.free_bytes())
+        executor = CudaExecutor(context, engine, kernels, memory_bytes=memory_bytes, engine_bytes=engine_bytes)
         undo.pop_all()
     return executor

@@ -99,8 +99,11 @@ class CudaSlot:
             self.note = self._refusal(error)
 
     def move_scratch(self) -> None:
-        """Use the lane's scratch memory where it lies now. Nothing of the lane may be in flight."""
-        self._attach()
+        """Use the lane's scratch memory where it lies now. Nothing of the lane may be in flight.
+
+        The work is done once for real before it is recorded again: an engine may set itself up for its new addresses.
+        """
+        self.warm_up()
         self.record()
 
     def forget(self) -> None:

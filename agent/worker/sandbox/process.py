@@ -78,8 +78,12 @@ def limit_threads() -> None:
 
 
 def limit_memory(memory_mb: int) -> None:
-    """Cap this process's private writable memory in MiB; beyond it allocations fail, and with them a slice."""
-    limit = memory_mb * 1024**2
+    """Cap this process's private writable memory in MiB; beyond it allocations fail, and with them a slice.
+
+    A tighter cap that the process was started with stays.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = memory_mb * 1024**2 if most == resource.RLIM_INFINITY else min(memory_mb * 1024**2, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 

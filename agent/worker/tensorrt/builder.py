@@ -1,9 +1,9 @@
 """From a model's ONNX bytes to a plan: one optimisation profile for each bucket, each with a single shape in it.
 
 The precision is the model's own (a strongly typed network): what a customer ships in float16 runs in float16, and
-nothing is lowered behind their back. The plan is for this device and this release of the library only, and has no code
-in it beside TensorRT's. There are no streams beside the executor's, so that scratch memory stays small and the work can
-be captured as a graph.
+nothing is lowered behind their back, but that products of float32 may go through TF32, as the library does by default.
+The plan is for this device and this release of the library only, and has no code in it beside TensorRT's. There are no
+streams beside the executor's, so that scratch memory stays small and the work can be captured as a graph.
 
 Only bytes that `agent.onnx.check.check_model` has passed come near the native parser: it is called here, first. Parsing
 is still the customer's bytes in native code, which is why all of this happens in a process of its own.
@@ -131,10 +131,18 @@ def _profiles(order: BuildOrder, flavour: Flavour, builder: Any, network: Any, c
         _check_shapes(order.where, tensors, shapes)
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():
-            profile.set_shape(name, shape, shape, shape)
+            _set_shape(profile, name, shape, flavour)
         if config.add_optimization_profile(profile) < 0:
             raise failure(flavour, f"does not take the shapes {shapes}")
     return buckets
+
+
+def _set_shape(profile: Any, name: str, shape: Shape, flavour: Flavour) -> None:
+    """Fix an input's shape. The bindings raise where the library would return False; which error, differs."""
+    try:
+        profile.set_shape(name, shape, shape, shape)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise failure(flavour, f"does not take {shape} for the input {name!r} ({printable(str(error))})") from error
 
 
 def _check_shapes(where: str, tensors: Mapping[str, Any], shapes: Shapes) -> None:
@@ -171,6 +179,9 @@ def _configure(order: BuildOrder, flavour: Flavour, config: Any) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.scratch_bytes)
     config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.max_aux_streams = 0
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # TensorRT-RTX may else allocate while it runs: neither counted nor cleared, and no work can then be captured.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt, "ComputeCapability"):
         _choose_device(order, flavour, config)
     elif order.compute_capability is not None:

@@ -1,4 +1,4 @@
-"""The part of TensorRT's Python interface that we use: present in `tensorrt` 10.3 to 11.x and in `tensorrt_rtx` 1.4 on.
+"""The part of TensorRT's Python interface that we use: present in `tensorrt` 10.3 to 11.x and in `tensorrt_rtx` 1.6 on.
 
 Nothing else of it may be touched in this folder (a test reads the source), and the bindings are held against this table
 before they are used: a release that has dropped something is told by name, at the start, and not in the middle of
@@ -49,11 +49,13 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     ),
     "INetworkDefinition": ("get_input", "num_inputs"),
     "ITensor": ("get_dimension_name", "is_shape_tensor", "name", "set_dimension_name", "shape"),
+    "BuilderFlag": (),
     "IBuilderConfig": (
         "add_optimization_profile",
         "builder_optimization_level",
         "max_aux_streams",
         "progress_monitor",
+        "set_flag",
         "set_memory_pool_limit",
     ),
     "IOptimizationProfile": ("set_shape",),
@@ -74,6 +76,7 @@ OPTIONAL: Mapping[str, tuple[str, ...]] = {
         "set_execution_context_allocation_strategy",
     ),
     "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+    "BuilderFlag": ("REQUIRE_USER_ALLOCATION",),
     "ComputeCapability": ("CURRENT",),
     "IBuilderConfig": (
         "create_timing_cache",
