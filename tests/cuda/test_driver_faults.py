@@ -39,16 +39,18 @@ event, page = cuda.Event(), pinned(40, np.uint8)
 page[:] = 7
 launch(stream, x, best, probability)
 stream.synchronize()
+control(kernels_held=1, kernel_fails="ctc_greedy_decode_float32@1:719")
 launch(stream, x, best, probability)
 cuda.memcpy_dtoh_async(page, best, stream)
 event.record(stream)
+control(kernel_fails="ctc_greedy_decode_float32@1:719")
 assert "unspecified launch failure" in failed(event.synchronize)
 assert (page == 7).all()
 for call in (stream.synchronize, lambda: cuda.mem_alloc(10), lambda: launch(stream, x, best, probability)):
     assert "unspecified launch failure" in failed(call)
 """
     )
-    done = run_on_device(PRELUDE + program, kernel_fails="ctc_greedy_decode_float32@2:719")
+    done = run_on_device(PRELUDE + program, control=tmp_path / "control")
     assert done.returncode == 0, done.stderr
 
 

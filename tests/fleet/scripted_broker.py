@@ -85,8 +85,12 @@ class Peer:
         self._socket = connection
 
     def send(self, *packets: bytes) -> None:
-        for one in packets:
-            self._socket.sendall(one)
+        """Say these; raises ConnectionError when the link has left."""
+        try:
+            for one in packets:
+                self._socket.sendall(one)
+        except OSError as error:  # also of a socket that was closed here meanwhile, since the link had left
+            raise ConnectionError from error
 
     def expect(self, kind: int) -> bytes:
         """The body of the next packet of this kind; raises ConnectionError when none comes any more."""
