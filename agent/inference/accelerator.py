@@ -92,7 +92,8 @@ class AcceleratorWatch:
     async def _lost_within(self, wait_s: float) -> bool:
         """Wait so long at most for a worker to lose it."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._lost.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._lost.wait()
         return self._lost.is_set()
 
     async def _survey(self) -> bool:

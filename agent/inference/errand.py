@@ -69,7 +69,8 @@ class Errand:
     async def survey(self, executor: wire.ExecutorName) -> wire.Surveyed:
         """What the executor finds on this computer; raises WorkerError when it cannot work here, and says why."""
         try:
-            answer = await asyncio.wait_for(self._done(executor, lambda worker: worker.survey(executor)), SURVEY_S)
+            async with asyncio.timeout(SURVEY_S):  # not wait_for, which may swallow a cancellation (until 3.12)
+                answer = await self._done(executor, lambda worker: worker.survey(executor))
         except TimeoutError:
             raise WorkerError(f"no answer from {executor} within {SURVEY_S:.0f} s") from None
         except PackageError as refusal:
