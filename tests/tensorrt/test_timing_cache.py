@@ -56,6 +56,7 @@ def order(timing: bytes, compute_capability: str | None = None) -> BuildOrder:
 def configured(timing: bytes, config: Config) -> Any:
     flavour = simulated(World())
     flavour.trt.MemoryPoolType = type("MemoryPoolType", (), {"WORKSPACE": "workspace"})
+    flavour.trt.BuilderFlag = type("BuilderFlag", (), {})  # the classic flavours have no flag that we set
     return _configure(order(timing), flavour, config)
 
 
@@ -92,5 +93,6 @@ def test_a_cache_that_cannot_be_kept_is_an_error() -> None:
 def test_this_flavour_builds_only_for_the_device_that_is_here() -> None:
     flavour = simulated(World())
     flavour.trt.MemoryPoolType = type("MemoryPoolType", (), {"WORKSPACE": "workspace"})
+    flavour.trt.BuilderFlag = type("BuilderFlag", (), {})  # the classic flavours have no flag that we set
     with pytest.raises(UnavailableError, match=r"not for any 8\.6; build on the device itself"):
         _configure(order(b"", "8.6"), flavour, Config())
