@@ -67,6 +67,7 @@ class Parts:
     store: StoreThread
     shelf: Shelf
     sources: tuple[Source, ...]
+    accelerator: AcceleratorWatch
     orders: Orders
     desk: Desk
     link: Link
@@ -94,6 +95,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         on_surveyed=plans.surveyed,
         python=worker.python,
         library_path=worker.library_path,
+        required=worker.required,
     )
 
     def note(name: str, fields: dict[str, str | int | float | bool]) -> None:
@@ -163,6 +165,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         store=store,
         shelf=shelf,
         sources=sources,
+        accelerator=accelerator,
         orders=orders,
         desk=desk,
         link=link,
@@ -185,6 +188,7 @@ def worker_limits(config: Config) -> WorkerLimits:
         executor=inference.executor,
         python=inference.worker_python or sys.executable,
         library_path=inference.library_path,
+        required=inference.require_confinement,
         drain_ms=max(1, budget_ms - max(DRAIN_MARGIN_MS, budget_ms // 10)),
     )
 

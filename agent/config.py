@@ -24,7 +24,7 @@ from agent.telemetry.actuators import DevfreqStep, check_steps
 from agent.toml import read_toml
 from agent.vehicle.databroker import DatabrokerConfig
 from agent.vehicle.source import BusConfig
-from agent.wire import ExecutorName
+from agent.wire import ExecutorName, Measure
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 
@@ -116,6 +116,8 @@ class InferenceConfig(Section, frozen=True):
     """The interpreter that has the engine's bindings, where that is not the daemon's own (JetPack's Python 3.10)."""
     library_path: str = ""
     """Where the engine's libraries lie, if the linker does not look there by itself; colons between directories."""
+    require_confinement: tuple[Measure, ...] = ()
+    """Without these measures of its cage a worker does nothing, and the accelerator is not ready."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     memory_mb: Annotated[int, msgspec.Meta(ge=128, le=262_144)] = 2048
     plan_cache_mb: Annotated[int, msgspec.Meta(ge=64, le=1_048_576)] = 4096

@@ -27,6 +27,7 @@ from agent.assembly import assemble
 from agent.clock import boot_id
 from agent.config import Config
 from agent.core import lease as leases
+from agent.core.building import may_survey
 from agent.core.effects import PauseTransfers, StopWorker
 from agent.core.events import EventType, Stopping
 from agent.core.machine import step
@@ -89,6 +90,7 @@ class Daemon:
             return
         for effect in effects:
             self.parts.hands.perform(effect)
+        self.parts.accelerator.permit(permitted=may_survey(self.state))
         self.parts.recorder.saw(before, event, self.state, effects)
 
     def _over(self) -> bool:
@@ -104,6 +106,7 @@ class Daemon:
         self._queue.clear()
         for effect in (StopWorker(budget_ms=0, why="core_failed"), PauseTransfers()):
             self.parts.hands.perform(effect)
+        self.parts.accelerator.permit(permitted=False)
         self.parts.recorder.saw(self.state, event, self.state, ())
         logger().error("core_failed", event_type=name, traceback="".join(traceback.format_exception(error)))
         self._stop.set()

@@ -45,7 +45,16 @@ def worker(state: State, confinement: tuple[Confinement, ...] = ()) -> WorkerVie
     if build is None:
         return WorkerView(one.phase.value, one.pid, one.executor, one.device, one.package, confinement=cage)
     on = state.accelerator
-    return WorkerView(one.phase.value, one.pid, on.executor, on.device, one.package, build.phase, build.done_permille)
+    return WorkerView(
+        one.phase.value,
+        one.pid,
+        on.executor,
+        on.device,
+        one.package,
+        build.phase,
+        build.done_permille,
+        confinement=cage,
+    )
 
 
 def accelerator(state: State, memory_returned_ms: int | None = None) -> AcceleratorView:

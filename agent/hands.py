@@ -133,7 +133,7 @@ class Hands:
     @property
     def confinement(self) -> tuple[Confinement, ...]:
         """What shuts the worker in, and what of that is absent here; empty without a worker."""
-        return self._station.confinement
+        return self._station.confinement or self._workshop.confinement
 
     @property
     def memory_returned_ms(self) -> int | None:

@@ -40,11 +40,29 @@ class _Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 ExecutorName = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 """What an engine runs on; the configuration names one, and there is no falling back from it to another."""
+Measure = Literal[
+    "dies_with_parent",
+    "own_network",
+    "first_to_go",
+    "low_priority",
+    "not_dumpable",
+    "open_files",
+    "threads",
+    "no_privileges",
+    "landlock_files",
+    "landlock_tcp",
+    "landlock_devices",
+    "landlock_scopes",
+    "system_calls",
+]
+"""What a worker shuts itself in with; the configuration may require any of it."""
 PackagePath = Annotated[str, msgspec.Meta(max_length=4096)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 MemoryMb = Annotated[int, msgspec.Meta(ge=64, le=1_048_576)]
 MAX_PLAN_BYTES = 4 * 1024**3
+MAX_TIMING_BYTES = 64 * 1024**2
+TimingBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMING_BYTES)]
 
 EXIT_REFUSED, EXIT_PROTOCOL, EXIT_LOST, EXIT_TERMINATED = 3, 4, 5, 143
 """The worker's exit status: its package was refused, the daemon broke the protocol or left, its accelerator was lost
@@ -68,14 +86,14 @@ class Survey(_Frame, frozen=True, tag=True):
 class Build(_Frame, frozen=True, tag=True):
     """Build the engine plan of the package in the directory `path`; answered by Built or Refused.
 
-    The timing cache that belongs to this platform, if there is one, rides along in a sealed memfd (`timing_bytes` > 0).
+    The package's own timing cache of this platform, if there is one, rides along in a sealed memfd.
     """
 
     path: PackagePath
     executor: ExecutorName
     threads: Threads
     memory_mb: MemoryMb
-    timing_bytes: Count = 0
+    timing_bytes: TimingBytes = 0
 
 
 class Load(_Frame, frozen=True, tag=True):
@@ -178,7 +196,7 @@ class Built(_Frame, frozen=True, tag=True):
     """The plan, and the timing cache as it is now (0 bytes: none), come in sealed memfds with this frame."""
 
     plan_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PLAN_BYTES)]
-    timing_bytes: Count
+    timing_bytes: TimingBytes
 
 
 class Loaded(_Frame, frozen=True, tag=True):

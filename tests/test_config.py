@@ -104,6 +104,11 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             'interface = "socketcam"',
             "vehicle.bus[0].interface: Invalid enum value 'socketcam'; did you mean 'socketcan'?",
         ),
+        (
+            "[inference]",
+            '[inference]\nrequire_confinement = ["landlock_file"]',
+            "inference.require_confinement[0]: Invalid enum value 'landlock_file'; did you mean 'landlock_files'?",
+        ),
         ('state_dir = "state"', "", "Object missing required field `state_dir`"),
         ('state_dir = "state"', "state_dir = ", "is not TOML"),
     ],

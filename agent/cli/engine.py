@@ -48,6 +48,7 @@ def runner_for(options: argparse.Namespace, package: Package, progress: Progress
         executor=executor,
         python=(engine.worker_python if engine is not None else "") or sys.executable,
         library_path="" if engine is None else engine.library_path,
+        required=() if engine is None else engine.require_confinement,
         memory_mb=engine.memory_mb if engine is not None else BUILD_MEMORY_MB,
         on_building=progress.show,
     )

@@ -68,6 +68,16 @@ def _may_begin(state: State) -> bool:
     return plugged and duty_permille(heat.cap_w, state.policy, measured=heat.measured) == FULL_PERMILLE
 
 
+def may_survey(state: State) -> bool:
+    """Whether a process may be on the accelerator to look at it: no worker is there, and no gate is shut.
+
+    The one that waits for just that answer does not count.
+    """
+    return state.worker.phase is WorkerPhase.ABSENT and all(
+        gate.state is not GateState.CLOSED for gate in state.gates.gates if gate.name != "self_test"
+    )
+
+
 def comes_first(state: State) -> bool:
     """Whether a build is under way or about to begin, so that no work is asked for."""
     return state.worker.build is not None or wanted(state) is not None

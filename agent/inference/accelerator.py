@@ -5,7 +5,11 @@
 
 What is configured is what counts: a car that is set up for TensorRT and has none is `absent`, holds its gate shut and
 says why, and never runs on the CPU instead. The survey loads the engine's library and looks at the device; it computes
-nothing, and its process ends with the answer. So it runs whatever the gate says: it is part of the agent's own test.
+nothing, and its process ends with the answer.
+
+It makes a context on the accelerator all the same, so it runs only when a worker might (`permit`): never while somebody
+drives, and never beside a worker. One that runs when that ends is killed at once, and begun again when it may. The gate
+that waits for its answer does not count there: else neither would ever come. A CPU is surveyed at any time.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from agent import wire
 from agent.clock import slept_s
 from agent.core.events import AcceleratorSeen
 from agent.core.model import Accelerator, Readiness
-from agent.errors import DrivewayError
+from agent.errors import DrivewayError, WorkerError
 from agent.inference.errand import Errand
 from agent.ports import Clock, Emit
 
@@ -46,12 +50,17 @@ class AcceleratorWatch:
         on_surveyed: OnSurveyed,
         python: str = sys.executable,
         library_path: str = "",
+        required: tuple[wire.Measure, ...] = (),
         slept_s: Callable[[], float] = slept_s,
     ) -> None:
         self._executor, self._clock, self._python, self._library_path = executor, clock, python, library_path
-        self._on_surveyed, self._slept_s = on_surveyed, slept_s
+        self._on_surveyed, self._slept_s, self._required = on_surveyed, slept_s, required
         self._emit: Emit | None = None
-        self._lost = asyncio.Event()
+        self._lost, self._permitted = asyncio.Event(), asyncio.Event()
+        self._errand: Errand | None = None
+        self._on_accelerator = executor != "onnxruntime"
+        if not self._on_accelerator:
+            self._permitted.set()
         self._platform: wire.Platform | None = None
         self._tries = 0
 
@@ -64,14 +73,26 @@ class AcceleratorWatch:
         self._say(Readiness.LOST, detail)
         self._lost.set()
 
+    def permit(self, *, permitted: bool) -> None:
+        """Whether a process may be on the accelerator now, to look; if not, one that is ends before this returns."""
+        if not self._on_accelerator or permitted is self._permitted.is_set():
+            return
+        if permitted:
+            self._permitted.set()
+            return
+        self._permitted.clear()
+        if self._errand is not None:
+            self._errand.stop(0)
+
     async def run(self, emit: Emit) -> None:
         """Survey whenever there is a reason to."""
         self._emit = emit
         while True:
             self._lost.clear()
+            await self._permitted.wait()
             slept_s = self._slept_s()
             ready = await self._survey()
-            if self._lost.is_set():
+            if ready is None or self._lost.is_set():
                 continue
             if not ready:
                 wait_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._tries, 10))
@@ -80,7 +101,8 @@ class AcceleratorWatch:
                 continue
             self._tries = 0
             while not await self._lost_within(LOOK_S):
-                if self._sleep_matters and self._slept_s() - slept_s > SLEPT_S:
+                # not before it may be looked at: a worker that is there would be held back by a survey that waits
+                if self._permitted.is_set() and self._sleep_matters and self._slept_s() - slept_s > SLEPT_S:
                     self._say(Readiness.STARTING, "the computer has slept")
                     break
 
@@ -96,10 +118,12 @@ class AcceleratorWatch:
                 await self._lost.wait()
         return self._lost.is_set()
 
-    async def _survey(self) -> bool:
+    async def _survey(self) -> bool | None:
+        """Whether the accelerator is ready; None: the survey was ended, because it may not be now."""
         try:
-            errand = Errand(self._clock, python=self._python, library_path=self._library_path)
-            surveyed = await errand.survey(self._executor)
+            surveyed = await self._ask()
+            if surveyed is None:
+                return None
             await self._on_surveyed(surveyed)
         except DrivewayError as error:
             self._platform = None
@@ -108,6 +132,20 @@ class AcceleratorWatch:
         self._platform = surveyed.platform
         self._say(Readiness.READY, "")
         return True
+
+    async def _ask(self) -> wire.Surveyed | None:
+        """What one process finds; None when it was ended before it could say. Raises WorkerError."""
+        if self._errand is not None and not self._errand.is_over:
+            raise WorkerError(f"process {self._errand.pid}, which was asked before, cannot be ended")
+        errand = self._errand = Errand(
+            self._clock, python=self._python, library_path=self._library_path, required=self._required
+        )
+        try:
+            return await errand.survey(self._executor)
+        except WorkerError:
+            if errand.stopped_early and errand.is_over:
+                return None
+            raise
 
     def _say(self, state: Readiness, detail: str) -> None:
         """Tell the core."""

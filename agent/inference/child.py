@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import WorkerError
-from agent.wire import ACCELERATOR_LIBRARIES_MB
+from agent.wire import ACCELERATOR_LIBRARIES_MB, Measure
 
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -43,6 +43,8 @@ class Cell(msgspec.Struct, frozen=True):
     """Where the engine's libraries lie, where the linker does not look by itself; colons between directories."""
     memory_mb: int | None = None
     """What it may take for a package; None: nobody said."""
+    required: tuple[Measure, ...] = ()
+    """Without these measures of its cage it does nothing."""
 
     @property
     def group_mb(self) -> int | None:
@@ -55,7 +57,9 @@ class Cell(msgspec.Struct, frozen=True):
         """The command line of a worker whose socket is this descriptor."""
         readable = [option for path in (*self.readable, *self._libraries()) for option in ("--read", str(path))]
         accelerator = ["--accelerator"] if self.accelerator else []
-        return [self.python, "-I", "-B", "-m", "agent.worker", *readable, *accelerator, "--fd", str(descriptor)]
+        required = [option for measure in self.required for option in ("--require", measure)]
+        options = [*readable, *accelerator, *required, "--fd", str(descriptor)]
+        return [self.python, "-I", "-B", "-m", "agent.worker", *options]
 
     def environment(self) -> dict[str, str]:
         """Its whole environment."""

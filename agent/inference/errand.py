@@ -46,14 +46,17 @@ class Errand:
         *,
         python: str = sys.executable,
         library_path: str = "",
+        required: tuple[wire.Measure, ...] = (),
         on_building: OnBuilding | None = None,
     ) -> None:
         self._clock, self._python, self._on_building = clock, python, on_building
-        self._library_path = library_path
+        self._library_path, self._required = library_path, required
         self._process: WorkerProcess | None = None
         self._stopped = False
         self._answer: wire.Surveyed | BuiltPlan | DrivewayError | None = None
         self._end: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
+        self.stopped_early = False
+        """It was stopped by its user before it had answered."""
         self.expected = True
         """Whether it ended as it should, or because it was stopped."""
         self.lost_accelerator = False
@@ -65,6 +68,16 @@ class Errand:
     def pid(self) -> int:
         """The process; 0 while there is none."""
         return 0 if self._process is None else self._process.pid
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no process, or none any more."""
+        return self._process is None or self._process.is_gone
+
+    @property
+    def confinement(self) -> tuple[wire.Confinement, ...]:
+        """What shuts the worker in, and what of that is absent here; empty while there is none."""
+        return () if self._process is None else self._process.confinement
 
     async def survey(self, executor: wire.ExecutorName) -> wire.Surveyed:
         """What the executor finds on this computer; raises WorkerError when it cannot work here, and says why."""
@@ -110,15 +123,19 @@ class Errand:
 
     def stop(self, budget_ms: int) -> None:
         """End it, also before it has begun; never raises."""
+        self.stopped_early = self.stopped_early or self._answer is None
+        self._end_within(budget_ms)
+
+    async def close(self) -> None:
+        """Kill what is left of it, and wait for its end, though not for ever (`is_over`)."""
+        self._end_within(0)
+        if self._process is not None:
+            await self._process.gone()
+
+    def _end_within(self, budget_ms: int) -> None:
         self._stopped = True
         if self._process is not None:
             self._process.stop(budget_ms)
-
-    async def close(self) -> None:
-        """Kill what is left of it, and wait for its end."""
-        self.stop(0)
-        if self._process is not None:
-            await self._process.gone()
 
     async def _done(
         self,
@@ -139,6 +156,7 @@ class Errand:
             accelerator=executor != "onnxruntime",
             library_path=self._library_path,
             memory_mb=memory_mb,
+            required=self._required,
         )
         try:
             give(process)

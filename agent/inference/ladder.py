@@ -2,13 +2,16 @@
 
 1. The Stop frame, which `agent.inference.launcher` writes: the worker ends its micro-batch, says Idle and frees.
 2. At `TERM_PERMILLE` of the budget, when every drain that was promised is over: SIGTERM, for a worker that does not
-   look at its socket. It frees and ends as soon as the call that it is inside of returns (`agent.worker.ending`).
+   look at its socket. It drains, says Idle and frees as soon as the call that it is inside of returns
+   (`agent.worker.ending`).
 3. At the end of the budget: SIGKILL, through the pidfd, which cannot hit another process, and to its whole control
    group where it has one. It is the last rung because a driver frees a killed process's memory more slowly, and a
    kernel that was running may leave the device busy. With a budget of 0 it is the only one.
 
-A worker that said Idle in time computes no more and only frees: it has until `FREED_MS` after the order for that, so
-that memory is back within a second of the driver's sign. One that lies about it gains those milliseconds and no more.
+So of a budget of 60 ms the first 54 are for a drain after Stop, and the last 6 for one after SIGTERM to come as far as
+Idle. Freeing is in neither: a worker that said Idle in time computes no more, and has until `FREED_MS` after the order
+to free what it holds, so that memory is back within a second of the driver's sign. One that lies about it gains those
+milliseconds and no more.
 """
 
 from __future__ import annotations

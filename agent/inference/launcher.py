@@ -46,6 +46,8 @@ _READ_BYTES = 256 * 1024
 _MAX_DESCRIPTORS = 2
 """A plan and a timing cache: no worker has more to hand over, in its whole life."""
 _STDERR_TAIL_BYTES = 4096
+GONE_S = 10.0
+"""How long the end of a killed process is waited for."""
 _LINGER_MS = 1000
 """How long a worker that closed its socket, or has said its last word, may take to end by itself."""
 
@@ -60,12 +62,13 @@ def launch(
     accelerator: bool = False,
     library_path: str = "",
     memory_mb: int | None = None,
+    required: tuple[wire.Measure, ...] = (),
 ) -> WorkerProcess:
     """Start a worker; Hello follows as its first message. Raises WorkerError when the process cannot be started.
 
     What it can reach (`agent.inference.child.Cell`) cannot be widened later: its package has to be `readable` now.
     """
-    cell = Cell(python, tuple(readable), accelerator, library_path, memory_mb)
+    cell = Cell(python, tuple(readable), accelerator, library_path, memory_mb, required)
     process, ours = start_child(cell)
     try:
         return WorkerProcess(clock, on_message, on_gone, process, ours, memory_mb=cell.group_mb)
@@ -239,9 +242,21 @@ class WorkerProcess:
         self._fault = self._fault or fault
         self._ladder.kill_after(0)
 
-    async def gone(self) -> None:
-        """Wait until the process has ended and `on_gone` was called."""
-        await self._gone.wait()
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop: it takes no more orders."""
+        return self._stop_asked_ms is not None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended and `on_gone` was called."""
+        return self._gone.is_set()
+
+    async def gone(self, limit_s: float = GONE_S) -> bool:
+        """Wait for that, though not for ever: a process inside a driver that hangs cannot be killed. Whether it is."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), limit_s)
+        return self.is_gone
 
     def _send(self, message: wire.DaemonMessage, descriptors: Sequence[int] = ()) -> None:
         """Write one frame whole, now, or raise WorkerError."""

@@ -1,9 +1,9 @@
 """Which packages of the shelf can be run on this computer now, and which lack the plan that their engine needs.
 
 Where the configured executor needs no plans (ONNX Runtime on the CPU), that is all of them. Else a package is offered
-to the fleet only once its plan for just this computer lies in the cache; the core is told of those that lack one
-(`PlansMissing`) whenever that changes: after a survey of the accelerator, when packages come, when a plan was built,
-and when one turned out to be of no use.
+to the fleet only once the accelerator was surveyed and its plan for just this computer lies in the cache; the core is
+told of those that lack one (`PlansMissing`) whenever that changes: after a survey of the accelerator, when packages
+come, when a plan was built, and when one turned out to be of no use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PlannedShelf:
     @property
     def needs_plans(self) -> bool:
         """Whether a package is loaded with a plan."""
-        return self.platform is not None
+        return self._cache is not None
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -53,7 +53,8 @@ class PlannedShelf:
         async with self._turn:
             packages = dict(self._shelf.packages)
             missing = await asyncio.to_thread(self._lacking, packages)
-            self._planned = frozenset(packages) - frozenset(missing)
+            known = self._cache is None or self.platform is not None
+            self._planned = frozenset(packages) - frozenset(missing) if known else frozenset()
             if missing != self._missing:
                 self._missing = missing
                 self._emit(PlansMissing(at_ms=self._clock.boot_ms(), packages=missing))
@@ -68,12 +69,12 @@ class PlannedShelf:
             return None
         return await asyncio.to_thread(cache.read, plan_name(package, platform, self._memory_mb))
 
-    async def timing(self) -> KeptPlan | None:
-        """The timing cache of this platform, as `plan_of`."""
+    async def timing(self, package: Package) -> KeptPlan | None:
+        """The package's timing cache, as `plan_of`."""
         cache, platform = self._cache, self.platform
         if cache is None or platform is None:
             return None
-        return await asyncio.to_thread(cache.read, timing_name(platform), "timing")
+        return await asyncio.to_thread(cache.read, timing_name(package, platform), "timing")
 
     async def keep(self, package: Package, built: BuiltPlan) -> None:
         """Keep what was built; raises StoreError when the disk does not take it."""
@@ -82,7 +83,7 @@ class PlannedShelf:
             name = plan_name(package, platform, self._memory_mb)
             await asyncio.to_thread(cache.write, name, built.plan)
             if built.timing is not None:
-                await asyncio.to_thread(cache.write, timing_name(platform), built.timing, "timing")
+                await asyncio.to_thread(cache.write, timing_name(package, platform), built.timing, "timing")
         await self.refresh()
 
     async def unusable(self, package: Package, why: str) -> None:

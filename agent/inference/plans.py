@@ -13,8 +13,9 @@ in the log, and built anew; nothing unchecked ever leaves this module: the bytes
 memory that the worker gets, whatever happens to the file meanwhile.
 
 A file is written under another name, synced and renamed, so a power cut leaves it whole or not at all. The folder is
-bounded: the plans used longest ago make room, and the reserve of the disk (`agent.disk`) is not touched. Timing caches,
-which make the next build of the same engine on the same computer quicker, are kept in the same way.
+bounded: the plans used longest ago make room, though never all of them for one (a file of more than half the folder is
+refused), and the reserve of the disk (`agent.disk`) is not touched. A package's timing cache, which makes its next
+build on the same computer quicker, is kept in the same way.
 
 Everything here blocks (plans are tens of megabytes): call it from a thread. It may be called from several.
 """
@@ -43,7 +44,7 @@ from agent.log import logger
 from agent.package import Bucket, Package, PipelineSpec
 from agent.sealed import InputMemory
 from agent.trust.device_secret import DeviceSecret
-from agent.wire import BUILDER_SETTINGS, MAX_PLAN_BYTES, Platform
+from agent.wire import BUILDER_SETTINGS, MAX_PLAN_BYTES, MAX_TIMING_BYTES, Platform
 
 USE = "driveway/plan-cache/1"
 """What the device's secret is used for here."""
@@ -57,6 +58,7 @@ ABANDONED_S = 3600.0
 NAME = re.compile(r"[0-9a-f]{64}")
 
 Kind = Literal["plan", "timing"]
+MOST_BYTES: dict[Kind, int] = {"plan": MAX_PLAN_BYTES, "timing": MAX_TIMING_BYTES}
 
 
 class PlanOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,9 +76,10 @@ class PlanOf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimingOf(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a timing cache depends on."""
+    """Everything that a timing cache depends on, and whose it is: none learns from another's what that runs."""
 
-    kind: Literal["driveway timing 1"] = "driveway timing 1"
+    kind: Literal["driveway timing 2"] = "driveway timing 2"
+    package_sha256: str
     platform: Platform
 
 
@@ -96,9 +99,9 @@ def plan_name(package: Package, platform: Platform, memory_mb: int) -> str:
     )
 
 
-def timing_name(platform: Platform) -> str:
-    """The name of the timing cache of this platform."""
-    return _name(TimingOf(platform=platform))
+def timing_name(package: Package, platform: Platform) -> str:
+    """The name of this package's timing cache on this platform."""
+    return _name(TimingOf(package_sha256=package.package_sha256, platform=platform))
 
 
 def _name(material: msgspec.Struct) -> str:
@@ -184,6 +187,8 @@ class PlanCache:
     def write(self, name: str, memory: InputMemory, kind: Kind = "plan") -> None:
         """Keep a plan; raises StoreError when the disk does not take it, or the cache cannot hold so much."""
         path = self._path(name, kind)
+        if memory.length > MOST_BYTES[kind]:
+            raise StoreError(f"a {kind} of {memory.length} bytes is more than the {MOST_BYTES[kind]} there may be")
         digest = hashlib.sha256()
         for piece in memory.pieces():
             digest.update(piece)
@@ -263,8 +268,8 @@ class PlanCache:
                     others.append((status.st_mtime_ns, status.st_size, one))
         others.sort()
         kept = sum(one[1] for one in others)
-        if size > self._max_bytes:
-            raise OSError(f"{size} bytes are more than the whole cache may hold ({self._max_bytes})")
+        if size > self._max_bytes // 2:
+            raise OSError(f"{size} bytes are more than half of what the cache may hold ({self._max_bytes})")
         while kept + size > self._max_bytes or not has_room(self._folder, size, self._reserve_bytes):
             if not others:
                 raise OSError("the disk is nearly full")

@@ -52,12 +52,13 @@ class PackageRunner:
         executor: wire.ExecutorName = "onnxruntime",
         python: str = sys.executable,
         library_path: str = "",
+        required: tuple[wire.Measure, ...] = (),
         plans: Path | None = None,
         memory_mb: int = BUILD_MEMORY_MB,
         on_building: OnBuilding | None = None,
     ) -> None:
         self._path, self._threads, self._executor, self._python = package, threads, executor, python
-        self._library_path = library_path
+        self._library_path, self._required = library_path, required
         self._plans, self._memory_mb, self._on_building = plans, memory_mb, on_building
         self._clock = SystemClock()
         self._errand: Errand | None = None
@@ -79,7 +80,9 @@ class PackageRunner:
         package = open_package(self._path)
         if self._executor == "onnxruntime":
             return await self._loaded(package, None)
-        self._errand = Errand(self._clock, python=self._python, library_path=self._library_path)
+        self._errand = Errand(
+            self._clock, python=self._python, library_path=self._library_path, required=self._required
+        )
         surveyed = await self._errand.survey(self._executor)
         if not surveyed.needs_plan:
             return await self._loaded(package, None)
@@ -98,9 +101,13 @@ class PackageRunner:
         plan = await asyncio.to_thread(cache.read, name)
         if plan is not None:
             return plan.memory
-        timing = await asyncio.to_thread(cache.read, timing_name(platform), "timing")
+        timing = await asyncio.to_thread(cache.read, timing_name(package, platform), "timing")
         self._errand = Errand(
-            self._clock, python=self._python, library_path=self._library_path, on_building=self._on_building
+            self._clock,
+            python=self._python,
+            library_path=self._library_path,
+            required=self._required,
+            on_building=self._on_building,
         )
         try:
             built = await self._errand.build(
@@ -116,7 +123,7 @@ class PackageRunner:
         try:
             await asyncio.to_thread(cache.write, name, built.plan)
             if built.timing is not None:
-                await asyncio.to_thread(cache.write, timing_name(platform), built.timing, "timing")
+                await asyncio.to_thread(cache.write, timing_name(package, platform), built.timing, "timing")
         except BaseException:
             built.close()
             raise
@@ -135,6 +142,8 @@ class PackageRunner:
                 readable=(package.path.resolve(),),
                 accelerator=self._executor != "onnxruntime",
                 library_path=self._library_path,
+                memory_mb=package.manifest.limits.memory_mb,
+                required=self._required,
             )
             worker.load(
                 package.path.resolve(),

@@ -23,12 +23,15 @@ from agent.inference.memory_probe import MemoryProbe, available_bytes
 from agent.inference.planned import PlannedShelf
 from agent.inference.plans import KeptPlan
 from agent.inference.shelf import Shelf
+from agent.log import logger
 from agent.package import Package
 from agent.ports import Clock, Emit
 from agent.rows import Engine, StoredSlice
 from agent.sealed import InputMemory
+from agent.tasks import finished
 
 EXECUTOR = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CLOSE_S = 3.0
 OnSlice = Callable[[JobKey, StoredSlice], None]
 
 
@@ -41,6 +44,7 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     python: str = sys.executable
     drain_ms: int = 50
     library_path: str = ""
+    required: tuple[wire.Measure, ...] = ()
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -97,6 +101,7 @@ class Station:
                 accelerator=limits.executor != "onnxruntime",
                 library_path=limits.library_path,
                 memory_mb=limits.memory_mb,
+                required=limits.required,
             )
         except WorkerError as error:
             self._gone(0, False, str(error))
@@ -157,9 +162,9 @@ class Station:
         if self._process is not None:
             process = self._process
             process.stop(0)
-            await process.gone()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+            if not await process.gone():
+                logger().error("worker_cannot_be_ended", pid=process.pid)
+        await finished(self._tasks, CLOSE_S)
         await self._memory.close()
 
     def _load(self, package: Package, plan: KeptPlan | None) -> None:
@@ -184,7 +189,7 @@ class Station:
         except Exception as error:  # noqa: BLE001 - whatever it is, the worker must not wait for ever
             process.condemn(f"its plan cannot be read: {error!r}")
             return
-        if self._process is not process:  # it was stopped meanwhile
+        if self._process is not process or process.is_stopping:  # it was stopped meanwhile
             if plan is not None:
                 plan.close()
         elif plan is None:

@@ -24,7 +24,9 @@ from agent.inference.station import WorkerLimits
 from agent.log import logger
 from agent.package import Package
 from agent.ports import Clock, Emit
+from agent.tasks import finished
 
+CLOSE_S = 3.0
 MAX_CRASHES = 3
 """Once may be the computer's memory, and twice. A plan that is built is forgiven them."""
 PROGRESS_MS = 1_000
@@ -59,10 +61,16 @@ class Workshop:
             self._clock,
             python=self._limits.python,
             library_path=self._limits.library_path,
+            required=self._limits.required,
             on_building=self._building,
         )
         self._told_ms = 0
         self._task = asyncio.get_running_loop().create_task(self._build(self._errand, package_sha256))
+
+    @property
+    def confinement(self) -> tuple[wire.Confinement, ...]:
+        """What shuts the builder in, and what of that is absent here; empty without one."""
+        return () if self._errand is None else self._errand.confinement
 
     def pace(self, duty_permille: int) -> None:
         """Let the builder work for this share of the time."""
@@ -77,8 +85,13 @@ class Workshop:
     async def close(self) -> None:
         """Kill a build that is still there, and wait for its end."""
         self.stop(0)
+        errand = self._errand
+        if errand is not None:
+            await errand.close()
+            if not errand.is_over:
+                logger().error("worker_cannot_be_ended", pid=errand.pid)
         if self._task is not None:
-            await asyncio.wait({self._task})
+            await finished({self._task}, CLOSE_S)
 
     async def _build(self, errand: Errand, package_sha256: str) -> None:
         """One build, from the order to the worker's end."""
@@ -107,7 +120,7 @@ class Workshop:
     async def _built_and_kept(self, errand: Errand, package: Package) -> None:
         """Raises PackageError where there can be no plan, and DrivewayError for all else."""
         self._name = package.manifest.name
-        timing = await self._plans.timing()
+        timing = await self._plans.timing(package)
         try:
             built = await errand.build(
                 package.path.resolve(),

@@ -1,8 +1,9 @@
-"""`python -m agent.worker [--read DIR…] [--accelerator] --fd N`: the inference worker, on the socket that the daemon
-left open as descriptor N.
+"""`python -m agent.worker [--read DIR…] [--accelerator] [--require MEASURE…] --fd N`: the inference worker,
+on the socket that the daemon left open as descriptor N.
 
 DIR is a directory that the worker will have to read (its package); with --accelerator it may use one. Neither can be
-widened once the process is shut in, and so they are no matter of a frame.
+widened once the process is shut in, and so they are no matter of a frame. Where a required MEASURE of the cage does not
+stand, every order is refused before anything of it is looked at.
 
 Exit status: 0 after Stop, 3 when the package was refused, 4 when the daemon broke the protocol or left, 5 when the
 accelerator was lost, 143 after SIGTERM.
@@ -14,12 +15,13 @@ import argparse
 import os
 import socket
 import sys
+from typing import get_args
 
 from agent.errors import WorkerError
-from agent.wire import EXIT_LOST, EXIT_PROTOCOL, EXIT_REFUSED
+from agent.wire import EXIT_LOST, EXIT_PROTOCOL, EXIT_REFUSED, Idle, Measure, encode
 from agent.worker.channel import Channel, ChannelClosedError
-from agent.worker.ending import end_on_sigterm
-from agent.worker.sandbox import confine
+from agent.worker.ending import end_after_idle, end_on_sigterm
+from agent.worker.sandbox import confine, lacking
 
 
 def main() -> int:
@@ -27,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m agent.worker", description=__doc__)
     parser.add_argument("--read", action="append", default=[], metavar="DIR", help="a directory that may be read")
     parser.add_argument("--accelerator", action="store_true", help="an accelerator may be used")
+    parser.add_argument("--require", action="append", default=[], choices=get_args(Measure), help="what must stand")
     parser.add_argument("--fd", type=int, required=True, help="the socket to the daemon")
     arguments = parser.parse_args()
     with socket.socket(fileno=arguments.fd) as connection:
@@ -34,13 +37,14 @@ def main() -> int:
         connection.setblocking(True)
         try:
             confinement = confine(connection, arguments.read, accelerator=arguments.accelerator)
-            end_on_sigterm()
+            channel, idle = Channel(connection), encode(Idle())
+            end_on_sigterm(lambda: channel.send_at_once(idle))
             from agent.worker.executor import LostError  # noqa: PLC0415 - see above
             from agent.worker.session import RefusedError, Session  # noqa: PLC0415 - see above
 
             try:
-                Session(Channel(connection), confinement).serve()
-                os._exit(0)  # told to stop: the kernel frees the engine's memory faster than the interpreter would
+                Session(channel, confinement, lacking(confinement, arguments.require)).serve()
+                end_after_idle()
             except LostError as error:
                 sys.stderr.write(f"the accelerator was lost: {error}\n")
                 sys.stderr.flush()

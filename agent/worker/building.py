@@ -17,7 +17,7 @@ from pathlib import Path
 from agent.errors import PackageError
 from agent.onnx.check import ModelSummary, check_model
 from agent.package import Package, open_package
-from agent.wire import Build, Building, Built
+from agent.wire import MAX_TIMING_BYTES, Build, Building, Built
 from agent.worker.channel import Channel
 from agent.worker.cuda.opening import open_context
 from agent.worker.executor import ModelTensor
@@ -59,7 +59,8 @@ def build(order: Build, channel: Channel, rest: Rest, compute_capability: str | 
         compute_capability=compute_capability,
     )
     plan = _built(todo, order.executor, _Teller(channel, rest).attend)
-    channel.send(Built(plan_bytes=len(plan.body), timing_bytes=len(plan.timing)), _memories(plan))
+    memories = _memories(plan)
+    channel.send(Built(plan_bytes=len(plan.body), timing_bytes=sum(map(len, memories[1:]))), memories)
 
 
 def _deepen_stack() -> None:
@@ -94,8 +95,8 @@ def _built(todo: BuildOrder, executor: str, attend: Attend) -> Plan:
 
 
 def _memories(plan: Plan) -> list[bytes | memoryview]:
-    """What rides with Built: the plan, and the timing cache where there is one."""
-    return [plan.body, plan.timing] if plan.timing else [plan.body]
+    """What rides with Built: the plan, and the timing cache where there is one and the daemon would take it."""
+    return [plan.body, plan.timing] if 0 < len(plan.timing) <= MAX_TIMING_BYTES else [plan.body]
 
 
 class _Teller:

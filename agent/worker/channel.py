@@ -6,6 +6,7 @@ It is taken only as large as announced, and only when nobody can change it any m
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -33,6 +34,7 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._decoder = daemon_messages()
+        self._writing = False
         self._descriptors: deque[int] = deque()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -46,13 +48,21 @@ class Channel:
         descriptors: list[int] = []
         try:
             descriptors.extend(_sealed(body) for body in memories)
+            self._writing = True
             sent = socket.send_fds(self._socket, [frame], descriptors) if descriptors else 0
             self._socket.sendall(frame[sent:])
+            self._writing = False  # and only now: a frame that failed halfway is followed by none
         except OSError as error:
             raise ChannelClosedError from error
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+    def send_at_once(self, frame: bytes) -> None:
+        """Write a frame as last word, if that can be done now and none is half written; from a signal's handler."""
+        if not self._writing:
+            with contextlib.suppress(OSError):
+                self._socket.send(frame, socket.MSG_DONTWAIT)
 
     def receive(self, timeout_s: float | None) -> list[DaemonMessage]:
         """The messages that come within `timeout_s` (None: as long as it takes; 0: only what is there).

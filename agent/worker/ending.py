@@ -1,8 +1,12 @@
-"""How the worker ends when it is told to by signal: the second rung, for one that no longer looks at its socket.
+"""How the worker ends when it is told to: by Stop, or by SIGTERM when it no longer looks at its socket.
 
-SIGTERM is heeded between two instructions of Python, so as soon as a call of the engine returns: the accelerator's
-memory is freed in the driver's own order, which can be far quicker than what the kernel does for a killed process, and
-the process ends without the interpreter's good-byes. A worker that hangs inside a call never gets here: it is killed.
+Either way in the same order: the executor is drained, so that nothing computes; Idle is said; what held items is
+overwritten and freed in the driver's own order, which can be far quicker than what the kernel does for a killed
+process; and the process ends without the interpreter's good-byes. Idle comes before the freeing because the daemon
+waits for the one briefly and for the other longer (`agent.inference.ladder`).
+
+SIGTERM is heeded between two instructions of Python, so as soon as a call of the engine returns. A worker that hangs
+inside a call never gets here: it is killed.
 """
 
 from __future__ import annotations
@@ -12,26 +16,64 @@ import os
 import signal
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn, Protocol
 
 from agent.wire import EXIT_TERMINATED
 
-_to_free: list[Callable[[], None]] = []
+
+class Held(Protocol):
+    """What holds an accelerator or items until the end: `agent.worker.executor.Executor`, as far as it matters here."""
+
+    def drain(self) -> None:
+        """Nothing computes when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Free everything, overwritten."""
+        ...
 
 
-def end_on_sigterm() -> None:
-    """From now on SIGTERM frees what is to be freed and ends the process. Call on the main thread."""
-    signal.signal(signal.SIGTERM, _end)
+_held: list[Held] = []
 
 
-def free_at_end(free: Callable[[], None]) -> None:
-    """Have `free` called when SIGTERM comes, whatever the program is doing then; what it raises does not count."""
-    _to_free.append(free)
+def end_on_sigterm(say_idle: Callable[[], None]) -> None:
+    """From now on SIGTERM ends the process, and has `say_idle` called when nothing computes. Call on the main thread.
+
+    It must not wait, and is called whatever the program is doing just then.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        try:
+            _drain()
+            say_idle()
+            _free()
+        finally:
+            os._exit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
+def free_at_end(held: Held) -> None:
+    """Have it drained and closed at the end, however that comes; what it raises does not count."""
+    _held.append(held)
+
+
+def end_after_idle() -> NoReturn:
+    """Free what is held and end with status 0; Idle was said, and SIGTERM changes nothing any more."""
     try:
-        for free in _to_free:
-            with contextlib.suppress(Exception):
-                free()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _free()
     finally:
-        os._exit(EXIT_TERMINATED)
+        os._exit(0)
+
+
+def _drain() -> None:
+    for held in _held:
+        with contextlib.suppress(Exception):
+            held.drain()
+
+
+def _free() -> None:
+    while _held:
+        with contextlib.suppress(Exception):
+            _held.pop(0).close()

@@ -59,6 +59,7 @@ from kernels.operation import OperationError
 
 _BEAT_EVERY_S = 0.5
 _MAX_DETAIL = 2000
+_LACKING_HINT = "run a kernel that has it, or require less under [inference]"
 _Order = Union[Survey, Build, Load, Input, Run, Forget]  # noqa: UP007 - as in agent.wire
 
 
@@ -73,8 +74,9 @@ class RefusedError(Exception):
 class Session:
     """One daemon, one package, any number of slices."""
 
-    def __init__(self, channel: Channel, confinement: tuple[Confinement, ...] = ()) -> None:
-        self._channel, self._confinement = channel, confinement
+    def __init__(self, channel: Channel, confinement: tuple[Confinement, ...] = (), lacking: str = "") -> None:
+        """`lacking`: what is required of the cage and does not stand; with it every order is refused."""
+        self._channel, self._confinement, self._lacking = channel, confinement, lacking
         self._orders: deque[_Order] = deque()
         self._pacer = Pacer(channel, self.attend)
         self._pipeline: Pipeline | None = None
@@ -153,6 +155,8 @@ class Session:
     def _or_refused(self, work: Callable[[], None]) -> None:
         """Do the work; when it must not or cannot be done, answer with Refused and raise RefusedError."""
         try:
+            if self._lacking:
+                raise UnavailableError(self._lacking, hint=_LACKING_HINT)
             work()
         except LostError:
             raise
@@ -187,7 +191,7 @@ class Session:
         check_model(model, f"package {package.path}: {package.manifest.model}")
         self.attend(0)
         executor = open_executor(order.executor, model, plan, threads=order.threads, memory_mb=limits.memory_mb)
-        free_at_end(executor.close)
+        free_at_end(executor)
         pipeline = Pipeline(package, executor, drain_ms=order.drain_ms)
         for _ in pipeline.calibrate():
             self.attend(0)

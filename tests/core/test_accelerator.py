@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.core.building import may_survey
 from agent.core.effects import HandIn, Report, RunSlice, SendRequest, StartWorker, StopWorker
 from agent.core.events import AcceleratorSeen, WorkerGone
 from agent.core.findings import GateState
@@ -11,7 +12,7 @@ from agent.core.model import Accelerator, Readiness, YieldReason
 from agent.core.state import initial
 from agent.engine_view import accelerator
 from agent.explain import sentence
-from tests.core.stories import ready, until
+from tests.core.stories import DOOR, ready, until
 from tests.core.world import POLICY, Shell
 
 
@@ -81,3 +82,25 @@ def test_a_lease_is_given_back_when_it_is_not() -> None:
     hand_in = until(shell, HandIn)
     assert isinstance(hand_in, HandIn)
     assert (hand_in.why, hand_in.detail) == (YieldReason.FAULT, "accelerator_absent")
+
+
+def test_it_is_looked_at_only_where_a_worker_might_be_and_while_none_is() -> None:
+    absent = Accelerator(Readiness.ABSENT, "tensorrt")
+    shell = Shell(state=initial("unit-1", POLICY, 0, accelerator=absent, self_test_problem="not yet"))
+    assert not may_survey(shell.state), "nothing is known yet"
+    shell.connect()
+    shell.advance(5_000)
+    assert shell.gate() is GateState.CLOSED
+    assert may_survey(shell.state), "the gate that waits for it does not count"
+    shell.changes = {DOOR: True}
+    shell.advance(1_000)
+    assert not may_survey(shell.state)
+
+
+def test_it_is_not_looked_at_beside_a_worker() -> None:
+    shell = ready()
+    assert may_survey(shell.state)
+    until(shell, StartWorker)
+    assert not may_survey(shell.state)
+    until(shell, RunSlice)
+    assert not may_survey(shell.state)

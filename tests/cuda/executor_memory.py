@@ -182,13 +182,14 @@ def sigterm_in_a_capture() -> None:
     seen: list[int] = []
     for kind in (DeviceBuffer, StagedBuffer):
         _look_before_free(kind, seen)
-    end_on_sigterm()
+    said: list[str] = []
+    end_on_sigterm(lambda: said.append("idle"))
     executor, engine = rig.open_columns()
     for slot in executor.bind(rig.line_binding()).slots:
         rig.compute(slot, rig.images(5, 4))
     assert _with_data(executor)
-    free_at_end(executor.close)
-    free_at_end(lambda: _judge(seen))
+    free_at_end(executor)
+    free_at_end(_Judge(seen, said))
     engine.temper.terminated_at = engine.temper.enqueued + 2  # the first of a bind warms up, the second is captured
     executor.bind(rig.line_binding(width=32))
     raise AssertionError("SIGTERM was not heeded")
@@ -236,10 +237,22 @@ def _look_before_free(kind: type[DeviceBuffer | StagedBuffer], seen: list[int]) 
     kind.free = look  # type: ignore[method-assign,assignment]  # to see what nobody else may
 
 
-def _judge(seen: list[int]) -> None:
-    """End the process with another status unless everything was given back, and zeroed before."""
-    if rig.used_bytes() != (0, 0) or len(seen) < 12 or any(seen):
-        sys.stderr.write(f"left: {rig.used_bytes()}, freed with data or without: {seen}\n")
+class _Judge:
+    """Ends the process with another status unless all was given back, zeroed before, and after Idle was said."""
+
+    def __init__(self, seen: list[int], said: list[str]) -> None:
+        self._seen, self._said = seen, said
+
+    def drain(self) -> None:
+        if self._said or self._seen:
+            self._condemn()
+
+    def close(self) -> None:
+        if rig.used_bytes() != (0, 0) or len(self._seen) < 12 or any(self._seen) or self._said != ["idle"]:
+            self._condemn()
+
+    def _condemn(self) -> None:
+        sys.stderr.write(f"left: {rig.used_bytes()}, freed with data or without: {self._seen}, said: {self._said}\n")
         sys.stderr.flush()
         os._exit(1)
 

@@ -1,4 +1,6 @@
-"""What a worker that was taken over would try: each attack raises OSError when it is refused, and else returns.
+"""What a worker that was taken over would try on files and the network, and the program that tries everything.
+
+Each attack raises OSError when it is refused, and else returns; the others are in `attacks_on_processes`.
 
 `python -m tests.inference.attacks CONFIGURATION` shuts itself in with the measures that the configuration names, as the
 worker does and by the same code, tries everything in turn, and prints what came of it as JSON. When it was started by
@@ -15,7 +17,6 @@ import fcntl
 import json
 import os
 import resource
-import signal
 import socket
 import struct
 import sys
@@ -26,12 +27,12 @@ from pathlib import Path
 import msgspec
 
 from agent.worker.sandbox import confine
-from agent.worker.sandbox.kernel import Kernel
+from tests.inference import attacks_on_processes as on_processes
+from tests.inference.attacks_on_processes import checked, run_a_shell
 from tests.inference.caged import CALLS, NOBODY, Configuration, LimitedKernel
 
-PR_SET_DUMPABLE, PR_SET_PDEATHSIG = 4, 1
-PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
-SYSTEM = Kernel()
+LIBC = on_processes.LIBC
+LIBC.shmctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -88,8 +89,25 @@ def leave_data_in_shared_memory(_on: Configuration) -> None:
 
 def leave_data_in_system_v_memory(_on: Configuration) -> None:
     found = LIBC.shmget(0, 4096, 0o1600)
-    _checked(found)
-    _checked(LIBC.shmctl(found, 0, None))
+    checked(found)
+    checked(LIBC.shmctl(found, 0, None))
+
+
+def use_shared_memory_of_another(_on: Configuration) -> None:
+    """By a guessed id, of nothing that is there: EINVAL says that it was tried."""
+    try:
+        checked(LIBC.shmctl(2**30, 0, None))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def watch_the_state(on: Configuration) -> None:
+    descriptor = checked(LIBC.inotify_init1(os.O_CLOEXEC))
+    try:
+        checked(LIBC.inotify_add_watch(descriptor, on.state.encode(), 0x20))
+    finally:
+        os.close(descriptor)
 
 
 # --- the network ----------------------------------------------------------------------------------------------
@@ -131,141 +149,6 @@ def send_from_a_pair(on: Configuration) -> None:
     one, other = socket.socketpair(type=socket.SOCK_DGRAM)
     with one, other:
         one.sendto(b"data", str(Path(on.state, "notify")))
-
-
-# --- programs and processes -----------------------------------------------------------------------------------
-
-
-def fork(_on: Configuration) -> None:
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
-
-
-def spawn(_on: Configuration) -> None:
-    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
-
-
-def outlive_the_daemon(_on: Configuration) -> None:
-    _checked(LIBC.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0))
-
-
-def become_readable(_on: Configuration) -> None:
-    _checked(LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
-
-
-def trace(on: Configuration) -> None:
-    _checked(LIBC.ptrace(PTRACE_SEIZE, on.victim, None, None))
-
-
-def read_memory(on: Configuration) -> None:
-    with Path(f"/proc/{on.victim}/mem").open("rb"):
-        pass
-
-
-def read_environment(on: Configuration) -> None:
-    assert Path(f"/proc/{on.victim}/environ").read_bytes()
-
-
-def peek_at_memory(on: Configuration) -> None:
-    """process_vm_readv of an address that is not mapped: EFAULT says that looking was allowed."""
-    vector = (ctypes.c_size_t * 2)(4096, 1)
-    local = ctypes.create_string_buffer(1)
-    ours = (ctypes.c_size_t * 2)(ctypes.addressof(local), 1)
-    try:
-        _checked(LIBC.process_vm_readv(on.victim, ours, 1, vector, 1, 0))
-    except OSError as error:
-        if error.errno != errno.EFAULT:
-            raise
-
-
-def signal_it(on: Configuration) -> None:
-    os.kill(on.victim, signal.SIGCONT)
-
-
-def signal_everybody(_on: Configuration) -> None:
-    os.kill(-1, 0)
-
-
-def signal_by_descriptor(on: Configuration) -> None:
-    os.close(os.pidfd_open(on.victim))
-
-
-def signal_by_owner(on: Configuration) -> None:
-    one, other = os.pipe()
-    try:
-        fcntl.fcntl(one, fcntl.F_SETOWN, on.victim)
-    finally:
-        os.close(one)
-        os.close(other)
-
-
-def starve(on: Configuration) -> None:
-    os.setpriority(os.PRIO_PROCESS, on.victim, 19)
-
-
-def make_idle(on: Configuration) -> None:
-    os.sched_setscheduler(on.victim, os.SCHED_BATCH, os.sched_param(0))
-
-
-def pin(on: Configuration) -> None:
-    os.sched_setaffinity(on.victim, os.sched_getaffinity(on.victim))
-
-
-def limit(on: Configuration) -> None:
-    resource.prlimit(on.victim, resource.RLIMIT_CORE, (0, 0))
-
-
-# --- the kernel -----------------------------------------------------------------------------------------------
-
-
-def make_a_namespace(_on: Configuration) -> None:
-    """Only a process of one thread may, and a thread that was joined may still be ending."""
-    while len(list(Path("/proc/self/task").iterdir())) > 1:
-        os.sched_yield()
-    SYSTEM.call("unshare", 0x1000_0000)
-
-
-def keep_a_key(_on: Configuration) -> None:
-    SYSTEM.call("add_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(b"left"), ctypes.c_char_p(b"data"), 4, -2)
-
-
-def change_personality(_on: Configuration) -> None:
-    SYSTEM.call("personality", 0)
-
-
-def open_a_ring(_on: Configuration) -> None:
-    os.close(SYSTEM.call("io_uring_setup", 1, ctypes.create_string_buffer(120)))
-
-
-def make_a_thread_that_a_filter_cannot_see(_on: Configuration) -> None:
-    """clone3 with arguments that no kernel takes: EINVAL says that it is there."""
-    try:
-        SYSTEM.call("clone3", ctypes.create_string_buffer(8), 8)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-
-
-def make_many_threads(_on: Configuration) -> None:
-    done = threading.Event()
-    made = []
-    try:
-        for _ in range(600):
-            thread = threading.Thread(target=done.wait)
-            thread.start()
-            made.append(thread)
-    except RuntimeError as error:
-        raise OSError(errno.EAGAIN, str(error)) from error
-    finally:
-        done.set()
-        for thread in made:
-            thread.join()
-
-
-def run_a_shell(_on: Configuration) -> None:
-    os.execv("/bin/sh", ["sh", "-c", "echo came off"])
 
 
 # --- what a worker needs --------------------------------------------------------------------------------------
@@ -332,6 +215,8 @@ ATTACKS: tuple[Try, ...] = (
     change_an_attribute,
     leave_data_in_shared_memory,
     leave_data_in_system_v_memory,
+    use_shared_memory_of_another,
+    watch_the_state,
     connect_by_tcp,
     listen_by_tcp,
     send_by_udp,
@@ -339,40 +224,31 @@ ATTACKS: tuple[Try, ...] = (
     connect_to_an_abstract_socket,
     connect_to_the_control_socket,
     send_from_a_pair,
-    fork,
-    spawn,
-    outlive_the_daemon,
-    read_memory,
-    read_environment,
-    peek_at_memory,
-    signal_it,
-    signal_everybody,
-    signal_by_descriptor,
-    signal_by_owner,
-    starve,
-    make_idle,
-    pin,
-    limit,
-    keep_a_key,
-    change_personality,
-    open_a_ring,
-    make_a_thread_that_a_filter_cannot_see,
-    make_many_threads,
-    trace,
-    make_a_namespace,
-    become_readable,
+    on_processes.fork,
+    on_processes.spawn,
+    on_processes.outlive_the_daemon,
+    on_processes.read_memory,
+    on_processes.read_environment,
+    on_processes.peek_at_memory,
+    on_processes.signal_it,
+    on_processes.signal_everybody,
+    on_processes.signal_by_descriptor,
+    on_processes.signal_by_owner,
+    on_processes.starve,
+    on_processes.make_idle,
+    on_processes.pin,
+    on_processes.limit,
+    on_processes.keep_a_key,
+    on_processes.change_personality,
+    on_processes.open_a_ring,
+    on_processes.make_a_thread_that_a_filter_cannot_see,
+    on_processes.make_many_threads,
+    on_processes.trace,
+    on_processes.make_a_namespace,
+    on_processes.become_readable,
     run_a_shell,
 )
 """In an order in which none spoils the next; the last replaces the program."""
-
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.shmctl.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-
-
-def _checked(result: int) -> None:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def become_nobody() -> None:
@@ -380,7 +256,7 @@ def become_nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    _checked(LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
+    checked(LIBC.prctl(on_processes.PR_SET_DUMPABLE, 1, 0, 0, 0))
 
 
 def main() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from agent import wire
 from agent.package import Package
 from hil.images import drawn_lines
-from tests.inference.desk import Desk
+from tests.inference.desk import PATIENCE_S, Desk
 from tests.inference.test_worker import hand_over, loaded, quick_package
+from tests.inference.whole_cage import need
 
 __all__ = ["quick_package"]
 COPIES = 5
@@ -73,11 +76,63 @@ def test_the_worker_says_how_well_it_is_shut_in(quick_package: Package) -> None:
         async with loaded(quick_package) as (_, process, _loaded):
             told = Counter(one.name for one in process.confinement)
             assert max(told.values()) == 1
-            by_itself = [one.state for one in process.confinement if not one.name.startswith("cgroup")]
-            assert by_itself == ["enforced"] * 13
+            by_itself = {one.name: one.state for one in process.confinement if not one.name.startswith("cgroup")}
+            assert set(by_itself) == set(get_args(wire.Measure))
+            need(by_itself)
             status = status_of(process.pid)
             assert int(status["Threads"]) > 1
             assert (status["Seccomp"], status["NoNewPrivs"], int(status["CapEff"], 16)) == ("2", "1", 0)
+
+    asyncio.run(story())
+
+
+WATCHED = """#!{python} -B
+import os, runpy, sys
+from agent.worker import ending
+
+class Told:
+    def __init__(self, held):
+        self._held = held
+    def drain(self):
+        self._held.drain()
+        os.write(2, b"drained ")
+    def close(self):
+        self._held.close()
+        os.write(2, b"closed ")
+
+free_at_end = ending.free_at_end
+ending.free_at_end = lambda held: free_at_end(Told(held))
+sys.argv = sys.argv[sys.argv.index("agent.worker") :]
+runpy.run_module("agent.worker", run_name="__main__")
+"""
+"""The real worker, which tells on standard error how its executor ends."""
+
+
+def watched_worker(folder: Path) -> str:
+    """An executable that stands in for the interpreter and runs `WATCHED`."""
+    path = folder / "python"
+    path.write_text(WATCHED.format(python=sys.executable))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("by", ["stop", "sigterm"])
+def test_however_it_is_told_to_end_it_says_idle_and_frees(quick_package: Package, tmp_path: Path, by: str) -> None:
+    async def story() -> None:
+        async with loaded(quick_package, python=watched_worker(tmp_path)) as (desk, process, _):
+            if by == "stop":
+                process.stop(PATIENCE_S * 1000)
+            else:
+                async with asyncio.timeout(PATIENCE_S):
+                    while not status_of(process.pid)["State"].startswith("S"):  # noqa: ASYNC110 - it waits for orders
+                        await asyncio.sleep(0.01)
+                os.kill(process.pid, signal.SIGTERM)
+            await desk.wait_for(wire.Idle)
+            expected, detail = await desk.end()
+            assert expected is (by == "stop")
+            how, _, told = detail.partition("; ")
+            assert how.startswith(f"exited with status {0 if by == 'stop' else wire.EXIT_TERMINATED}")
+            assert told == ("closed" if by == "stop" else "drained closed")
 
     asyncio.run(story())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -14,12 +15,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
+from agent.wire import Measure
+from agent.worker.sandbox import landlock
+from agent.worker.sandbox.kernel import Kernel
+from agent.worker.sandbox.places import Access, Place, devices
 from tests.inference.attacks import ATTACKS, NEEDS
 from tests.inference.caged import CALLS, NOBODY, Configuration
+from tests.inference.whole_cage import lacking, need
 
 ROOT = Path(__file__).parents[2]
 ENFORCED = "enforced"
@@ -38,6 +45,8 @@ STOPPED_BY: dict[str, set[str]] = {
     "change_an_attribute": {FILTER},
     "leave_data_in_shared_memory": {FILES},
     "leave_data_in_system_v_memory": {FILTER},
+    "use_shared_memory_of_another": {FILTER},
+    "watch_the_state": {FILTER},
     "connect_by_tcp": {NETWORK, FILES, FILTER},
     "listen_by_tcp": {FILES, FILTER},
     "send_by_udp": {NETWORK, FILTER},
@@ -69,6 +78,12 @@ STOPPED_BY: dict[str, set[str]] = {
     "make_many_threads": {NETWORK},
     "run_a_shell": {FILES, FILTER},
 }
+PARTS = {
+    NETWORK: ("own_network", "threads"),
+    FILES: ("landlock_files", "landlock_tcp", "landlock_devices", "landlock_scopes"),
+    FILTER: ("system_calls",),
+}
+"""As what a measure is told."""
 PAIRS = [(attack, measure) for attack, measures in STOPPED_BY.items() for measure in sorted(measures)]
 
 
@@ -167,17 +182,22 @@ def test_every_attack_has_its_measure() -> None:
 @pytest.mark.parametrize("attack", STOPPED_BY)
 def test_without_the_cage_it_comes_off(scene: Scene, attack: str) -> None:
     """So that the refusals below are the cage's doing."""
-    assert scene.attacked(()).tried[attack] == ""
+    if error := scene.attacked(()).tried[attack]:
+        lacking(f"{attack} does not come off here without the cage either: {error}")
 
 
 @pytest.mark.parametrize("attack", STOPPED_BY)
 def test_the_cage_stops_it(scene: Scene, attack: str) -> None:
-    assert scene.attacked(tuple(CALLS)).tried[attack] != ""
+    outcome = scene.attacked(tuple(CALLS))
+    need(outcome.told)
+    assert outcome.tried[attack] != ""
 
 
 @pytest.mark.parametrize(("attack", "measure"), PAIRS)
 def test_each_measure_stops_it_alone(scene: Scene, attack: str, measure: str) -> None:
-    assert scene.attacked((measure,)).tried[attack] != ""
+    outcome = scene.attacked((measure,))
+    need(outcome.told, *PARTS[measure])
+    assert outcome.tried[attack] != ""
 
 
 @pytest.mark.parametrize("need", [need.__name__ for need in NEEDS])
@@ -186,8 +206,10 @@ def test_what_a_worker_needs_is_left_to_it(scene: Scene, need: str) -> None:
 
 
 def test_everything_is_enforced_here(scene: Scene) -> None:
-    """The kernel that tests run on has all of it."""
-    assert set(scene.attacked(tuple(CALLS)).told.values()) == {ENFORCED}
+    """All that can be required is told, and on a kernel that has all of it, it all stands."""
+    told = scene.attacked(tuple(CALLS)).told
+    assert set(told) == set(get_args(Measure))
+    need(told)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +221,7 @@ def test_everything_is_enforced_here(scene: Scene) -> None:
     ],
 )
 def test_what_a_kernel_lacks_is_told_and_the_rest_stands(scene: Scene, measure: str, absent: set[str]) -> None:
+    need(scene.attacked(tuple(CALLS)).told)
     told = scene.attacked(tuple(one for one in CALLS if one != measure)).told
     assert {name for name, state in told.items() if state != ENFORCED} == absent
     assert all(told[name].startswith("absent: ") for name in absent)
@@ -217,12 +240,59 @@ def test_what_a_kernel_lacks_is_told_and_the_rest_stands(scene: Scene, measure: 
 def test_an_older_landlock_does_what_it_can_and_says_what_it_cannot(
     scene: Scene, abi: int, absent: set[str], came_off: set[str], refused: str
 ) -> None:
+    need(scene.attacked((FILES,)).told, *PARTS[FILES])
     outcome = scene.attacked((FILES,), abi)
     told = {name: state for name, state in outcome.told.items() if name.startswith("landlock") and state != ENFORCED}
     assert told.keys() == absent
     assert all(f"Landlock's ABI is {abi}, not " in state for state in told.values())
     assert {attack for attack in came_off if outcome.tried[attack] == ""} == came_off
     assert outcome.tried[refused] != ""
+
+
+class BrokenKernel(Kernel):
+    """Offers Landlock and takes no rule about one place; what it is asked for is noted and not done."""
+
+    def __init__(self, broken: str, error: int) -> None:
+        super().__init__()
+        self.broken, self.error = broken, error
+        self.granted: list[str] = []
+        self.restricted = False
+
+    def call(self, name: str, *arguments: Any) -> int:
+        match name:
+            case "landlock_create_ruleset":
+                return 6 if arguments[0] is None else os.open("/dev/null", os.O_RDONLY)
+            case "landlock_add_rule":
+                place = str(Path(f"/proc/self/fd/{arguments[2]._obj.descriptor}").readlink())
+                if place == self.broken:
+                    raise OSError(self.error, os.strerror(self.error))
+                self.granted.append(place)
+            case "landlock_restrict_self":
+                self.restricted = True
+            case _:
+                raise AssertionError(name)
+        return 0
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPERM, errno.ESTALE, errno.EBADFD])
+def test_a_place_that_cannot_be_granted_costs_nothing_but_itself(tmp_path: Path, error: int) -> None:
+    """Neither one that the kernel takes no rule about, nor one that cannot be opened (its name is too long)."""
+    for name in ("first", "broken", "last"):
+        (tmp_path / name).mkdir()
+    paths = [tmp_path / "first", tmp_path / "broken", tmp_path / ("x" * 300), tmp_path / "last"]
+    kernel = BrokenKernel(str(tmp_path / "broken"), error)
+    parts = landlock.shut_in(kernel, [Place(str(path), Access.READ) for path in paths])
+    assert set(parts.values()) == {""}
+    assert kernel.granted == [str(tmp_path / "first"), str(tmp_path / "last")]
+    assert kernel.restricted
+
+
+def test_an_accelerator_is_granted_without_its_displays(tmp_path: Path) -> None:
+    wanted = {"nvidia0", "nvidia12", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvhost-ctrl", "nvmap", "nvgpu"}
+    (tmp_path / "dri").mkdir()
+    for name in {*wanted, "dri/renderD128", "dri/card0", "nvidia-modeset", "nvidia-fs0", "nvme0n1", "video0"}:
+        (tmp_path / name).touch()
+    assert {str(node.relative_to(tmp_path)) for node in devices(tmp_path)} == wanted | {"dri/renderD128"}
 
 
 SHUT_IN = """
@@ -238,7 +308,7 @@ status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text
 print(libc.prctl(3), signal.value, status["NoNewPrivs"].strip(), status["Seccomp"].strip(), status["CapEff"].strip(),
       status["CapPrm"].strip(), os.getpriority(os.PRIO_PROCESS, 0),
       Path("/proc/self/oom_score_adj").read_text().strip(), resource.getrlimit(resource.RLIMIT_CORE),
-      resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+      resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_FSIZE)[1])
 """
 
 
@@ -259,7 +329,7 @@ def shut_in(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_process_has_nothing_left_to_lose() -> None:
     """Not dumpable, dies with its parent, no privileges, a filter, yields to all, no core, few files."""
     files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    expected = f"0 {int(signal.SIGKILL)} 1 2 {0:016x} {0:016x} 10 1000 (0, 0) {files}\n"
+    expected = f"0 {int(signal.SIGKILL)} 1 2 {0:016x} {0:016x} 10 1000 (0, 0) {files} {1024**2}\n"
     ended = shut_in()
     assert (ended.stdout, ended.stderr) == (expected, "")
 

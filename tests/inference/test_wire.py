@@ -61,7 +61,13 @@ worker_frames = st.one_of(
 )
 daemon_frames = st.one_of(
     st.builds(wire.Survey, executor=executors),
-    st.builds(wire.Build, path=details, executor=executors, timing_bytes=counts, **resources),
+    st.builds(
+        wire.Build,
+        path=details,
+        executor=executors,
+        timing_bytes=st.integers(0, wire.MAX_TIMING_BYTES),
+        **resources,
+    ),
     st.builds(
         wire.Load, path=details, executor=executors, drain_ms=st.integers(1, 9999), plan_bytes=counts, **resources
     ),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -43,10 +44,10 @@ def quick_package(ocr_package: Package, tmp_path_factory: pytest.TempPathFactory
 
 
 @contextlib.asynccontextmanager
-async def loaded(package: Package) -> AsyncIterator[tuple[Desk, WorkerProcess, wire.Loaded]]:
+async def loaded(package: Package, **options: Any) -> AsyncIterator[tuple[Desk, WorkerProcess, wire.Loaded]]:
     """A worker with the package loaded; it is gone afterwards, come what may."""
     desk = Desk()
-    process = desk.launch(readable=[package.path])
+    process = desk.launch(readable=[package.path], **options)
     try:
         process.load(package.path, executor="onnxruntime", threads=2, memory_mb=2048, drain_ms=60)
         yield desk, process, await desk.wait_for(wire.Loaded)

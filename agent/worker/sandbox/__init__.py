@@ -6,7 +6,8 @@ opens nothing but its libraries and its package, writes nowhere, reaches no netw
 other process, though it runs as the same user as the daemon.
 
 Each measure is tried by itself, and told with the first frame: `enforced`, or why it is not on this platform. A kernel
-that lacks one is no reason not to work, but the operator has to know. Without the parent's signal there is no worker.
+that lacks one is no reason not to work, but the operator has to know, and may require it (`lacking`). Without the
+parent's signal there is no worker.
 
 The order matters. A namespace is entered while that is still permitted, /proc is written before this process becomes
 unreadable to its own user, Landlock's list needs the paths that the filter's calls would not hide, and the filter is
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from agent.errors import WorkerError
@@ -26,7 +28,7 @@ from agent.worker.sandbox.kernel import Kernel
 from agent.worker.sandbox.places import places
 from agent.worker.sandbox.process import limit_memory
 
-__all__ = ["ENFORCED", "confine", "limit_memory"]
+__all__ = ["ENFORCED", "confine", "lacking", "limit_memory"]
 
 ENFORCED = "enforced"
 _MAX_STATE = 256
@@ -53,12 +55,19 @@ def confine(
         _tried(kernel, "first_to_go", process.be_first_to_go),
         _tried(kernel, "low_priority", process.yield_to_others),
         _tried(kernel, "not_dumpable", process.hide_memory),
-        _tried(kernel, "open_files", process.limit_files),
+        _tried(kernel, "open_files", partial(process.limit_files, accelerator=accelerator)),
         _threads(own_namespace),
         _tried(kernel, "no_privileges", process.gain_nothing),
         *_landlocked(kernel, readable, accelerator=accelerator),
         _tried(kernel, "system_calls", seccomp.refuse_calls),
     )
+
+
+def lacking(confinement: Sequence[Confinement], required: Sequence[str]) -> str:
+    """What is required of the cage and does not stand, and why, for a person; empty when all of it stands."""
+    states = {one.name: one.state for one in confinement}
+    missing = [f"{name} ({states.get(name, 'unknown')})" for name in required if states.get(name) != ENFORCED]
+    return f"the worker's cage lacks what require_confinement demands: {', '.join(missing)}" if missing else ""
 
 
 def _tried(kernel: Kernel, name: str, measure: Callable[[Kernel], None]) -> Confinement:

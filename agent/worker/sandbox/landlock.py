@@ -11,8 +11,8 @@ Numbers from `include/uapi/linux/landlock.h`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -66,8 +66,8 @@ def offered_abi(kernel: Kernel) -> int:
 def shut_in(kernel: Kernel, places: Iterable[Place]) -> dict[str, str]:
     """Restrict this process to `places`, for good; each part with what there is to say of it (empty: it is enforced).
 
-    A place that is not there, or that this user may not look at, is left out. Raises OSError when nothing is enforced.
-    The process must have one thread and must be unable to gain privileges.
+    A place that cannot be granted, for whatever reason, is not: one broken mount must not cost the whole measure.
+    Raises OSError when nothing is enforced. The process must have one thread and must be unable to gain privileges.
     """
     abi = offered_abi(kernel)
     handled = sum(rights for since, rights in _FILES_OF_ABI.items() if since <= abi)
@@ -80,7 +80,8 @@ def shut_in(kernel: Kernel, places: Iterable[Place]) -> dict[str, str]:
     ruleset = kernel.call("landlock_create_ruleset", ctypes.byref(attributes), size, 0)
     try:
         for place in places:
-            _grant(kernel, ruleset, place, handled)
+            with contextlib.suppress(OSError):  # it is not there, or broken: no rule, and so no access
+                _grant(kernel, ruleset, place, handled)
         kernel.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)
@@ -88,13 +89,8 @@ def shut_in(kernel: Kernel, places: Iterable[Place]) -> dict[str, str]:
 
 
 def _grant(kernel: Kernel, ruleset: int, place: Place, handled: int) -> None:
-    """One rule; no place, no rule."""
-    try:
-        descriptor = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENXIO}:
-            return
-        raise
+    """One rule; raises OSError where the place cannot be opened, or the kernel takes no rule for it."""
+    descriptor = os.open(place.path, os.O_PATH | os.O_CLOEXEC)
     try:
         rights = _RIGHTS[place.access] & handled
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):

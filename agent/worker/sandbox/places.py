@@ -87,8 +87,13 @@ _ACCELERATOR = (
     "/sys/module",
 )
 
-_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "nvsciipc", "dri")
-"""Desktop and data centre cards, then a Jetson's and DRIVE's, then the render nodes of either."""
+_DEVICES = (
+    *("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"),
+    *("nvhost-*", "nvmap", "nvgpu", "nvsciipc"),
+    "dri/renderD*",
+)
+"""Desktop and data centre cards, then a Jetson's and DRIVE's, then the render nodes of either. Nothing that drives a
+display: no `dri/card*` and no `nvidia-modeset`."""
 
 
 def places(readable: Iterable[str], *, accelerator: bool) -> Iterator[Place]:
@@ -100,7 +105,12 @@ def places(readable: Iterable[str], *, accelerator: bool) -> Iterator[Place]:
     if accelerator:
         yield Place("/proc/self/task", Access.WRITE, pinned=True)
         yield from (Place(path, Access.READ) for path in _ACCELERATOR)
-        yield from (Place(str(node), Access.DEVICE) for name in _DEVICES for node in sorted(Path("/dev").glob(name)))
+        yield from (Place(str(node), Access.DEVICE) for node in devices(Path("/dev")))
+
+
+def devices(root: Path) -> Iterator[Path]:
+    """The nodes below /dev that an accelerator is used through."""
+    return (node for name in _DEVICES for node in sorted(root.glob(name)))
 
 
 def _interpreter() -> Iterator[str]:

@@ -16,6 +16,7 @@ import struct
 from pathlib import Path
 
 from agent.errors import WorkerError
+from agent.wire import MAX_PLAN_BYTES
 from agent.worker.sandbox.kernel import Kernel
 
 _PR_SET_PDEATHSIG = 1
@@ -33,6 +34,8 @@ _UCRED = struct.Struct("3i")
 MAX_OPEN_FILES = 1024
 """A Jetson's driver takes a descriptor for each block of memory."""
 MAX_THREADS = 512
+MAX_FILE_BYTES = 1024**2
+"""It writes no file. A library's complaints go into a memfd, whose size is limited like a file's."""
 
 
 def die_with_parent(kernel: Kernel, channel: socket.socket) -> None:
@@ -64,8 +67,13 @@ def hide_memory(kernel: Kernel) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def limit_files(_kernel: Kernel) -> None:
-    """Bound the open files, and close the ways to leave data in the kernel's message queues."""
+def limit_files(_kernel: Kernel, *, accelerator: bool) -> None:
+    """Bound the open files and their size, and close the ways to leave data in the kernel's message queues.
+
+    With an accelerator a builder's plan has to fit in a memfd.
+    """
+    size = MAX_PLAN_BYTES if accelerator else MAX_FILE_BYTES
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

@@ -45,8 +45,19 @@ _OTHER_PROCESSES = (
     "ioprio_set",
 )
 _SOCKETS = ("socket", "connect", "bind", "listen", "accept", "accept4")
-_LASTING_MEMORY = ("shmget", "msgget", "semget", "mq_open", "add_key", "request_key", "keyctl")
-"""What would outlive the process, and so carry one customer's data to the next."""
+_LASTING_MEMORY = (
+    *("shmget", "shmat", "shmctl"),
+    *("msgget", "msgsnd", "msgrcv", "msgctl"),
+    *("semget", "semop", "semtimedop", "semctl"),
+    *("mq_open", "mq_unlink", "mq_timedsend", "mq_timedreceive", "mq_notify", "mq_getsetattr"),
+    *("add_key", "request_key", "keyctl"),
+)
+"""What would outlive the process, and so carry one customer's data to the next; also by an id that was guessed."""
+_WATCHING = (
+    *("inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch"),
+    *("fanotify_init", "fanotify_mark"),
+)
+"""Seeing when others use which files: Landlock has no say in it before a path is opened."""
 _FILE_ATTRIBUTES = (
     "chmod",
     "fchmod",
@@ -92,7 +103,6 @@ _FILE_SYSTEMS = (
     "swapon",
     "swapoff",
     "acct",
-    "fanotify_init",
 )
 _KERNEL = (
     "bpf",
@@ -117,12 +127,14 @@ _KERNEL = (
     "setdomainname",
     "iopl",
     "ioperm",
+    "modify_ldt",
 )
 REFUSED = (
     *_NEW_PROGRAMS,
     *_OTHER_PROCESSES,
     *_SOCKETS,
     *_LASTING_MEMORY,
+    *_WATCHING,
     *_FILE_ATTRIBUTES,
     *_FILE_SYSTEMS,
     *_KERNEL,
