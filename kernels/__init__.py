@@ -8,7 +8,6 @@ does not know. Imports nothing of the agent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Union
@@ -16,6 +15,7 @@ from typing import Union
 import msgspec
 
 from kernels.ctc_greedy_decode import CtcGreedyDecode
+from kernels.digest import CUDA_SUFFIXES, files_sha256, read_files
 from kernels.letterbox_normalize import LetterboxNormalize
 from kernels.npy_tensor import NpyTensor
 from kernels.operation import OperationError
@@ -52,7 +52,7 @@ OPS: Mapping[str, type[Operation]] = {
 }
 """Every operation a package may name."""
 
-SOURCE_SUFFIXES = (".py", ".cu", ".cuh")
+SOURCE_SUFFIXES = (".py", *CUDA_SUFFIXES)
 
 
 def operation(name: str, params: Mapping[str, object]) -> Operation:
@@ -70,12 +70,5 @@ def operation(name: str, params: Mapping[str, object]) -> Operation:
 
 
 def kernels_sha256() -> str:
-    """SHA-256 over this package's source files (Python and CUDA), hex: what a result was computed with.
-
-    Each file in the order of its name: the name, NUL, its length in decimal, NUL, its bytes.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in SOURCE_SUFFIXES):
-        body = path.read_bytes()
-        digest.update(b"%s\0%d\0%s" % (path.name.encode(), len(body), body))
-    return digest.hexdigest()
+    """`files_sha256` of this package's sources (Python and CUDA): what a result was computed with without a GPU."""
+    return files_sha256(read_files(Path(__file__).parent, SOURCE_SUFFIXES))

@@ -49,10 +49,9 @@ NVRTC_HOME = CHECKOUT / "build" / "cuda" / "nvrtc-12.6" / "nvidia"
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one kernel may take: registers of each thread, and where they differ, by architecture."""
+    """What one kernel may take: registers of each thread."""
 
     registers: int
-    on: dict[str, int] = {}
 
 
 class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,9 +77,10 @@ def exceeded(budgets: Budgets, architecture: str, kernels: Mapping[str, Resource
         if budget is None:
             faults.append(f"{kernel} has no budget")
             continue
-        may = budget.on.get(architecture, budget.registers)
-        if takes.registers > may:
-            faults.append(f"{kernel} takes {takes.registers} registers on {architecture}, and may take {may}")
+        if takes.registers > budget.registers:
+            faults.append(
+                f"{kernel} takes {takes.registers} registers on {architecture}, and may take {budget.registers}"
+            )
         if takes.spill_bytes > budgets.spill_bytes:
             faults.append(
                 f"{kernel} spills {takes.spill_bytes} bytes on {architecture}, and may spill {budgets.spill_bytes}"

@@ -1,9 +1,11 @@
 """Compiles the kernels for one architecture at a time, and reads what the compiler says each of them takes.
 
 All .cu files become one translation unit, each in a namespace of its own, so that a device gets one module with every
-kernel. Two compilers: nvcc of a CUDA toolkit (CUDA_HOME, /usr/local/cuda, or the one `make packages` fetched), and
-NVRTC 12.6, which makes cubins that the driver of JetPack 6 knows (their ELF ABI is 7, the newer compiler's is 8). The
-same sources and flags give the same bytes wherever they lie; what was compiled is kept by a digest of all that went in.
+kernel. Two compilers: nvcc of a CUDA toolkit (`toolkit`), and NVRTC 12.6, which makes cubins that the driver of
+JetPack 6 knows (their ELF ABI is 7, the newer compiler's is 8). The same sources and flags give the same bytes wherever
+they lie; what was compiled is kept by a digest of all that went in.
+
+    python -m kernels.compiler      says where the CUDA toolkit is; exit status 1: there is none
 """
 
 from __future__ import annotations
@@ -12,16 +14,24 @@ import ctypes
 import hashlib
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kernels.digest import CUDA_SUFFIXES, files_sha256, read_files
 from kernels.fatbin import Resources
 
 CHECKOUT = Path(__file__).parents[1]
+CUDA = "13.0"
+"""The version of CUDA whose nvcc we build with: budgets were measured, and files are named, with this one."""
+USUAL_HOME = Path(f"/usr/local/cuda-{CUDA}")
+FETCHED_HOME = CHECKOUT / "build" / "cuda" / "toolkit" / "nvidia" / "cu13"
+_TOOLKIT = ("bin/nvcc", "include/cuda.h", "include/cudaProfiler.h")
 UNIT = "kernels.cu"
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
 NVRTC_FLAGS = ("--std=c++17", "--ptxas-options=-v")
@@ -47,19 +57,16 @@ class Sources:
 
     @property
     def sha256(self) -> str:
-        """Each file in the order of its name: the name, NUL, its length in decimal, NUL, its bytes."""
-        digest = hashlib.sha256()
-        for name, body in self.files.items():
-            digest.update(b"%s\0%d\0%s" % (name.encode(), len(body), body))
-        return digest.hexdigest()
+        """`files_sha256` of them, which the manifest names."""
+        return files_sha256(self.files)
 
 
 def read_sources(folder: Path) -> Sources:
     """The .cu and .cuh files of a folder; raises BuildError when there are none."""
-    paths = sorted((*folder.glob("*.cu"), *folder.glob("*.cuh")), key=lambda path: path.name)
-    if not any(path.suffix == ".cu" for path in paths):
+    files = read_files(folder, CUDA_SUFFIXES)
+    if not any(name.endswith(".cu") for name in files):
         raise BuildError(f"{folder}: no kernels")
-    return Sources(folder, {path.name: path.read_bytes() for path in paths})
+    return Sources(folder, files)
 
 
 @dataclass(frozen=True)
@@ -167,10 +174,23 @@ class Nvrtc:
 
 
 def toolkit() -> Path | None:
-    """Where a CUDA toolkit is: CUDA_HOME, the usual place, or what `make packages` fetched."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", str(CHECKOUT / "build/cuda/toolkit/nvidia/cu13")]
-    found = (Path(home) for home in homes if home)
-    return next((home for home in found if (home / "bin/nvcc").exists() and (home / "include/cuda.h").exists()), None)
+    """Where the CUDA toolkit is: in CUDA_HOME, else at USUAL_HOME, else around the nvcc on PATH, else as fetched.
+
+    Every part of Driveway asks here, `.ci/cuda` too. A place counts when it has nvcc and the driver's headers, whatever
+    its version is: `other_cuda` says whether that is another one than ours.
+    """
+    homes = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    homes.append(USUAL_HOME)
+    if (compiler := shutil.which("nvcc")) is not None:
+        homes += [Path(compiler).absolute().parents[1], Path(compiler).resolve().parents[1]]
+    homes.append(FETCHED_HOME)
+    return next((home for home in homes if all((home / part).exists() for part in _TOOLKIT)), None)
+
+
+def other_cuda(home: Path) -> str | None:
+    """Why figures of our compiler do not hold for the toolkit at `home`; None: it is ours. Raises BuildError."""
+    cuda = Nvcc(home).cuda
+    return None if cuda == CUDA else f"{home} is CUDA {cuda}, and budgets are of CUDA {CUDA}"
 
 
 def compile_cached(compiler: Compiler, sources: Sources, target: str, cache: Path) -> Compiled:
@@ -236,3 +256,16 @@ def _write(path: Path, body: bytes) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_bytes(body)
     part.replace(path)
+
+
+def main() -> int:
+    """Say where the toolkit is."""
+    home = toolkit()
+    if home is None:
+        return 1
+    print(home.absolute())  # noqa: T201 - a command
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

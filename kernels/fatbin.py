@@ -6,6 +6,9 @@ reads the manifest strictly, picks the file for a driver and a device, and gives
 the architectures inside are the manifest's. Everything else (a file cut short, changed, of another kind, no code for
 this device) is a FatbinError that names the file and what is wrong with it. The digest goes into what is attested.
 
+Where the sources lie beside, as in a checkout and in a wheel, the files must have been made from them as they are: a
+launch of today with a kernel of yesterday reads arguments that are no longer there. Otherwise StaleKernelsError.
+
 Which file: the newest whose CUDA the driver serves, with code for exactly this compute capability; then with code for
 an earlier one of the same major version, which CUDA keeps compatible; then with PTX that the driver compiles itself.
 """
@@ -21,6 +24,11 @@ from typing import Annotated, Dict, Literal, Optional, Tuple  # noqa: UP035 - Py
 
 import msgspec
 
+from kernels.digest import CUDA_SUFFIXES, files_sha256, read_files
+
+SOURCES = Path(__file__).parent
+BUILT = SOURCES.parent / "build" / "kernels"
+"""Where `make kernels` builds."""
 MANIFEST = "manifest.json"
 _MOST_MANIFEST_BYTES = 4 << 20
 _MOST_FILE_BYTES = 256 << 20
@@ -35,6 +43,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 30)]
 
 class FatbinError(ValueError):
     """Kernels that are not there, not whole, not what the manifest says, or not for this device and driver."""
+
+
+class StaleKernelsError(FatbinError):
+    """Kernels that were made from other sources than those that lie beside them."""
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +79,7 @@ class KernelFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a build left. `sources_sha256`: of the .cu and .cuh files it was made from."""
+    """What a build left. `sources_sha256`: `files_sha256` of the .cu and .cuh files it was made from."""
 
     version: Literal[1]
     sources_sha256: Sha256
@@ -87,8 +99,8 @@ class KernelImage:
 
 def default_folder() -> Path:
     """Within this package where it was installed with them, else `build/kernels` of a checkout."""
-    installed = Path(__file__).parent / "compiled"
-    return installed if (installed / MANIFEST).is_file() else Path(__file__).parents[1] / "build" / "kernels"
+    installed = SOURCES / "compiled"
+    return installed if (installed / MANIFEST).is_file() else BUILT
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -127,9 +139,14 @@ def choose(manifest: Manifest, driver: tuple[int, int], capability: tuple[int, i
     return found
 
 
-def load(folder: Path, driver: tuple[int, int], capability: tuple[int, int]) -> KernelImage:
-    """The kernels for a driver and a device, checked against the manifest; raises FatbinError."""
-    one, target = choose(read_manifest(folder), driver, capability)
+def load(folder: Path, driver: tuple[int, int], capability: tuple[int, int], *, sources: Path = SOURCES) -> KernelImage:
+    """The kernels for a driver and a device, checked against the manifest; raises FatbinError.
+
+    `sources` may hold the .cu and .cuh files that they must have been made from; raises StaleKernelsError.
+    """
+    manifest = read_manifest(folder)
+    _check_sources(manifest, folder, sources)
+    one, target = choose(manifest, driver, capability)
     path = folder / one.name
     body = _read(path, one.size_bytes)
     if len(body) != one.size_bytes:
@@ -142,6 +159,17 @@ def load(folder: Path, driver: tuple[int, int], capability: tuple[int, int]) -> 
     if inside != (*one.architectures, *([one.ptx] if one.ptx else [])):
         raise FatbinError(f"{path}: holds code for {' '.join(inside)}, which is not what the manifest says")
     return KernelImage(one.name, body, digest, target)
+
+
+def _check_sources(manifest: Manifest, folder: Path, sources: Path) -> None:
+    """Raise StaleKernelsError for a build of other sources than lie here; without sources, nothing can be said."""
+    try:
+        files = read_files(sources, CUDA_SUFFIXES)
+    except OSError as error:
+        raise FatbinError(f"{sources}: {error.strerror}") from error
+    if files and files_sha256(files) != manifest.sources_sha256:
+        command = "make kernels" if folder == BUILT else f"python -m kernels.build {folder}"
+        raise StaleKernelsError(f"{folder}: made from other sources than {sources} holds; `{command}` builds them anew")
 
 
 _FATBIN_MAGIC = 0xBA55ED50

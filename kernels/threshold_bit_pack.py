@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from kernels.float_outputs import NOT_A_NUMBER, count_values
+from kernels.float_outputs import MAX_VALUES, NOT_A_NUMBER, count_values
 from kernels.operation import (
     OUTPUT,
     Answerer,
@@ -29,6 +29,11 @@ from kernels.operation import (
 
 ROWS_PER_BLOCK = 8
 THREADS = 256
+VOTES = 4
+MAX_COLUMNS = MAX_VALUES + 1 - 32 * VOTES
+"""A warp steps past the end of a row, by all the pixels of a step at most, and its `int` has to hold that."""
+MAX_ROWS = MAX_VALUES + 1 - ROWS_PER_BLOCK
+"""So does a block, by its rows."""
 
 
 class ThresholdBitPack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +49,9 @@ class ThresholdBitPack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Rows x ceil(columns / 8) uint8, the first pixel in the highest bit; and rows uint8, 1: one is no number."""
         count_values(output, "threshold_bit_pack")
         rows, columns = _size(output)
+        if rows > MAX_ROWS or columns > MAX_COLUMNS:
+            size = f"{MAX_ROWS} rows and {MAX_COLUMNS} columns"
+            raise OperationError(f"threshold_bit_pack reads at most {size}, not {rows} x {columns}")
         return TensorSpec("uint8", (rows, -(-columns // 8))), TensorSpec("uint8", (rows,))
 
     def scratch_bytes(self, items: int, output: TensorSpec) -> int:

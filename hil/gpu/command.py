@@ -22,7 +22,18 @@ from agent.worker.cuda.context import DeviceContext
 from agent.worker.cuda.kernels import KernelLibrary
 from agent.worker.executor import ExecutorError
 from hil.gpu.cases import all_trials
-from hil.gpu.figures import Bandwidth, Check, Endurance, Figures, Omitted, Recovery, Start, Throughput, Vacate
+from hil.gpu.figures import (
+    Bandwidth,
+    Check,
+    Endurance,
+    Figures,
+    Omitted,
+    Recovery,
+    Start,
+    Throughput,
+    Vacate,
+    labelled,
+)
 from hil.gpu.kernel_chapter import run_kernels
 from hil.gpu.loop_chapter import run_loops
 from hil.gpu.machine import facts_of, kernels_for
@@ -30,7 +41,7 @@ from hil.gpu.process_chapter import Load, LoadError, run_processes
 from hil.gpu.report import write_report
 from hil.gpu.synthetic import ToolError, compile_busy
 from kernels.compiler import BuildError
-from kernels.fatbin import FatbinError
+from kernels.fatbin import FatbinError, KernelImage
 from kernels.operation import OperationError
 
 
@@ -55,7 +66,7 @@ class Effort:
 WHOLE, QUICK = Effort(), Effort(scale=0.01, runs=1, repeats=2, values=256, seconds=0.05, slices=100, times=2)
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind", bound=msgspec.Struct)
-Found = Check | Bandwidth | Throughput | Vacate | Start | Endurance | Recovery
+Found = Check | Bandwidth | Throughput | Vacate | Start | Endurance | Recovery | Omitted
 
 
 FAILURES = (
@@ -85,16 +96,17 @@ class Suite:
         self._context, self._engine = context, engine
         self._effort = effort
         self._found: list[Found] = []
-        self._omitted: list[Omitted] = []
 
     def run(self) -> Figures:
         """Every chapter in turn."""
         began_s = time.monotonic()
-        facts = facts_of(self._context.facts)
+        kernels = self._chapter("compiled kernels", lambda: kernels_for(self._context.facts))
+        facts = facts_of(self._context.facts, kernels)
         print(f"{facts.device}, driver for CUDA {facts.driver}, pycuda {facts.pycuda}")
         with tempfile.TemporaryDirectory(prefix="driveway-gpu-") as folder:
             busy = self._chapter("stand-in engine", lambda: self._compiled(Path(folder)))
-            self._chapter("kernels", self._kernels)
+            if kernels is not None:
+                self._chapter("kernels", lambda: self._kernels(kernels))
             if busy is not None:
                 self._chapter("pipeline beside the bare engine", lambda: self._loops(busy))
                 self._chapter("processes", lambda: self._processes(busy))
@@ -108,7 +120,7 @@ class Suite:
             starts=self._all(Start),
             endurances=self._all(Endurance),
             recoveries=self._all(Recovery),
-            omitted=tuple(self._omitted),
+            omitted=self._all(Omitted),
             wall_s=time.monotonic() - began_s,
         )
 
@@ -119,14 +131,14 @@ class Suite:
             return run()
         except (ToolError, *FAILURES) as error:
             failed = not isinstance(error, ToolError)
-            self._omitted.append(Omitted(chapter=name, why=str(error), failed=failed))
+            self._found.append(Omitted(chapter=name, why=str(error), failed=failed))
             print(f"  {'failed' if failed else 'not run'}: {error}")
             return None
 
     def _take(self, found: Iterable[Found]) -> None:
         for one in found:
             self._found.append(one)
-            print(f"  {', '.join(f'{name} {_short(value)}' for name, value in msgspec.structs.asdict(one).items())}")
+            print(f"  {', '.join(f'{name} {_short(value)}' for name, value in labelled(one).items())}")
 
     def _compiled(self, folder: Path) -> Path:
         if self._engine is not None:
@@ -135,8 +147,8 @@ class Suite:
         image.write_bytes(compile_busy(self._context.facts.compute_capability))
         return image
 
-    def _kernels(self) -> None:
-        library = KernelLibrary(self._context.driver, kernels_for(self._context.facts))
+    def _kernels(self, image: KernelImage) -> None:
+        library = KernelLibrary(self._context.driver, image.body)
         self._take(
             run_kernels(library, all_trials(self._effort.scale), runs=self._effort.runs, repeats=self._effort.repeats)
         )

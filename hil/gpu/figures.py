@@ -6,6 +6,7 @@ import msgspec
 
 SLACK_MB = 8
 """What the device's free memory may differ by itself."""
+LEAST_FOR_P99 = 100
 GROWTH_MB = 16
 """What a process may hold more after many slices; a leak of two kilobytes a slice shows after ten thousand."""
 
@@ -76,7 +77,10 @@ class Throughput(Strict, frozen=True, kw_only=True):
 
 
 class Vacate(Strict, frozen=True, kw_only=True):
-    """Giving the accelerator back, from the order to nothing computing and to the memory being free again."""
+    """Giving the accelerator back, from the order to nothing computing and to the memory being free again.
+
+    Of fewer than 100 `times` there is no 99th percentile: the p99 fields hold the longest then, and `tail` says so.
+    """
 
     how: str
     times: int
@@ -87,6 +91,11 @@ class Vacate(Strict, frozen=True, kw_only=True):
     freed_p99_ms: float
     memory_mb: int
     left_mb: int
+
+    @property
+    def tail(self) -> str:
+        """What the p99 fields are."""
+        return "p99" if self.times >= LEAST_FOR_P99 else f"max of {self.times}"
 
 
 class Start(Strict, frozen=True, kw_only=True):
@@ -148,3 +157,11 @@ class Figures(Strict, frozen=True, kw_only=True):
                 grown = f"device {one.device_grown_mb:.1f} MB, host {one.host_grown_mb:.1f} MB"
                 found.append(f"{one.slices} slices in one process: {grown} more than before")
         return found if self.checks else [*found, "nothing was checked"]
+
+
+def labelled(one: msgspec.Struct) -> dict[str, object]:
+    """A figure's fields with their names, for a person: what is no 99th percentile is not called one."""
+    fields = msgspec.structs.asdict(one)
+    if isinstance(one, Vacate):
+        return {name.replace("p99", one.tail.replace(" ", "_")): value for name, value in fields.items()}
+    return fields

@@ -1,8 +1,9 @@
 """Work for the device whose length is chosen: the executor that cars use, around the stand-in engine.
 
-    python -m hil.gpu.load hold|start|stray|reset [--batch-ms N] [--values N] [--ballast-mb N] [--image FILE]
+    python -m hil.gpu.caged_load --fd N hold|start|stray|reset --image FILE [--batch-ms N] [--values N] [--ballast-mb N]
 
-A process of its own, since that is how the accelerator is given back: by a process that ends. It says on standard
+A process of its own, since that is how the accelerator is given back: by a process that ends. It is shut in as a worker
+is, by `hil.gpu.caged_load`, which then calls `main` here. It says on standard
 output what it has come to, a word a line:
 
 * `hold`: `ready N`, where N is the milliseconds that a micro-batch takes, then micro-batches without end until a line
@@ -19,7 +20,7 @@ import ctypes
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from agent.worker.cuda.executor import CudaBucket, CudaExecutor
 from agent.worker.cuda.kernels import KernelLibrary
 from agent.worker.cuda.memory import Arena, Budget
 from agent.worker.executor import Binding, ExecutorError
-from hil.gpu.synthetic import INPUT, OUTPUT, BusyEngine, Kernel, compile_busy
+from hil.gpu.synthetic import INPUT, OUTPUT, BusyEngine, Kernel
 from kernels.operation import TensorSpec
 from kernels.tensor_answers import TensorValues
 
@@ -64,14 +65,13 @@ class Work:
 
 
 @contextmanager
-def at_work(batch_ms: float, values: int, *, ballast_mb: int = 0, busy: bytes | None = None) -> Iterator[Work]:
-    """An executor whose micro-batches take `batch_ms`, and memory held beside; raises ExecutorError or ToolError."""
+def at_work(batch_ms: float, values: int, *, busy: bytes, ballast_mb: int = 0) -> Iterator[Work]:
+    """An executor whose micro-batches take `batch_ms`, and memory held beside; raises ExecutorError."""
     context = DeviceContext()
     try:
-        image = busy if busy is not None else compile_busy(context.facts.compute_capability)
-        rounds = max(2, round(_TRIAL_ROUNDS * batch_ms / 1000 / _seconds(image, values, _TRIAL_ROUNDS)))
-        engine = BusyEngine(image, values=values, rounds=rounds)
-        executor = CudaExecutor(context, engine, KernelLibrary(context.driver, image), memory_bytes=MEMORY_MB * 1024**2)
+        rounds = max(2, round(_TRIAL_ROUNDS * batch_ms / 1000 / _seconds(busy, values, _TRIAL_ROUNDS)))
+        engine = BusyEngine(busy, values=values, rounds=rounds)
+        executor = CudaExecutor(context, engine, KernelLibrary(context.driver, busy), memory_bytes=MEMORY_MB * 1024**2)
     except BaseException:
         context.close()
         raise
@@ -150,23 +150,22 @@ def _lose(work: Work, how: str, image: bytes) -> None:
         _say("lost nothing: the next result was right")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """What the head of this file says."""
-    parser = argparse.ArgumentParser(prog="python -m hil.gpu.load", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m hil.gpu.caged_load", description=__doc__)
     parser.add_argument("how", choices=("hold", "start", "stray", "reset"))
     parser.add_argument("--batch-ms", type=float, default=10.0)
     parser.add_argument("--values", type=int, default=16_384, help="float32 an item")
     parser.add_argument("--ballast-mb", type=int, default=0, help="device memory to hold beside")
-    parser.add_argument("--image", type=Path, help="the compiled stand-in engine")
-    options = parser.parse_args()
-    image = None if options.image is None else options.image.read_bytes()
+    parser.add_argument("--image", type=Path, required=True, help="the compiled stand-in engine")
+    options = parser.parse_args(arguments)
+    image = options.image.read_bytes()
     with at_work(options.batch_ms, options.values, ballast_mb=options.ballast_mb, busy=image) as work:
         if options.how == "hold":
             _hold(work)
         elif options.how == "start":
             _start(work)
         else:
-            assert image is not None
             _lose(work, options.how, image)
     _say("closed")
     return 0
@@ -174,7 +173,3 @@ def main() -> int:
 
 def _say(word: str) -> None:
     print(word, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

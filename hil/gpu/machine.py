@@ -6,8 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -15,13 +13,14 @@ from agent import __version__
 from agent.worker.cuda.context import DeviceFacts
 from hil.bench.command import machine
 from hil.gpu.figures import Facts
-from kernels import build, fatbin, kernels_sha256
+from kernels import build, fatbin
+from kernels.compiler import BuildError, Nvcc, toolkit
 
 _ENGINES = ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings")
 
 
-def facts_of(facts: DeviceFacts) -> Facts:
-    """This machine."""
+def facts_of(facts: DeviceFacts, kernels: fatbin.KernelImage | None) -> Facts:
+    """This machine, and the kernels that run on it."""
     here = machine()
     engines = {name: _version(name) for name in _ENGINES}
     return Facts(
@@ -33,7 +32,7 @@ def facts_of(facts: DeviceFacts) -> Facts:
         cuda_toolkit=_toolkit(),
         pycuda=_version("pycuda"),
         engine=", ".join(f"{name} {version}" for name, version in engines.items() if version),
-        kernels_sha256=kernels_sha256(),
+        kernels_sha256="" if kernels is None else kernels.sha256,
         agent=__version__,
         python=platform.python_version(),
         system=here.system,
@@ -50,19 +49,23 @@ def _version(package: str) -> str:
 
 def _toolkit() -> str:
     """The CUDA compiler's release, where there is one."""
-    compiler = shutil.which("nvcc")
-    if compiler is None:
-        return ""
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    return next((line.strip() for line in said.splitlines() if "release" in line), "")
+    home = toolkit()
+    with contextlib.suppress(BuildError):
+        return "" if home is None else Nvcc(home).version
+    return ""
 
 
-def kernels_for(facts: DeviceFacts) -> bytes:
-    """The kernels for this device, built for it alone where nobody built them; raises FatbinError or BuildError."""
+def kernels_for(facts: DeviceFacts) -> fatbin.KernelImage:
+    """The kernels for this device, built for it alone where nobody built them, or from other sources than these.
+
+    Raises FatbinError or BuildError.
+    """
+    folder = fatbin.default_folder()
+    if (folder / fatbin.MANIFEST).is_file():
+        with contextlib.suppress(fatbin.StaleKernelsError):
+            return fatbin.load(folder, facts.cuda_version, facts.compute_capability)
+    major, minor = facts.compute_capability
     with tempfile.TemporaryDirectory(prefix="driveway-kernels-") as name:
-        folder = fatbin.default_folder()
-        if not (folder / fatbin.MANIFEST).is_file():
-            folder = Path(name) / "kernels"
-            major, minor = facts.compute_capability
-            build.build(folder, architectures=(f"sm_{major}{minor}",), ptx=None, jetpack_6=False)
-        return fatbin.load(folder, facts.cuda_version, facts.compute_capability).body
+        folder = Path(name) / "kernels"
+        build.build(folder, architectures=(f"sm_{major}{minor}",), ptx=None, jetpack_6=False)
+        return fatbin.load(folder, facts.cuda_version, facts.compute_capability)

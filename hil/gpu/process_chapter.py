@@ -1,14 +1,15 @@
 """What only whole processes show: giving the accelerator back, starting, and coming back from a lost context.
 
-`hil.gpu.load` is the process; here it is started, told to stop or killed, and watched. Its memory is seen from outside,
-in this process's own context: what the device has free before it starts, while it works, and after. Times are those of
-the monotonic clock here, from the moment before the order is written or the signal sent.
+`hil.gpu.load`, in the worker's cage, is the process; here it is started, told to stop or killed, and watched. Its
+memory is seen from outside, in this process's own context: what the device has free before it starts, while it works,
+and after. Times are those of the monotonic clock here, from the moment before the order is written or the signal sent.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import statistics
 import subprocess
 import sys
@@ -16,13 +17,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pycuda.driver as cuda
 
 from hil.bench.peers import percentile
-from hil.gpu.figures import SLACK_MB, Recovery, Start, Vacate
+from hil.gpu.figures import SLACK_MB, Omitted, Recovery, Start, Vacate
 
 PATIENCE_S = 30.0
 _POLL_S = 0.001
@@ -52,9 +53,10 @@ class LoadError(Exception):
     """The process did not do what it was asked; the text has its own last words."""
 
 
-def run_processes(load: Load, *, times: int) -> Iterator[Vacate | Start | Recovery]:
+def run_processes(load: Load, *, times: int) -> Iterator[Vacate | Start | Recovery | Omitted]:
     """Every measurement that needs processes; `load` is what the processes compute."""
     yield from _starts(load)
+    yield from _uncaged(load)
     for batch_ms in (2.0, 10.0, 20.0):
         yield _vacated(
             f"told to stop, {batch_ms:g} ms meant", [give_back(load, batch_ms, kill=False) for _ in range(times)]
@@ -70,7 +72,7 @@ def run_processes(load: Load, *, times: int) -> Iterator[Vacate | Start | Recove
 def give_back(load: Load, batch_ms: float, *, kill: bool, ballast_mb: int = 0) -> Gave:
     """Have a process work, end it, and watch."""
     before = free_mb()
-    with _loading(load, "hold", batch_ms, ballast_mb) as process:
+    with loading(load, "hold", batch_ms, ballast_mb) as process:
         batch_ms = float(process.hear("ready ").removeprefix("ready "))
         held = before - free_mb()
         began_s = time.monotonic()
@@ -91,7 +93,7 @@ def give_back(load: Load, batch_ms: float, *, kill: bool, ballast_mb: int = 0) -
 def recover(load: Load, how: str) -> Recovery:
     """Lose a context on purpose, and see whether that was noticed, and whether another process is right again."""
     words = {"stray": "a kernel that touches foreign memory", "reset": "the context taken away, as by a suspend"}
-    with _loading(load, how, 1.0) as process:
+    with loading(load, how, 1.0) as process:
         process.hear("ready")
         try:
             reported = process.hear("lost ").removeprefix("lost ")
@@ -99,7 +101,7 @@ def recover(load: Load, how: str) -> Recovery:
             reported = str(error)
         process.child.wait(PATIENCE_S)
     began_s = time.monotonic()
-    with _loading(load, "start", 1.0) as process:
+    with loading(load, "start", 1.0) as process:
         process.hear("ready")
     again_ms = (time.monotonic() - began_s) * 1000
     return Recovery(how=words[how], reported=reported, right_again=reported.startswith("LostError"), again_ms=again_ms)
@@ -110,11 +112,19 @@ def _starts(load: Load) -> Iterator[Start]:
     taken = []
     for _ in range(5):
         began_s = time.monotonic()
-        with _loading(load, "start", 1.0) as process:
+        with loading(load, "start", 1.0) as process:
             process.hear("ready")
             taken.append((time.monotonic() - began_s) * 1000)
     yield Start(how="process to first result, the first time", start_ms=taken[0])
     yield Start(how="process to first result, later", start_ms=statistics.median(taken[1:]))
+
+
+def _uncaged(load: Load) -> Iterator[Omitted]:
+    """What of the worker's cage does not stand here, so that all of this was measured without it."""
+    with loading(load, "start", 1.0) as process:
+        process.hear("ready")
+    if process.uncaged:
+        yield Omitted(chapter="cage of the processes", why=process.uncaged, failed=False)
 
 
 def _vacated(how: str, gave: list[Gave]) -> Vacate:
@@ -134,11 +144,12 @@ def _vacated(how: str, gave: list[Gave]) -> Vacate:
 
 
 @dataclass(frozen=True)
-class _Process:
-    """A running load, and the file with what it complains about."""
+class Process:
+    """A running load, the file with what it complains about, and what of its cage does not stand (empty: nothing)."""
 
     child: subprocess.Popen[bytes]
     complaints: Path
+    uncaged: str = ""
 
     def hear(self, word: str) -> str:
         """Its next line, which begins with `word`; raises LoadError when it does not, or says nothing for long."""
@@ -167,13 +178,20 @@ class _Process:
 
 
 @contextmanager
-def _loading(load: Load, how: str, batch_ms: float, ballast_mb: int = 0) -> Iterator[_Process]:
-    """A `hil.gpu.load` process; it is gone afterwards."""
-    command = [sys.executable, "-m", "hil.gpu.load", how, "--image", str(load.image), "--values", str(load.values)]
+def loading(load: Load, how: str, batch_ms: float, ballast_mb: int = 0) -> Iterator[Process]:
+    """A `hil.gpu.load` process in its cage; it is gone afterwards. Raises LoadError when it does not get so far."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "hil.gpu.caged_load", "--fd", str(theirs.fileno()), how]
     with (
+        ours,
+        theirs,
         tempfile.NamedTemporaryFile(prefix="driveway-load-") as complaints,
         subprocess.Popen(
-            [*command, "--batch-ms", str(batch_ms), "--ballast-mb", str(ballast_mb)],
+            [
+                *(*command, "--image", str(load.image), "--values", str(load.values)),
+                *("--batch-ms", str(batch_ms), "--ballast-mb", str(ballast_mb)),
+            ],
+            pass_fds=[theirs.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
@@ -181,7 +199,8 @@ def _loading(load: Load, how: str, batch_ms: float, ballast_mb: int = 0) -> Iter
         ) as child,
     ):
         try:
-            yield _Process(child, Path(complaints.name))
+            process = Process(child, Path(complaints.name))
+            yield replace(process, uncaged=process.hear("caged").removeprefix("caged").strip())
         finally:
             child.kill()
 

@@ -101,9 +101,9 @@ def page(figures: Figures, drawings: Sequence[str]) -> str:
                 "times",
                 "micro-batch ms",
                 "idle p50 ms",
-                "p99 ms",
+                "p99 or max ms",
                 "memory back p50 ms",
-                "p99 ms",
+                "p99 or max ms",
                 "MB",
                 "left MB",
             ),
@@ -113,16 +113,15 @@ def page(figures: Figures, drawings: Sequence[str]) -> str:
                     str(one.times),
                     f"{one.micro_batch_ms:.1f}",
                     f"{one.idle_p50_ms:.1f}",
-                    f"{one.idle_p99_ms:.1f}",
+                    f"{one.idle_p99_ms:.1f} ({one.tail})",
                     f"{one.freed_p50_ms:.0f}",
-                    f"{one.freed_p99_ms:.0f}",
+                    f"{one.freed_p99_ms:.0f} ({one.tail})",
                     str(one.memory_mb),
                     str(one.left_mb),
                 )
                 for one in figures.vacates
             ],
         ),
-        "*: of fewer than 100 times, the longest." if figures.vacates else "",
         "## Starting, lasting, coming back",
         _table(
             ("what", "figure"),
@@ -174,9 +173,9 @@ def draw_vacates(figures: Figures) -> Figure:
     for row, one in enumerate(rows):
         axes.plot([one.idle_p50_ms, one.idle_p99_ms], [row, row], "o-", color=Tone.INK.light, markersize=4)
         axes.plot([one.freed_p50_ms, one.freed_p99_ms], [row + 0.2] * 2, "s-", color=Tone.MUTED.light, markersize=4)
-    axes.set_yticks(range(len(rows)), [one.how for one in rows])
+    axes.set_yticks(range(len(rows)), [f"{one.how} ({one.tail})" for one in rows])
     axes.set_xscale("log")
-    axes.set_xlabel("ms from the order, p50 to p99: nothing computes (dots), memory is back (squares)")
+    axes.set_xlabel("ms from the order, p50 to p99 or max: nothing computes (dots), memory is back (squares)")
     axes.invert_yaxis()
     return figure
 

@@ -8,7 +8,6 @@ busy with arithmetic, not with memory, on all its multiprocessors.
 from __future__ import annotations
 
 import ctypes
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from agent.worker.cuda.engine import EngineContext
 from agent.worker.executor import ExecutorError, ModelTensor
+from kernels.compiler import toolkit
 from kernels.operation import Shape, TensorSpec
 
 SOURCE = Path(__file__).parent / "busy.cu"
@@ -32,14 +32,14 @@ class ToolError(Exception):
 
 def compile_busy(compute_capability: tuple[int, int]) -> bytes:
     """The kernels of `busy.cu` for this device; raises ToolError without a compiler."""
-    compiler = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-    if compiler is None:
+    home = toolkit()
+    if home is None:
         raise ToolError("no nvcc on this machine, and the stand-in engine is compiled here")
     major, minor = compute_capability
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "busy.cubin"
         done = subprocess.run(
-            [compiler, "-cubin", f"-arch=sm_{major}{minor}", "-o", cubin, SOURCE],
+            [home / "bin" / "nvcc", "-cubin", f"-arch=sm_{major}{minor}", "-o", cubin, SOURCE],
             capture_output=True,
             text=True,
             check=False,

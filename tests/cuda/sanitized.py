@@ -16,9 +16,11 @@ from hil.gpu.hard_cases import CASES
 from tests.cuda.host_kernels import ROOT, SANITIZED, HostKernels
 from tests.cuda.kernel_cases import ORDERS, difference
 
+TIMEOUT_S = 300.0
+
 
 def run(library: Path, *files: str) -> subprocess.CompletedProcess[str]:
-    """Run the cases of these .cu files (none: all) in a sanitised process."""
+    """Run the cases of these .cu files (none: all) in a sanitised process; subprocess.TimeoutExpired: it hangs."""
     return python("-m", "tests.cuda.sanitized", str(library), *files)
 
 
@@ -27,7 +29,10 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     options = {"ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(ROOT), "LD_PRELOAD": asan.stdout.strip()}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **options})
+    variables = {**os.environ, **options}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=variables, timeout=TIMEOUT_S
+    )
 
 
 def main() -> int:

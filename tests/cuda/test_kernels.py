@@ -179,6 +179,7 @@ def test_equal_rows_give_equal_bits_wherever_they_lie(kernels: HostKernels) -> N
         ("resize.cuh", "CHANNELS", resizing.CHANNELS),
         ("ctc_greedy_decode.cu", "THREADS", ctc_greedy_decode.THREADS),
         ("threshold_bit_pack.cu", "ROWS_PER_BLOCK", threshold_bit_pack.ROWS_PER_BLOCK),
+        ("threshold_bit_pack.cu", "VOTES", threshold_bit_pack.VOTES),
         ("top_k.cuh", "GROUPS_PER_BLOCK", top_k.GROUPS_PER_BLOCK),
         ("top_k.cuh", "SELECT_THREADS", top_k.SELECT_THREADS),
         ("top_k.cuh", "MAX_K", top_k.MAX_K),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 
 from kernels import build as building
 from kernels.build import ARCHITECTURES, BUDGETS, NVRTC_HOME, PTX, SOURCES, build, main, read_budgets
-from kernels.compiler import BuildError, read_sources, resources_in, toolkit
+from kernels.compiler import BuildError, other_cuda, read_sources, resources_in, toolkit
 from kernels.fatbin import FatbinError, Resources, load, read_manifest, targets_of
 
-pytestmark = pytest.mark.skipif(toolkit() is None, reason="no nvcc (make packages prepares it)")
+HOME = toolkit()
+OTHER = None if HOME is None else other_cuda(HOME)
+pytestmark = pytest.mark.skipif(HOME is None, reason="no nvcc (make packages prepares it)")
+budgeted = pytest.mark.skipif(OTHER is not None, reason=str(OTHER))
 
 
 def small(out: Path, **changes: object) -> None:
@@ -33,6 +37,7 @@ def budgets(path: Path, *rows: str) -> Path:
     return path
 
 
+@budgeted
 def test_everything_for_every_device(tmp_path: Path) -> None:
     """The whole build; what was compiled before is taken from the cache."""
     if not NVRTC_HOME.is_dir():
@@ -54,6 +59,7 @@ def test_everything_for_every_device(tmp_path: Path) -> None:
         load(out, (12, 6), (9, 0))
 
 
+@budgeted
 def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     """From sources that lie elsewhere, and without the cache."""
     elsewhere = tmp_path / "elsewhere" / "kernels"
@@ -67,10 +73,11 @@ def test_two_builds_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(one) == 2
 
 
+@budgeted
 def test_a_budget_that_is_exceeded_fails_the_build(tmp_path: Path) -> None:
     text = BUDGETS.read_text("utf-8").replace(
         "ctc_greedy_decode_float32 = { registers = 40 }",
-        "ctc_greedy_decode_float32 = { registers = 90, on = { sm_87 = 8 } }",
+        "ctc_greedy_decode_float32 = { registers = 8 }",
     )
     tight = tmp_path / "budgets.toml"
     tight.write_text(text)
@@ -79,6 +86,7 @@ def test_a_budget_that_is_exceeded_fails_the_build(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@budgeted
 def test_a_build_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     small(out)
@@ -88,6 +96,7 @@ def test_a_build_that_fails_leaves_the_last_one(tmp_path: Path) -> None:
     assert (out / "manifest.json").read_bytes() == before
 
 
+@budgeted
 def test_a_kernel_without_a_budget_and_a_budget_without_a_kernel(tmp_path: Path) -> None:
     every = BUDGETS.read_text("utf-8") + "\nno_such_kernel = { registers = 8 }\n"
     more = tmp_path / "more.toml"
@@ -176,6 +185,4 @@ def test_the_compilers_report() -> None:
 def test_the_document_names_every_kernel_with_its_budget() -> None:
     text = (SOURCES.parent / "docs" / "kernels.md").read_text("utf-8")
     for kernel, budget in read_budgets(BUDGETS).kernels.items():
-        own = " and ".join(sorted(budget.on))
-        allowed = f" ({min(budget.on.values())} on {own})" if budget.on else ""
-        assert f"`{kernel}` {budget.registers}{allowed}" in text
+        assert re.search(rf"`{kernel}` {budget.registers}(, | \|)", text)

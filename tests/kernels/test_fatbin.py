@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels import fatbin as compiled
+from kernels.digest import files_sha256
 from kernels.fatbin import (
     MANIFEST,
     FatbinError,
     KernelFile,
     Manifest,
+    StaleKernelsError,
     choose,
-    load,
     read_manifest,
     targets_of,
 )
@@ -46,6 +48,12 @@ def fatbin(*entries: bytes) -> bytes:
 
 BODY = fatbin(entry(2, 87, cubin(87)), entry(2, 110, cubin(110)), entry(1, 86, b".version 9.0\n"))
 ORIN = cubin(87, abi=7)
+NO_SOURCES = Path(__file__).parent
+
+
+def load(folder: Path, driver: tuple[int, int], capability: tuple[int, int]) -> compiled.KernelImage:
+    """As where no sources lie beside."""
+    return compiled.load(folder, driver, capability, sources=NO_SOURCES)
 
 
 def described(name: str, body: bytes, cuda: str, architectures: tuple[str, ...], ptx: str | None = None) -> KernelFile:
@@ -140,6 +148,38 @@ def test_other_files_than_the_manifest_promises(folder: Path) -> None:
         (folder / MANIFEST).write_bytes(msgspec.json.encode(Manifest(1, "0" * 64, (listed,))))
         with pytest.raises(FatbinError, match=what):
             load(folder, (13, 0), (8, 7))
+
+
+def test_a_build_of_other_sources_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sources lie beside; other files among them count for nothing."""
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "one.cu").write_text("as it was")
+    (sources / "one.py").write_text("anything")
+    built = Manifest(1, files_sha256({"one.cu": b"as it was"}), FILES)
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(built))
+    assert compiled.load(folder, (13, 0), (8, 7), sources=sources).sha256 == FILES[0].sha256
+    (sources / "one.py").write_text("something else")
+    assert compiled.load(folder, (13, 0), (8, 7), sources=sources).body == BODY
+    (sources / "one.cu").write_text("as it is now")
+    with pytest.raises(
+        StaleKernelsError, match=rf"other sources than {sources} holds; `python -m kernels.build {folder}`"
+    ):
+        compiled.load(folder, (13, 0), (8, 7), sources=sources)
+    monkeypatch.setattr(compiled, "BUILT", folder)
+    with pytest.raises(StaleKernelsError, match="`make kernels` builds them anew"):
+        compiled.load(folder, (13, 0), (8, 7), sources=sources)
+    (sources / "one.cu").write_text("as it was")
+    (sources / "two.cuh").touch()
+    with pytest.raises(StaleKernelsError):
+        compiled.load(folder, (13, 0), (8, 7), sources=sources)
+    with pytest.raises(FatbinError, match="No such file"):
+        compiled.load(folder, (13, 0), (8, 7), sources=tmp_path / "nowhere")
+
+
+def test_the_sources_are_those_beside_the_operations_unless_said_otherwise(folder: Path) -> None:
+    with pytest.raises(StaleKernelsError, match=f"other sources than {compiled.SOURCES}"):
+        compiled.load(folder, (13, 0), (8, 7))
 
 
 def as_builtins() -> dict[str, object]:

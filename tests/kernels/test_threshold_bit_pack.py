@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kernels import OperationError, operation
 from kernels.operation import Float32, ResultOperation, TensorSpec
-from kernels.threshold_bit_pack import ThresholdBitPack
+from kernels.threshold_bit_pack import MAX_COLUMNS, MAX_ROWS, ThresholdBitPack
 
 maps = arrays.arrays(
     np.float32,
@@ -97,11 +97,24 @@ def test_maps_with_and_without_a_channel(shape: tuple[int, ...]) -> None:
         (TensorSpec("float32", (2, 4, 4)), "reads rows x columns"),
         (TensorSpec("float32", (4, 0)), "cannot read an output of shape"),
         (TensorSpec("float32", (2**16, 2**16)), "at most 2147483647 values"),
+        (TensorSpec("float32", (1, MAX_COLUMNS + 1)), "rows and 2147483520 columns, not 1 x 2147483521"),
+        (TensorSpec("float16", (1, MAX_ROWS + 1, 1)), "at most 2147483640 rows"),
     ],
 )
 def test_outputs_that_are_no_map_are_refused(spec: TensorSpec, message: str) -> None:
     with pytest.raises(OperationError, match=message):
         ThresholdBitPack(threshold=0.5).results(spec)
+
+
+def test_the_largest_maps_leave_room_for_the_kernels_indices() -> None:
+    """What the loop over a row, and the rows of the last block, come to at most is still an `int`."""
+    one, highest = ThresholdBitPack(threshold=0.5), 2**31 - 1
+    for rows, columns in ((1, MAX_COLUMNS), (MAX_ROWS, 1)):
+        spec = TensorSpec("float32", (rows, columns))
+        assert one.results(spec)[0].shape == (rows, (columns + 7) // 8)
+        (launch,) = one.launches(1, spec)
+        assert (launch.grid[0] - 1) * 8 + 7 <= highest
+        assert (columns - 1) + 4 * 32 <= highest
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), "0.5"])
