@@ -170,7 +170,8 @@ class Daemon:
         """End the worker and hand in what is finished, as far as there is time; nothing, where the core has failed."""
         self.emit(Stopping(at_ms=self.parts.clock.boot_ms()))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), SHUTDOWN_S)
+            async with asyncio.timeout(SHUTDOWN_S):  # not wait_for, which may swallow a cancellation (until 3.12)
+                await self._quiet.wait()
 
     async def _leave_recording(self) -> None:
         """Of a core that failed: what led there, so that the failure can be played again. Once a run, on a thread."""
@@ -178,8 +179,8 @@ class Daemon:
             return
         taken, wall_ms = self.parts.recorder.taken(), self.parts.clock.wall_ms()
         try:
-            write = asyncio.to_thread(taken.write, self.parts.recordings, wall_ms, self._failure.what)
-            written = await asyncio.wait_for(write, RECORDING_S)
+            async with asyncio.timeout(RECORDING_S):
+                written = await asyncio.to_thread(taken.write, self.parts.recordings, wall_ms, self._failure.what)
         except Exception as error:  # noqa: BLE001 - a recording is nice to have, and the daemon has to end
             logger().error("recording_not_written", folder=str(self.parts.recordings), error=repr(error))
         else:

@@ -20,6 +20,8 @@ class WorkerView(msgspec.Struct, frozen=True):
     done_permille: int | None = None
     confinement: dict[str, str] = {}
     """What shuts it in: `enforced`, or why not on this computer."""
+    notes: tuple[str, ...] = ()
+    """What its executor has to do without on this computer, a sentence each."""
 
 
 class AcceleratorView(msgspec.Struct, frozen=True):
@@ -43,7 +45,9 @@ def worker(state: State, confinement: tuple[Confinement, ...] = ()) -> WorkerVie
         return None
     build = one.build
     if build is None:
-        return WorkerView(one.phase.value, one.pid, one.executor, one.device, one.package, confinement=cage)
+        return WorkerView(
+            one.phase.value, one.pid, one.executor, one.device, one.package, confinement=cage, notes=one.notes
+        )
     on = state.accelerator
     return WorkerView(
         one.phase.value,

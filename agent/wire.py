@@ -28,6 +28,7 @@ _LENGTH = struct.Struct(">I")
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Detail = Annotated[str, msgspec.Meta(max_length=2048)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+Dimension = Annotated[int, msgspec.Meta(ge=-1, le=2**53 - 1)]
 
 
 class WireError(WorkerError):
@@ -60,6 +61,8 @@ PackagePath = Annotated[str, msgspec.Meta(max_length=4096)]
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 MemoryMb = Annotated[int, msgspec.Meta(ge=64, le=1_048_576)]
+MAX_TEXT = 256
+MAX_NOTES = 16
 MAX_PLAN_BYTES = 4 * 1024**3
 MAX_TIMING_BYTES = 64 * 1024**2
 TimingBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMING_BYTES)]
@@ -155,7 +158,7 @@ class Hello(_Frame, frozen=True, tag=True):
 
     pid: Count
     version: Count
-    confinement: tuple[Confinement, ...] = ()
+    confinement: Annotated[tuple[Confinement, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class Beat(_Frame, frozen=True, tag=True):
@@ -208,9 +211,11 @@ class Loaded(_Frame, frozen=True, tag=True):
 
     executor: Annotated[str, msgspec.Meta(max_length=64)]
     device: Annotated[str, msgspec.Meta(max_length=256)]
-    micro_batch_ms: Annotated[float, msgspec.Meta(ge=0)]
+    micro_batch_ms: Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
     package_sha256: Sha256
     kernels_sha256: Sha256
+    notes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_NOTES)] = ()
+    """What the executor has to do without on this computer and therefore does less well, a sentence each."""
 
 
 class Refused(_Frame, frozen=True, tag=True):
@@ -253,8 +258,8 @@ class SliceDone(_Frame, frozen=True, tag=True):
     output_sha256: Sha256
     raw_sha256: Sha256
     raw_dtype: Annotated[str, msgspec.Meta(max_length=16)]
-    raw_shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=8)]
-    compute_ms: Count
+    raw_shape: Annotated[tuple[Dimension, ...], msgspec.Meta(max_length=8)]
+    compute_ms: Annotated[int, msgspec.Meta(ge=0, le=86_400_000)]
 
 
 class SliceError(_Frame, frozen=True, tag=True):
@@ -293,11 +298,14 @@ class FrameDecoder(Generic[Message]):
         self._decoder = decoder
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Message]:
-        """The messages that `data` completes; raises WireError for a frame that is too long or not a message."""
+    def feed(self, data: bytes, most: int | None = None) -> list[Message]:
+        """The messages that `data` completes; raises WireError for a frame that is too long or not a message.
+
+        Where there are more than `most`, the rest waits: feed nothing to have it.
+        """
         self._buffer += data
-        messages = []
-        while len(self._buffer) >= _LENGTH.size:
+        messages: list[Message] = []
+        while len(self._buffer) >= _LENGTH.size and (most is None or len(messages) < most):
             (length,) = _LENGTH.unpack_from(self._buffer)
             if length > MAX_FRAME_BYTES:
                 raise WireError(f"a frame of {length} bytes, more than {MAX_FRAME_BYTES}")

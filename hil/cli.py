@@ -15,7 +15,7 @@ from typing import Any
 from agent import __version__
 from agent.cli import when
 from agent.errors import ConfigError, DrivewayError
-from hil.bench import BENCHMARKS
+from hil.bench import BENCHMARKS, PIPELINE_PACKAGES
 from hil.faults import arguments as faults_arguments
 from hil.fleet import arguments as fleet_arguments
 from hil.packages import arguments as package_arguments
@@ -68,7 +68,13 @@ def _bench_verb(verbs: Any) -> None:
     verb = verbs.add_parser("bench", help=about, description=about)
     verb.add_argument("names", nargs="+", choices=[*BENCHMARKS, "all"], metavar="NAME", help=", ".join(BENCHMARKS))
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    verb.set_defaults(verb=_bench)
+    verb.add_argument(
+        "--package",
+        choices=PIPELINE_PACKAGES,
+        metavar="NAME",
+        help=f"of pipeline, this one alone: {', '.join(PIPELINE_PACKAGES)}",
+    )
+    verb.set_defaults(verb=_bench, check=lambda options: _check_bench(options, verb))
 
 
 def _gpu_verb(verbs: Any) -> None:
@@ -316,10 +322,16 @@ def _gpu(options: argparse.Namespace) -> int:
     return command.gpu(options.out, options.json, options.engine, quick=options.quick)
 
 
+def _check_bench(options: argparse.Namespace, verb: argparse.ArgumentParser) -> None:
+    if options.package is not None and options.names != ["pipeline"]:
+        verb.error("--package is for pipeline alone")
+
+
 def _bench(options: argparse.Namespace) -> int:
+    options.check(options)
     from hil.bench import command  # noqa: PLC0415 - draws with rich
 
-    return command.bench(options.names, options.json)
+    return command.bench(options.names, options.json, options.package)
 
 
 def _faults(options: argparse.Namespace) -> int:

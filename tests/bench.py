@@ -38,8 +38,8 @@ from agent.trust.keys import FileSigner
 from tests.conftest import FixedClock
 from tests.core.world import grant
 from tests.inference.desk import PATIENCE_S, Kind
+from tests.inference.floor import BODY
 from tests.inference.test_shelf import TRUSTED, put
-from tests.inference.test_station import BODY
 from tests.test_handin import UNIT
 
 FACTS = LeaseFacts(started_ms=1, finished_ms=2, energy_micro_wh=7, sensor="simulated", gate_state="open")

@@ -23,7 +23,7 @@ from agent.sealed import InputMemory
 from agent.store import Store
 from tests.bench import Bench, Disk, bench, given_back, served
 from tests.fleet.cutter import Cutter
-from tests.inference.test_station import BODY, killed, stand_in
+from tests.inference.floor import BODY, killed, stand_in
 from tests.test_transfers import INPUT, Office
 
 Story = Callable[[Bench], Any]

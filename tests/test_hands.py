@@ -31,8 +31,8 @@ from agent.store import Store
 from agent.trust import dsse, statement
 from agent.trust.keys import FileSigner
 from tests.bench import bench, given_back, result, served, settled
+from tests.inference.floor import stand_in
 from tests.inference.test_shelf import put
-from tests.inference.test_station import stand_in
 from tests.test_handin import finished
 
 

@@ -42,7 +42,7 @@ from agent.inference.station import Station
 from agent.store import Store
 from tests.bench import Disk, Fault, bench, given_back, served, settled
 from tests.inference.desk import PATIENCE_S
-from tests.inference.test_station import stand_in
+from tests.inference.floor import stand_in
 
 # --- a disk that refuses ----------------------------------------------------------------------------------------
 

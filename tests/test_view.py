@@ -8,8 +8,8 @@ import pytest
 from agent import engine_view, view
 from agent.core import gates
 from agent.core.awake import Awake
-from agent.core.effects import RunSlice, SendRequest
-from agent.core.events import GrantSeen, LinkChanged, OwnerMode, OwnerSaid, StoreFailed, Unwritten
+from agent.core.effects import Report, RunSlice, SendRequest, StartWorker
+from agent.core.events import GrantSeen, LinkChanged, OwnerMode, OwnerSaid, StoreFailed, Unwritten, WorkerReady
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.fleet.link import LinkStatus
@@ -126,6 +126,24 @@ def test_while_the_link_is_down_what_stands_in_the_way_now_is_shown_with_what_wa
     shown = view._link(shell.state, link)
     assert (shown.broker, shown.detail, shown.attempts) == ("b:2", "the broker's certificate has expired", 7)
     assert (shown.dropped, shown.sent_bytes, shown.received_bytes) == ({"flood": 3}, 10, 20)
+
+
+def test_what_the_executor_does_without_is_seen_and_told_once_a_load() -> None:
+    shell = ready()
+    until(shell, StartWorker)
+    notes = ("bucket of 4: no CUDA graph (operation not permitted)", "everything is copied")
+    event = WorkerReady(
+        at_ms=shell.now_ms, pid=1, executor="x", device="x", package="ocr", micro_batch_ms=5.0, notes=notes
+    )
+    told = [one for one in shell.tell(event) if isinstance(one, Report)]
+    assert [(one.name, one.fields) for one in told] == [
+        ("executor_notes", {"package": "ocr", "notes": "; ".join(notes)})
+    ]
+    seen = engine_view.worker(shell.state)
+    assert seen is not None
+    assert seen.notes == notes
+    shell.advance(1_000)
+    assert [one.name for one in shell.effects if isinstance(one, Report)].count("executor_notes") == 1
 
 
 def test_how_well_the_worker_is_shut_in_is_seen_while_there_is_one() -> None:

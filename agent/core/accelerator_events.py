@@ -31,11 +31,29 @@ class BuildProgress(Event, frozen=True, tag=True):
     done_permille: int
 
 
-class PlanBuilt(Event, frozen=True, tag=True):
-    """A plan is built and kept on the disk; its worker is on its way out."""
+class PlanMade(Event, frozen=True, tag=True):
+    """A build has come to its end with a plan, and its worker is gone next.
+
+    Keeping the plan (hashing and writing it) goes on without the worker: PlanBuilt or PlanNotKept follows, also after
+    WorkerGone.
+    """
 
     package_sha256: str
     plan_bytes: int
+
+
+class PlanBuilt(Event, frozen=True, tag=True):
+    """A plan is built and kept on the disk."""
+
+    package_sha256: str
+    plan_bytes: int
+
+
+class PlanNotKept(Event, frozen=True, tag=True):
+    """A plan was built and the disk did not take it: nothing is wrong with the package."""
+
+    package_sha256: str
+    detail: str
 
 
 class BuildRefused(Event, frozen=True, tag=True):
@@ -55,4 +73,6 @@ class PlanUnusable(Event, frozen=True, tag=True):
     detail: str
 
 
-AcceleratorEvent = AcceleratorSeen | PlansMissing | BuildProgress | PlanBuilt | BuildRefused | PlanUnusable
+AcceleratorEvent = (
+    AcceleratorSeen | PlansMissing | BuildProgress | PlanMade | PlanBuilt | PlanNotKept | BuildRefused | PlanUnusable
+)

@@ -11,8 +11,13 @@ on the car can take any work, while a car that went on with what it can do alrea
 comes all the same (a verdict's next grant) goes before the build. A question still to be answered is waited for.
 
 A build that failed is tried again after a minute, doubled each time up to an hour; so is a plan that is built and yet
-missing again. One that we killed is begun anew when the gate next allows it. A model that cannot be built, or whose
-builder keeps crashing, is refused by the shell.
+missing again, or that the disk did not take. One that we killed is begun anew when the gate next allows it. A model
+that cannot be built, or whose builder keeps crashing, is refused by the shell.
+
+A build that hangs is found out by its age, in which only the time counts that it was let work. One that rests keeps its
+memory, so it is ended after five minutes of rest, and begun anew when the gate next allows it.
+
+The worker is gone before its plan is kept: what hashing and writing take is none of the accelerator's time.
 """
 
 from __future__ import annotations
@@ -27,10 +32,12 @@ from agent.core.accelerator_events import (
     BuildProgress,
     BuildRefused,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     PlansMissing,
     PlanUnusable,
 )
-from agent.core.builds import Build
+from agent.core.builds import Build, Keeping
 from agent.core.effects import EffectType, Report, StartBuild
 from agent.core.events import WorkerGone
 from agent.core.findings import GateState
@@ -96,17 +103,40 @@ def begun(state: State, package_sha256: str) -> Step:
     return REPLACE(state, worker=worker, asking=None), (StartBuild(package_sha256=package_sha256),)
 
 
-def overdue(state: State) -> bool:
-    """A build that takes this long hangs."""
-    worker = state.worker
-    return worker.phase is WorkerPhase.BUILDING and state.now_ms - worker.since_ms > _limit_ms(state)
+def timed(state: State) -> State:
+    """The state with the build's clock as the pace that it has now: what is paced to nothing does not age."""
+    build = _under_way(state)
+    if build is None:
+        return state
+    timed_build = build.paced(state.now_ms, held=state.worker.duty_permille == 0)
+    if timed_build is build:
+        return state
+    return REPLACE(state, worker=REPLACE(state.worker, build=timed_build))
+
+
+def cause_to_end(state: State) -> tuple[str, bool]:
+    """Why the build at hand is to be ended, empty where it is not; and whether it has failed.
+
+    One that was let work for so long hangs. One that has rested for so long gives its memory back.
+    """
+    build = _under_way(state)
+    if build is not None and build.age_ms(state.now_ms) > _limit_ms(state):
+        return "its build takes too long", True
+    if build is not None and build.rested_out(state.now_ms):
+        return "its build has rested for too long", False
+    return "", False
 
 
 def due_ms(state: State) -> list[int]:
-    """When a build begins or is too long under way, if nothing happens until then."""
-    if state.worker.phase is WorkerPhase.BUILDING:
-        return [state.worker.since_ms + _limit_ms(state) + 1]
+    """When a build begins, or has worked or rested for too long, if nothing happens until then."""
+    build = _under_way(state)
+    if build is not None:
+        return [build.due_ms(_limit_ms(state))]
     return [*state.builds.due_ms(state.now_ms), state.worker.not_before_ms] if state.builds.missing else []
+
+
+def _under_way(state: State) -> Build | None:
+    return state.worker.build if state.worker.phase is WorkerPhase.BUILDING else None
 
 
 def _limit_ms(state: State) -> int:
@@ -125,14 +155,8 @@ def heard(state: State, event: AcceleratorEvent) -> Step:
             return REPLACE(state, builds=REPLACE(state.builds, missing=packages)), ()
         case BuildProgress():
             return _progressed(state, event), ()
-        case PlanBuilt(package_sha256=package, plan_bytes=plan_bytes):
-            missing = tuple(one for one in state.builds.missing if one != package)
-            state = REPLACE(state, builds=REPLACE(state.builds, missing=missing))
-            return _came_out(state, package, "built", plan_bytes=plan_bytes), ()
-        case BuildRefused(package_sha256=package, detail=detail):
-            refused = tuple(sorted({*state.builds.refused, package}))
-            state = REPLACE(state, builds=REPLACE(state.builds, refused=refused))
-            return _came_out(state, package, "refused", detail), ()
+        case PlanMade() | PlanBuilt() | PlanNotKept() | BuildRefused():
+            return _outcome(state, event)
         case PlanUnusable():
             return _unusable(state, event)
         case _:
@@ -162,13 +186,38 @@ def _progressed(state: State, event: BuildProgress) -> State:
     return REPLACE(state, worker=REPLACE(worker, pid=event.pid, package=event.package, build=build))
 
 
-def _came_out(state: State, package_sha256: str, outcome: str, detail: str = "", plan_bytes: int = 0) -> State:
-    """Note on the worker at hand what came of its build; its end tells of it."""
-    worker = state.worker
-    if worker.build is None or worker.package_sha256 != package_sha256:
-        return state
-    build = REPLACE(worker.build, outcome=outcome, detail=detail, plan_bytes=plan_bytes)
-    return REPLACE(state, worker=REPLACE(worker, build=build))
+def _outcome(state: State, event: PlanMade | PlanBuilt | PlanNotKept | BuildRefused) -> Step:
+    """What the shell says came of a build."""
+    package, builds = event.package_sha256, state.builds
+    match event:
+        case PlanMade(plan_bytes=plan_bytes):
+            return _came_out(state, package, "made", plan_bytes=plan_bytes)
+        case PlanBuilt(plan_bytes=plan_bytes):
+            missing = tuple(one for one in builds.missing if one != package)
+            state = REPLACE(state, builds=REPLACE(builds, missing=missing))
+            return _came_out(state, package, "built", plan_bytes=plan_bytes)
+        case PlanNotKept(detail=detail):
+            return _came_out(state, package, "not_kept", detail)
+        case BuildRefused(detail=detail):
+            refused = tuple(sorted({*builds.refused, package}))
+            return _came_out(REPLACE(state, builds=REPLACE(builds, refused=refused)), package, "refused", detail)
+        case _:
+            assert_never(event)
+
+
+def _came_out(state: State, package_sha256: str, outcome: str, detail: str = "", plan_bytes: int = 0) -> Step:
+    """What came of a build: of the worker's at hand, whose end tells of it, or of one whose worker is gone already."""
+    worker, builds = state.worker, state.builds
+    if worker.build is not None and worker.package_sha256 == package_sha256:
+        size = plan_bytes or worker.build.plan_bytes
+        build = REPLACE(worker.build, outcome=outcome, detail=detail, plan_bytes=size)
+        return REPLACE(state, worker=REPLACE(worker, build=build)), ()
+    for one in builds.keeping:
+        if one.package_sha256 == package_sha256:
+            others = tuple(other for other in builds.keeping if other is not one)
+            build = REPLACE(one.build, outcome=outcome, detail=detail)
+            return _over(REPLACE(state, builds=REPLACE(builds, keeping=others)), REPLACE(one, build=build))
+    return state, ()
 
 
 def _unusable(state: State, event: PlanUnusable) -> Step:
@@ -180,26 +229,36 @@ def _unusable(state: State, event: PlanUnusable) -> Step:
 
 
 def gone(state: State, event: WorkerGone) -> Step:
-    """The worker of a build has ended: what came of it, in one line of the log, and when the next try may be."""
+    """The worker of a build has ended. A plan that it made is still to be kept, and all else that came of it told."""
     worker = state.worker
-    build, package = worker.build, worker.package_sha256
+    build = worker.build
     if build is None:
         return state, ()
     stopped = worker.phase is WorkerPhase.STOPPING and not worker.failed
     outcome = build.outcome or ("stopped" if stopped else "failed")
-    if outcome in {"built", "failed"}:
+    build = REPLACE(build, outcome=outcome, detail=build.detail or event.detail)
+    over = Keeping(worker.package_sha256, worker.package, build)
+    if outcome == "made":
+        return REPLACE(state, builds=REPLACE(state.builds, keeping=(*state.builds.keeping, over))), ()
+    return _over(state, over)
+
+
+def _over(state: State, one: Keeping) -> Step:
+    """What came of a build, in one line of the log, and when the next try may be."""
+    build, package = one.build, one.package_sha256
+    if build.outcome in {"built", "failed", "not_kept"}:
         retry = state.builds.tries.get(package, Retry())
         wait_ms = about_ms(bound_ms(AGAIN_FIRST_MS, AGAIN_MAX_MS, retry.tries), state.jitter(f"build {package}"))
         retry = Retry(retry.tries + 1, state.now_ms + wait_ms)
         state = REPLACE(state, builds=state.builds.tried(package, retry))
     fields: Fields = {
         "package_sha256": package,
-        "package": worker.package,
+        "package": one.package,
         "executor": state.accelerator.executor,
-        "outcome": outcome,
+        "outcome": build.outcome,
         "phase": build.phase,
         "plan_bytes": build.plan_bytes,
         "duration_ms": state.now_ms - build.begun_ms,
-        "detail": build.detail or event.detail,
+        "detail": build.detail,
     }
     return state, (Report(name="plan_build", fields=fields),)

@@ -21,6 +21,8 @@ from agent.core.accelerator_events import (
     BuildProgress,
     BuildRefused,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     PlansMissing,
     PlanUnusable,
 )
@@ -54,6 +56,8 @@ __all__ = [
     "LinkChanged",
     "PaceSeen",
     "PlanBuilt",
+    "PlanMade",
+    "PlanNotKept",
     "PlanUnusable",
     "PlansMissing",
     "SliceUploaded",
@@ -227,6 +231,13 @@ class LeaseRefused(Event, frozen=True, tag=True):
     transient: bool = False
 
 
+class WorkerLoading(Event, frozen=True, tag=True):
+    """The worker is up and was told to load its package, which says that this takes `load_ms` at most, at full pace."""
+
+    pid: int
+    load_ms: int
+
+
 class WorkerReady(Event, frozen=True, tag=True):
     """The worker has loaded the package and its golden vectors came out right."""
 
@@ -235,6 +246,8 @@ class WorkerReady(Event, frozen=True, tag=True):
     device: str
     package: str
     micro_batch_ms: float
+    notes: tuple[str, ...] = ()
+    """What its executor has to do without on this computer, a sentence each."""
 
 
 class WorkerRefused(Event, frozen=True, tag=True):
@@ -383,6 +396,7 @@ EventType = (
     | AcceleratorEvent
     | LeaseOpened
     | LeaseRefused
+    | WorkerLoading
     | WorkerReady
     | WorkerRefused
     | WorkerIdle

@@ -40,6 +40,8 @@ from agent.core.events import (
     OwnerSet,
     PaceSeen,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     PlansMissing,
     PlanUnusable,
     PricesSeen,
@@ -58,6 +60,7 @@ from agent.core.events import (
     VerdictSeen,
     WorkerGone,
     WorkerIdle,
+    WorkerLoading,
     WorkerReady,
     WorkerRefused,
 )
@@ -165,7 +168,16 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return REPLACE(state, wall=wall, metered=event.metered, update_pending=event.update_pending), ()
         case SelfTested():
             return _self_tested(state, event)
-        case AcceleratorSeen() | PlansMissing() | BuildProgress() | PlanBuilt() | BuildRefused() | PlanUnusable():
+        case (
+            AcceleratorSeen()
+            | PlansMissing()
+            | BuildProgress()
+            | PlanMade()
+            | PlanBuilt()
+            | PlanNotKept()
+            | BuildRefused()
+            | PlanUnusable()
+        ):
             return building.heard(state, event)
         case PricesSeen():
             return REPLACE(state, prices=state.prices.seen(event, state.wall)), ()
@@ -184,7 +196,7 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             return outcomes.bytes_moved(state, event), ()
         case LeaseOpened() | LeaseRefused():
             return outcomes.lease_answered(state, event)
-        case WorkerReady() | WorkerRefused() | WorkerIdle() | WorkerGone():
+        case WorkerLoading() | WorkerReady() | WorkerRefused() | WorkerIdle() | WorkerGone():
             return outcomes.worker_changed(state, event)
         case SliceStored():
             return outcomes.slice_stored(state, event), ()

@@ -25,6 +25,7 @@ from agent.core.events import (
     Unwritten,
     WorkerGone,
     WorkerIdle,
+    WorkerLoading,
     WorkerReady,
     WorkerRefused,
 )
@@ -156,25 +157,33 @@ def store_failed(state: State, event: StoreFailed) -> Step:
 # --- the worker -----------------------------------------------------------------------------------------------
 
 
-def worker_changed(state: State, event: WorkerReady | WorkerRefused | WorkerIdle | WorkerGone) -> Step:
-    """The worker is ready, will not run its package, has stopped computing, or has ended."""
+def worker_changed(state: State, event: WorkerLoading | WorkerReady | WorkerRefused | WorkerIdle | WorkerGone) -> Step:
+    """The worker loads, is ready, will not run its package, has stopped computing, or has ended."""
     worker, lease = state.worker, state.lease
     match event:
+        case WorkerLoading(pid=pid, load_ms=load_ms):
+            if worker.phase is WorkerPhase.STARTING and worker.load_due_ms is None:
+                state = REPLACE(state, worker=REPLACE(worker, pid=pid).loads(state.now_ms, load_ms))
+            return state, ()
         case WorkerReady():
             if worker.phase is not WorkerPhase.STARTING:
                 return state, ()
             ready = REPLACE(
                 worker,
                 phase=WorkerPhase.READY,
+                load_due_ms=None,
                 pid=event.pid,
                 executor=event.executor,
                 device=event.device,
                 package=event.package,
                 micro_batch_ms=event.micro_batch_ms,
+                notes=event.notes,
                 since_ms=state.now_ms,
                 idle_since_ms=state.now_ms,
             )
-            return REPLACE(state, worker=ready, builds=state.builds.proven(worker.package_sha256)), ()
+            without: Fields = {"package": event.package, "notes": "; ".join(event.notes)}
+            news = (Report(name="executor_notes", fields=without),) if event.notes else ()
+            return REPLACE(state, worker=ready, builds=state.builds.proven(worker.package_sha256)), news
         case WorkerRefused():
             if lease is not None and lease.grant.package_sha256 == worker.package_sha256:
                 lease = lease.end(YieldReason.REFUSED, event.detail)

@@ -67,7 +67,7 @@ def due_ms(state: State) -> int:
             times.append(lease.in_flight_since_ms + policy.slice_timeout_ms + 1)
     times.append(state.awake.due_ms)
     if worker.phase is WorkerPhase.STARTING:
-        times.append(worker.since_ms + policy.worker_start_timeout_ms + 1)
+        times.append(worker.start_due_ms(policy.worker_start_timeout_ms) + 1)
     elif worker.phase is WorkerPhase.READY and lease is None:
         times.append(worker.idle_since_ms + round(policy.keep_warm_s * 1000) + 1)
     return min((at_ms for at_ms in times if at_ms > now_ms), default=FAR_MS)
@@ -250,19 +250,20 @@ def run_slice(state: State) -> Step:
 def pace(state: State) -> Step:
     """The power cap becomes the worker's duty, and the platform's limit where power is measured.
 
-    A build has no slices between which it could be held back, so on hold it rests.
+    A worker that starts is paced already: loading a package computes. A build has no slices between which it could be
+    held back, so on hold it rests.
     """
     state = REPLACE(state, heat=state.heat.waited(state.now_ms, state.policy))
     worker, heat = state.worker, state.heat
     builds = worker.phase is WorkerPhase.BUILDING
-    if worker.phase is not WorkerPhase.READY and not builds:
+    if worker.phase in {WorkerPhase.ABSENT, WorkerPhase.STOPPING}:
         return state, ()
     effects: list[EffectType] = []
     duty = duty_permille(heat.cap_w, state.policy, worker.micro_batch_ms, measured=heat.measured)
     if builds and state.gates.state is not GateState.OPEN:
         duty = 0
     if duty != worker.duty_permille:
-        state = REPLACE(state, worker=REPLACE(worker, duty_permille=duty))
+        state = building.timed(REPLACE(state, worker=worker.paced(state.now_ms, duty)))
         effects.append(SetPace(duty_permille=duty))
     if heat.measured and heat.cap_w != state.power_limit_w:
         state = REPLACE(state, power_limit_w=heat.cap_w)
@@ -272,11 +273,13 @@ def pace(state: State) -> Step:
 
 def retire_worker(state: State) -> Step:
     """A worker that does not come up, hangs, or has had nothing to do for long, is ended."""
-    if building.overdue(state):
-        return _stop_worker(state, "its build takes too long", failed=True)
+    why, failed = building.cause_to_end(state)
+    if why:
+        return _stop_worker(state, why, failed=failed)
     worker, policy, lease = state.worker, state.policy, state.lease
-    if worker.phase is WorkerPhase.STARTING and state.now_ms - worker.since_ms > policy.worker_start_timeout_ms:
-        return _stop_worker(state, "it did not come up in time", failed=True)
+    if worker.phase is WorkerPhase.STARTING and state.now_ms > worker.start_due_ms(policy.worker_start_timeout_ms):
+        why = "it did not come up in time" if worker.load_due_ms is None else "it did not load its package in time"
+        return _stop_worker(state, why, failed=True)
     if worker.phase is WorkerPhase.READY and lease is not None and lease.in_flight is not None:
         if state.now_ms - lease.in_flight_since_ms > policy.slice_timeout_ms:
             return _stop_worker(state, "it hangs in a slice", failed=True)

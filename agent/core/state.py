@@ -36,6 +36,12 @@ class WorkerPhase(enum.StrEnum):
     STOPPING = "stopping"
 
 
+LOAD_MARGIN_MS = 5_000
+"""Besides what a package says of its load: the shell's own watchdog comes first, and knows more to tell."""
+LOAD_SLOWEST_PERMILLE = 100
+"""No load is thought to be stretched by more than this pace would."""
+
+
 class WorkerState(msgspec.Struct, frozen=True):
     """The inference worker as the core knows it."""
 
@@ -47,7 +53,11 @@ class WorkerState(msgspec.Struct, frozen=True):
     device: str = ""
     package: str = ""
     micro_batch_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+    """What its executor has to do without on this computer."""
     since_ms: int = 0
+    load_due_ms: int | None = None
+    """When it must have loaded its package; None while it does not load."""
     idle_since_ms: int = 0
     duty_permille: int = 1000
     not_before_ms: int = 0
@@ -57,6 +67,27 @@ class WorkerState(msgspec.Struct, frozen=True):
     """The computer has slept since it was started: its accelerator's context may be gone."""
     build: Build | None = None
     """What it builds, where it does not work on leases."""
+
+    def loads(self, now_ms: int, load_ms: int) -> WorkerState:
+        """As it is from now on: up, and loading a package that says how long this takes at full pace."""
+        due_ms = now_ms + load_ms * 1000 // _load_permille(self.duty_permille) + LOAD_MARGIN_MS
+        return msgspec.structs.replace(self, load_due_ms=due_ms)
+
+    def paced(self, now_ms: int, duty_permille: int) -> WorkerState:
+        """As it is at another pace: what is left of its time to load is stretched, or shrinks."""
+        due_ms = self.load_due_ms
+        if due_ms is not None:
+            left_ms = max(0, due_ms - now_ms)
+            due_ms = now_ms + left_ms * _load_permille(self.duty_permille) // _load_permille(duty_permille)
+        return msgspec.structs.replace(self, duty_permille=duty_permille, load_due_ms=due_ms)
+
+    def start_due_ms(self, start_timeout_ms: int) -> int:
+        """Until when a worker that starts may take: for its start alone, then for its load."""
+        return self.since_ms + start_timeout_ms if self.load_due_ms is None else self.load_due_ms
+
+
+def _load_permille(duty_permille: int) -> int:
+    return max(duty_permille, LOAD_SLOWEST_PERMILLE)
 
 
 class Vacating(msgspec.Struct, frozen=True):

@@ -19,18 +19,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-
-from agent.inference.cgroup import WorkerGroup
+from collections.abc import Callable
 
 TERM_PERMILLE = 900
 FREED_MS = 700
 
 
 class Ladder:
-    """One process's end. Use on the event loop's thread; `close` it once the process is gone."""
+    """One process's end. Use on the event loop's thread; `close` it once the process is gone.
 
-    def __init__(self, pidfd: int, group: WorkerGroup) -> None:
-        self._pidfd, self._group = pidfd, group
+    `kill_group` sees to whatever the process has started; it must not wait.
+    """
+
+    def __init__(self, pidfd: int, kill_group: Callable[[], None]) -> None:
+        self._pidfd, self._kill_group = pidfd, kill_group
         self._loop = asyncio.get_running_loop()
         self._kill: asyncio.TimerHandle | None = None
         self._terminate: asyncio.TimerHandle | None = None
@@ -72,10 +74,8 @@ class Ladder:
         self._kill = self._loop.call_at(self._asked_s + FREED_MS / 1000, self._kill_now)
 
     def close(self) -> None:
-        """The process is gone: nothing of its group is left behind, and nothing is signalled any more."""
+        """The process is gone: nothing is signalled any more."""
         self._cancel()
-        self._group.kill()
-        self._group.remove()
 
     def _cancel(self) -> None:
         for timer in (self._kill, self._terminate):
@@ -86,7 +86,7 @@ class Ladder:
     def _kill_now(self) -> None:
         self._cancel()
         self._signal(signal.SIGKILL)
-        self._group.kill()
+        self._kill_group()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,17 +1,20 @@
 """Starting, feeding and ending one worker process: a plain child on a socket pair, watched through a pidfd.
 
 The daemon's loop never waits for the worker. Frames are small and written without blocking: a worker that does not
-read them is broken. What is large (a job's input, an engine's plan) crosses in a sealed memfd that was filled before
-(`agent.sealed`); a plan that a worker has built comes back in one. Whatever comes back is untrusted: a broken frame, an
-answer whose digest is wrong, a descriptor too many or a closed socket ends the process.
+read them is broken. What it says is taken a little at a time (`agent.inference.inbox`). What is large (a job's input,
+an engine's plan) crosses in a sealed memfd that was filled before (`agent.sealed`); a plan that a worker has built
+comes back in one. Whatever comes back is untrusted: a broken frame, a message that is not owed
+(`agent.inference.protocol`) or cannot be handled, an answer whose digest is wrong, a descriptor too many or a closed
+socket ends the process.
 
 Vacating is `stop`: the Stop frame is on its way before the call returns, and the process climbs a ladder of signals
 until it has ended (`agent.inference.ladder`). A worker that hangs is found out by its silence
-(`agent.inference.lookout`) and killed. `on_gone` is called exactly once, after the last message, when the process is
-reaped.
+(`agent.inference.lookout`) and killed. `on_gone` is called exactly once, after the last message, when the process has
+ended and what it left behind is gone too.
 
 The child gets nothing of the daemon's (`agent.inference.child`), shuts itself in before anything else
-(`agent.worker.sandbox`), and says how well; `confinement` is that and what its control group adds.
+(`agent.worker.sandbox`), and says how well; `confinement` is that and what its control group adds, which is made beside
+it (`agent.inference.enclosure`).
 """
 
 from __future__ import annotations
@@ -24,16 +27,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent import wire
 from agent.errors import WorkerError
-from agent.inference.cgroup import enclose
 from agent.inference.child import Cell, start_child
-from agent.inference.ladder import Ladder
+from agent.inference.enclosure import Enclosure
+from agent.inference.inbox import Inbox
+from agent.inference.ladder import FREED_MS, Ladder
 from agent.inference.lookout import Lookout
+from agent.inference.protocol import Protocol
 from agent.inference.watchdog import Loading, Serving, Unbounded
 from agent.ports import Clock
 from agent.sealed import InputMemory
@@ -42,12 +46,12 @@ OnMessage = Callable[[wire.WorkerMessage], None]
 OnGone = Callable[[int, bool, str], None]
 """Called with the pid, whether the end was expected (told to stop, or refused its package), and how it ended."""
 
-_READ_BYTES = 256 * 1024
-_MAX_DESCRIPTORS = 2
-"""A plan and a timing cache: no worker has more to hand over, in its whole life."""
+_STDERR_BYTES = 256 * 1024
 _STDERR_TAIL_BYTES = 4096
 GONE_S = 10.0
 """How long the end of a killed process is waited for."""
+LEAVE_S = 2.0
+"""How long it is waited for that a dead process's group is removed: the kernel may hang there too."""
 _LINGER_MS = 1000
 """How long a worker that closed its socket, or has said its last word, may take to end by itself."""
 
@@ -72,11 +76,12 @@ def launch(
     process, ours = start_child(cell)
     try:
         return WorkerProcess(clock, on_message, on_gone, process, ours, memory_mb=cell.group_mb)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         ours.close()
         process.kill()
         process.communicate()
-        raise WorkerError(f"the worker cannot be watched: {error.strerror}") from error
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise WorkerError(f"the worker cannot be watched: {why}") from error
 
 
 class WorkerProcess:
@@ -101,29 +106,40 @@ class WorkerProcess:
         self._socket = connection
         self._stderr = process.stderr
         self._pidfd = os.pidfd_open(process.pid)
-        self._decoder = wire.worker_messages()
-        self._descriptors: deque[int] = deque()
+        self._protocol = Protocol()
         self._status: int | None = None
         self._stderr_tail = b""
         self._expected = False
         self._fault = ""
+        self._unasked = False
         self._stop_asked_ms: int | None = None
         self._gone = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._group = enclose(process.pid, memory_mb)
-        self._ladder = Ladder(self._pidfd, self._group)
-        self._lookout = Lookout(self._hear, self.condemn)
-        self._confinement = self._group.confinement
+        self._enclosure = Enclosure(process.pid, memory_mb)
+        self._ladder = Ladder(self._pidfd, self._enclosure.kill)
         self._socket.setblocking(False)
+        self._inbox = Inbox(
+            connection, take=self._take, heard=self._heard, fault=self.condemn, ended=self._closed_its_socket
+        )
+        self._lookout = Lookout(self._inbox.look, self.condemn)
+        self._cage: tuple[wire.Confinement, ...] = ()
+        self._leaving: asyncio.TimerHandle | None = None
         os.set_blocking(self._stderr.fileno(), False)
         self._loop.add_reader(self._pidfd, self._ended)
-        self._loop.add_reader(self._socket, self._readable)
         self._loop.add_reader(self._stderr, self._read_stderr)
 
     @property
     def confinement(self) -> tuple[wire.Confinement, ...]:
-        """What shuts the worker in, and what of that is absent here and why; whole once it has said Hello."""
-        return self._confinement
+        """What shuts the worker in, and what of that is absent here and why.
+
+        Whole once it has said Hello and its group is made.
+        """
+        return (*self._cage, *self._enclosure.confinement)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is up and loads a package."""
+        return self._protocol.is_loading
 
     @property
     def pid(self) -> int:
@@ -176,7 +192,7 @@ class WorkerProcess:
     ) -> None:
         """Load the package directory, with its plan where the executor needs one; answered by Loaded or Refused.
 
-        A worker that takes longer than `load_s` for it hangs.
+        A worker that takes longer than `load_s` for it, from Hello on, hangs.
         """
         order = wire.Load(
             path=str(package),
@@ -194,12 +210,7 @@ class WorkerProcess:
 
         Raises WireError unless it is sealed and `length` bytes long.
         """
-        if not self._descriptors:
-            raise wire.WireError("a message without the memory that it names")
-        try:
-            return InputMemory.adopt(self._descriptors.popleft(), length)
-        except WorkerError as error:
-            raise wire.WireError(error.what) from error
+        return self._inbox.take_memory(length)
 
     def send_input(self, memory: InputMemory, *, items: int) -> None:
         """Hand over a job's input (see `wire.encode_input`), replacing the one before; `memory` stays the caller's."""
@@ -240,7 +251,9 @@ class WorkerProcess:
     def condemn(self, fault: str) -> None:
         """Kill a worker that did what it must not; `on_gone` will say so, and that it was not expected."""
         self._fault = self._fault or fault
-        self._ladder.kill_after(0)
+        self._inbox.shut()
+        if self._status is None:
+            self._ladder.kill_after(0)
 
     @property
     def is_stopping(self) -> bool:
@@ -255,7 +268,8 @@ class WorkerProcess:
     async def gone(self, limit_s: float = GONE_S) -> bool:
         """Wait for that, though not for ever: a process inside a driver that hangs cannot be killed. Whether it is."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), limit_s)
+            async with asyncio.timeout(limit_s):  # not wait_for, which may swallow a cancellation (until 3.12)
+                await self._gone.wait()
         return self.is_gone
 
     def _send(self, message: wire.DaemonMessage, descriptors: Sequence[int] = ()) -> None:
@@ -269,47 +283,29 @@ class WorkerProcess:
             raise WorkerError(f"the worker does not take {type(message).__name__}: {error.strerror}") from error
         if sent != len(frame):
             raise WorkerError(f"the worker does not read: {type(message).__name__} went out in part")
+        self._protocol.sent(message)
 
-    def _readable(self) -> None:
-        """Take what the worker wrote."""
-        try:
-            data = self._receive()
-        except BlockingIOError:
+    def _take(self, message: wire.WorkerMessage) -> None:
+        """Believe a message that is owed, and pass it on; raises WireError for any other."""
+        if isinstance(message, wire.Idle) and not self.is_stopping:
+            self._ends_unasked()
             return
-        except OSError:
-            data = b""
-        if data:
-            self._take(data)
-        else:
-            self._loop.remove_reader(self._socket)
-            self._ladder.kill_after(_LINGER_MS)
+        self._protocol.heard(message)
+        self._check(message)
+        self._note(message)
+        self._on_message(message)
 
-    def _receive(self) -> bytes:
-        """What there is to read; descriptors that ride with it are kept for `take_memory`."""
-        data, descriptors, flags, _ = socket.recv_fds(
-            self._socket, _READ_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
-        self._descriptors.extend(descriptors)
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > _MAX_DESCRIPTORS:
-            self.condemn("broke the protocol: it sent more descriptors than it may")
-        return data
+    def _ends_unasked(self) -> None:
+        """It is not believed, and has the time to free what it holds: somebody else may have sent it SIGTERM."""
+        self._unasked = True
+        self._inbox.shut()
+        self._ladder.kill_after(FREED_MS)
 
-    def _take(self, data: bytes) -> None:
-        """Pass messages on; a worker that breaks the protocol is killed."""
-        if self._fault:
-            return
-        try:
-            for message in self._decoder.feed(data):
-                self._check(message)
-                self._note(message)
-                self._on_message(message)
-                if self._condemned():
-                    return  # what it says further counts for nothing
-        except wire.WireError as error:
-            self.condemn(f"broke the protocol: {error.what}")
+    def _heard(self) -> None:
+        self._lookout.heard()
 
-    def _condemned(self) -> bool:
-        return bool(self._fault)
+    def _closed_its_socket(self) -> None:
+        self._ladder.kill_after(_LINGER_MS)
 
     def _check(self, message: wire.WorkerMessage) -> None:
         """Raise WireError for a message that cannot be right; notes a last word, after which the worker ends."""
@@ -326,10 +322,10 @@ class WorkerProcess:
 
     def _note(self, message: wire.WorkerMessage) -> None:
         """What a message says of the worker's life."""
-        self._lookout.heard()
         match message:
             case wire.Hello():
-                self._confinement = (*message.confinement, *self._group.confinement)
+                self._cage = message.confinement
+                self._lookout.is_up()
             case wire.Loaded():
                 self._lookout.does(Serving(call_ms=message.micro_batch_ms))
             case wire.Idle():
@@ -337,16 +333,10 @@ class WorkerProcess:
             case _:
                 pass
 
-    def _hear(self) -> None:
-        """Take what there is to read, while the loop was busy with something else."""
-        with contextlib.suppress(OSError):
-            if data := self._receive():
-                self._take(data)
-
     def _read_stderr(self) -> None:
         """Keep the end of what the worker complains about."""
         try:
-            data = os.read(self._stderr.fileno(), _READ_BYTES)
+            data = os.read(self._stderr.fileno(), _STDERR_BYTES)
         except BlockingIOError:
             return
         self._stderr_tail = (self._stderr_tail + data)[-_STDERR_TAIL_BYTES:]
@@ -354,23 +344,33 @@ class WorkerProcess:
             self._loop.remove_reader(self._stderr)
 
     def _ended(self) -> None:
-        """The process is over: reap it, take its last words, close everything, report."""
-        status = self._status = self._process.wait()
-        with contextlib.suppress(OSError):
-            while data := self._receive():
-                self._take(data)
-        self._read_stderr()
+        """The process is over: have it reaped and what it left behind killed; then take its last words."""
+        self._status = _exit_status(self.pid)
+        self._loop.remove_reader(self._pidfd)
+        self._inbox.pause()
         self._lookout.close()
+        self._leaving = self._loop.call_later(LEAVE_S, self._left)
+        self._enclosure.leave(self._process.wait, self._left)
+
+    def _left(self) -> None:
+        """Nothing of it is left, or it was waited for long enough."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+            self._inbox.finish(self._report)
+
+    def _report(self) -> None:
+        """Close everything, and tell how it ended."""
+        assert self._status is not None
+        if self._unasked and self._status != wire.EXIT_TERMINATED:
+            self._fault = self._fault or "broke the protocol: it says Idle, which nobody asked for"
+        self._loop.remove_reader(self._stderr)
+        self._read_stderr()
         self._ladder.close()
-        for watched in (self._pidfd, self._socket, self._stderr):
-            self._loop.remove_reader(watched)
         os.close(self._pidfd)
-        while self._descriptors:
-            os.close(self._descriptors.popleft())
-        self._socket.close()
         self._stderr.close()
         self._gone.set()
-        self._on_gone(self.pid, self._expected and not self._fault, self._words(status))
+        self._on_gone(self.pid, self._expected and not self._fault, self._words(self._status))
 
     def _words(self, status: int) -> str:
         """How it ended, for a person."""
@@ -379,3 +379,13 @@ class WorkerProcess:
             how += f" {self._clock.boot_ms() - self._stop_asked_ms} ms after it was told to stop"
         complaint = self._stderr_tail.decode("utf-8", "replace").strip()
         return "; ".join(part for part in (self._fault, how, complaint) if part)
+
+
+def _exit_status(pid: int) -> int:
+    """The status of a child that has ended, as `subprocess` gives it; it is still to be reaped."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # this process was started to ignore its children's ends
+        return 0
+    assert ended is not None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

@@ -12,8 +12,8 @@ import asyncio
 
 from agent import wire
 from agent.core.events import PlansMissing
-from agent.inference.errand import BuiltPlan
-from agent.inference.plans import KeptPlan, PlanCache, plan_name, timing_name
+from agent.inference.making import PlanPlace
+from agent.inference.plans import KeptPlan, PlanCache, plan_name
 from agent.inference.shelf import Shelf
 from agent.package import Package
 from agent.ports import Clock, Emit
@@ -59,38 +59,25 @@ class PlannedShelf:
                 self._missing = missing
                 self._emit(PlansMissing(at_ms=self._clock.boot_ms(), packages=missing))
 
+    def place(self, package: Package) -> PlanPlace | None:
+        """Where the package's plan is, or is to be; None while nobody knows the platform, or none needs plans."""
+        if self._cache is None or self.platform is None:
+            return None
+        return PlanPlace(self._cache, package, self.platform, self._memory_mb)
+
     async def plan_of(self, package: Package) -> KeptPlan | None:
         """The package's plan, the caller's to close; None where there is none (any more).
 
         Raises WorkerError when there is no memory for it.
         """
-        cache, platform = self._cache, self.platform
-        if cache is None or platform is None:
-            return None
-        return await asyncio.to_thread(cache.read, plan_name(package, platform, self._memory_mb))
-
-    async def timing(self, package: Package) -> KeptPlan | None:
-        """The package's timing cache, as `plan_of`."""
-        cache, platform = self._cache, self.platform
-        if cache is None or platform is None:
-            return None
-        return await asyncio.to_thread(cache.read, timing_name(package, platform), "timing")
-
-    async def keep(self, package: Package, built: BuiltPlan) -> None:
-        """Keep what was built; raises StoreError when the disk does not take it."""
-        cache, platform = self._cache, self.platform
-        if cache is not None and platform is not None:
-            name = plan_name(package, platform, self._memory_mb)
-            await asyncio.to_thread(cache.write, name, built.plan)
-            if built.timing is not None:
-                await asyncio.to_thread(cache.write, timing_name(package, platform), built.timing, "timing")
-        await self.refresh()
+        place = self.place(package)
+        return None if place is None else await place.read()
 
     async def unusable(self, package: Package, why: str) -> None:
         """The package's plan does not load: it is deleted, and missing from now on."""
-        cache, platform = self._cache, self.platform
-        if cache is not None and platform is not None:
-            await asyncio.to_thread(cache.drop, plan_name(package, platform, self._memory_mb), why)
+        place = self.place(package)
+        if place is not None:
+            await place.drop(why)
         await self.refresh()
 
     def _lacking(self, packages: dict[str, Package]) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from agent.clock import SystemClock
 from agent.errors import DrivewayError, PackageError, WorkerError
 from agent.inference.errand import Errand, OnBuilding
 from agent.inference.launcher import WorkerProcess, launch
-from agent.inference.plans import PlanCache, open_cache, plan_name, timing_name
+from agent.inference.making import PlanPlace
+from agent.inference.plans import open_cache
 from agent.package import Package, open_package
 from agent.sealed import InputMemory
 
@@ -87,21 +88,20 @@ class PackageRunner:
         if not surveyed.needs_plan:
             return await self._loaded(package, None)
         cache = await asyncio.to_thread(open_cache, self._plans or user_cache())
-        name = plan_name(package, surveyed.platform, self._memory_mb)
+        place = PlanPlace(cache, package, surveyed.platform, self._memory_mb)
         try:
-            return await self._loaded(package, await self._plan(cache, name, package, surveyed.platform))
+            return await self._loaded(package, await self._plan(place))
         except StalePlanError as error:
             await self.close()
-            await asyncio.to_thread(cache.drop, name, error.what)
+            await place.drop(error.what)
             self._worker = self._gone = None
-            return await self._loaded(package, await self._plan(cache, name, package, surveyed.platform))
+            return await self._loaded(package, await self._plan(place))
 
-    async def _plan(self, cache: PlanCache, name: str, package: Package, platform: wire.Platform) -> InputMemory:
+    async def _plan(self, place: PlanPlace) -> InputMemory:
         """The package's plan, built now unless it is in the cache; the caller's to close."""
-        plan = await asyncio.to_thread(cache.read, name)
+        plan = await place.read()
         if plan is not None:
             return plan.memory
-        timing = await asyncio.to_thread(cache.read, timing_name(package, platform), "timing")
         self._errand = Errand(
             self._clock,
             python=self._python,
@@ -109,27 +109,7 @@ class PackageRunner:
             required=self._required,
             on_building=self._on_building,
         )
-        try:
-            built = await self._errand.build(
-                package.path.resolve(),
-                executor=self._executor,
-                threads=self._threads,
-                memory_mb=self._memory_mb,
-                timing=None if timing is None else timing.memory,
-            )
-        finally:
-            if timing is not None:
-                timing.close()
-        try:
-            await asyncio.to_thread(cache.write, name, built.plan)
-            if built.timing is not None:
-                await asyncio.to_thread(cache.write, timing_name(package, platform), built.timing, "timing")
-        except BaseException:
-            built.close()
-            raise
-        if built.timing is not None:
-            built.timing.close()
-        return built.plan
+        return await place.made(self._errand, executor=self._executor, threads=self._threads)
 
     async def _loaded(self, package: Package, plan: InputMemory | None) -> wire.Loaded:
         """The worker, with the package loaded; `plan` is closed."""

@@ -15,7 +15,15 @@ from typing import assert_never
 import msgspec
 
 from agent import wire
-from agent.core.events import PlanUnusable, SliceFailed, WorkerGone, WorkerIdle, WorkerReady, WorkerRefused
+from agent.core.events import (
+    PlanUnusable,
+    SliceFailed,
+    WorkerGone,
+    WorkerIdle,
+    WorkerLoading,
+    WorkerReady,
+    WorkerRefused,
+)
 from agent.core.model import Grant, JobKey, SliceOutcome
 from agent.errors import PackageError, WorkerError
 from agent.inference.launcher import WorkerProcess, launch
@@ -181,6 +189,15 @@ class Station:
                 plan=None if plan is None else plan.memory,
             )
         )
+        self._tell_that_it_loads()
+
+    def _tell_that_it_loads(self) -> None:
+        """Once the worker is up and was told to load: what follows takes the package's time, no longer the start's."""
+        process, package = self._process, self._package
+        if process is None or package is None or not process.is_loading:
+            return
+        load_ms = package.manifest.limits.load_s * 1000
+        self._emit(WorkerLoading(at_ms=self._clock.boot_ms(), pid=process.pid, load_ms=load_ms))
 
     async def _load_with_plan(self, process: WorkerProcess, package: Package) -> None:
         """While the process comes up, its plan is read and checked; one that is not there any more ends it."""
@@ -225,7 +242,9 @@ class Station:
 
     def _said(self, message: wire.WorkerMessage) -> None:  # noqa: C901, PLR0912 - one arm a message
         match message:
-            case wire.Hello() | wire.Beat():
+            case wire.Hello():
+                self._tell_that_it_loads()
+            case wire.Beat():
                 pass
             case wire.Loaded():
                 self._loaded(message)
@@ -278,16 +297,13 @@ class Station:
                 device=message.device,
                 package=manifest.name,
                 micro_batch_ms=message.micro_batch_ms,
+                notes=message.notes,
             )
         )
 
     def _slice_done(self, message: wire.SliceDone) -> None:
-        running, engine, process = self._running, self._engine, self._process
-        if running is None or engine is None or process is None:
-            return
-        first, last = running.span
-        if (message.index, message.items) != (running.index, last - first) or message.failed_items > message.items:
-            process.condemn(f"it answered slice {message.index} with {message.items} items, not what it was asked")
+        running, engine = self._running, self._engine
+        if running is None or engine is None:
             return
         self._running = None
         outcome = SliceOutcome(

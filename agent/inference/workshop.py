@@ -1,12 +1,13 @@
 """Where plans are built: the core's order goes in, a worker builds, and what came of it goes back as events.
 
 The worker is a process of its own, confined like any other and killed like any other: the core sees it start, paces it,
-stops it, and hears of its end (WorkerGone). The plan comes back in sealed memory and is put into the cache before the
-core is told of either, so a plan that counts as built is on the disk, and the memory is free when the worker is gone.
+stops it, and hears of its end (PlanMade where it has made one, then WorkerGone) as soon as the process is gone and its
+memory free. Then the plan, which came back in sealed memory, is put into the cache. That takes seconds, and the next
+worker may be at work meanwhile. PlanBuilt says that the plan is on the disk.
 
 A model of which no plan can be built is refused (BuildRefused), and its package is taken off the shelf; so is one whose
 builder has crashed MAX_CRASHES times, since a builder that a model crashes would crash every hour for ever. Whatever
-else goes wrong (the disk is full) is the end of this try alone.
+else goes wrong is the end of this try alone, and so is a disk that does not take the plan (PlanNotKept).
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ import asyncio
 from collections.abc import Callable
 
 from agent import wire
-from agent.core.events import BuildProgress, BuildRefused, PlanBuilt, WorkerGone, WorkerIdle
-from agent.errors import DrivewayError, PackageError
-from agent.inference.errand import BuiltPlan, Errand
+from agent.core.events import (
+    BuildProgress,
+    BuildRefused,
+    PlanBuilt,
+    PlanMade,
+    PlanNotKept,
+    WorkerGone,
+    WorkerIdle,
+)
+from agent.errors import DrivewayError, PackageError, WorkerError
+from agent.inference.errand import Errand
 from agent.inference.planned import PlannedShelf
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.log import logger
-from agent.package import Package
 from agent.ports import Clock, Emit
 from agent.tasks import finished
 
@@ -49,14 +57,15 @@ class Workshop:
         self._emit, self._clock, self._shelf, self._plans, self._limits = emit, clock, shelf, plans, limits
         self._on_lost = on_lost
         self._errand: Errand | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        """The build at hand, and those before it whose plan is still being written."""
         self._crashes: dict[str, int] = {}
         """How often a package's builder died of a signal that was none of ours, since its plan was last built."""
         self._name = ""
         self._told_ms = 0
 
     def start(self, package_sha256: str) -> None:
-        """Begin to build a package's plan; PlanBuilt or BuildRefused may follow, WorkerGone does."""
+        """Begin to build a package's plan; PlanMade or BuildRefused may follow, WorkerGone does."""
         self._errand = Errand(
             self._clock,
             python=self._limits.python,
@@ -65,7 +74,9 @@ class Workshop:
             on_building=self._building,
         )
         self._told_ms = 0
-        self._task = asyncio.get_running_loop().create_task(self._build(self._errand, package_sha256))
+        task = asyncio.get_running_loop().create_task(self._build(self._errand, package_sha256))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     @property
     def confinement(self) -> tuple[wire.Confinement, ...]:
@@ -83,25 +94,20 @@ class Workshop:
             self._errand.stop(budget_ms)
 
     async def close(self) -> None:
-        """Kill a build that is still there, and wait for its end."""
+        """Kill a build that is still there, and wait for its end, and until plans are written."""
         self.stop(0)
         errand = self._errand
         if errand is not None:
             await errand.close()
             if not errand.is_over:
                 logger().error("worker_cannot_be_ended", pid=errand.pid)
-        if self._task is not None:
-            await finished({self._task}, CLOSE_S)
+        await finished(self._tasks, CLOSE_S)
 
     async def _build(self, errand: Errand, package_sha256: str) -> None:
-        """One build, from the order to the worker's end."""
+        """One build, from the order to the worker's end, and what is made of it to the disk."""
         expected, detail = True, ""
         try:
-            package = self._shelf.packages.get(package_sha256)
-            if package is None:
-                detail = f"this unit holds no package {package_sha256[:16]}… any more"
-            else:
-                await self._built_and_kept(errand, package)
+            await self._made(errand, package_sha256)
         except PackageError as error:
             detail = str(error)
             self._refused(package_sha256, detail)
@@ -112,38 +118,53 @@ class Workshop:
         except Exception as error:  # noqa: BLE001 - a bug here is a build that failed, and must not keep the core waiting
             expected, detail = False, repr(error)
             logger().error("effect_failed", effect="StartBuild", error=detail)
+        if self._errand is errand:  # else the core has heard of the worker's end
+            self._over(errand, expected=expected, detail=detail)
+
+    async def _made(self, errand: Errand, package_sha256: str) -> None:
+        """Build the plan, tell of its worker's end, and keep it.
+
+        Until the worker's end this raises PackageError where there can be no plan, and DrivewayError for all else.
+        """
+        package = self._shelf.packages.get(package_sha256)
+        if package is None:
+            raise WorkerError(f"this unit holds no package {package_sha256[:16]}… any more")
+        place = self._plans.place(package)
+        if place is None:
+            raise WorkerError("nobody has looked yet for which accelerator to build")
+        self._name = package.manifest.name
+        plan_bytes = 0
+
+        def over(length: int) -> None:
+            nonlocal plan_bytes
+            plan_bytes = length
+            self._crashes.pop(package_sha256, None)
+            self._idle(errand)
+            self._emit(PlanMade(at_ms=self._clock.boot_ms(), package_sha256=package_sha256, plan_bytes=length))
+            self._over(errand, expected=errand.expected, detail="")
+
+        try:
+            plan = await place.made(errand, executor=self._limits.executor, threads=self._limits.threads, over=over)
+            plan.close()
+            await self._plans.refresh()
+        except Exception as error:
+            if not plan_bytes:
+                self._idle(errand)
+                raise
+            detail = str(error) if isinstance(error, DrivewayError) else repr(error)
+            self._emit(PlanNotKept(at_ms=self._clock.boot_ms(), package_sha256=package_sha256, detail=detail))
+        else:
+            self._emit(PlanBuilt(at_ms=self._clock.boot_ms(), package_sha256=package_sha256, plan_bytes=plan_bytes))
+
+    def _idle(self, errand: Errand) -> None:
+        self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=errand.pid))
+
+    def _over(self, errand: Errand, *, expected: bool, detail: str) -> None:
+        """The worker is gone."""
         self._errand = None
         if errand.lost_accelerator:
             self._on_lost(detail)
         self._emit(WorkerGone(at_ms=self._clock.boot_ms(), pid=errand.pid, expected=expected, detail=detail))
-
-    async def _built_and_kept(self, errand: Errand, package: Package) -> None:
-        """Raises PackageError where there can be no plan, and DrivewayError for all else."""
-        self._name = package.manifest.name
-        timing = await self._plans.timing(package)
-        try:
-            built = await errand.build(
-                package.path.resolve(),
-                executor=self._limits.executor,
-                threads=self._limits.threads,
-                memory_mb=self._limits.memory_mb,
-                timing=None if timing is None else timing.memory,
-            )
-        finally:
-            if timing is not None:
-                timing.close()
-            self._emit(WorkerIdle(at_ms=self._clock.boot_ms(), pid=errand.pid))
-        await self._keep(package, built)
-
-    async def _keep(self, package: Package, built: BuiltPlan) -> None:
-        plan_bytes = built.plan.length
-        try:
-            await self._plans.keep(package, built)
-        finally:
-            built.close()
-        sha256 = package.package_sha256
-        self._crashes.pop(sha256, None)
-        self._emit(PlanBuilt(at_ms=self._clock.boot_ms(), package_sha256=sha256, plan_bytes=plan_bytes))
 
     def _crashed(self, package_sha256: str, detail: str) -> None:
         """The builder died: the core tries again later, until that has happened too often."""

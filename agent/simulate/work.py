@@ -8,7 +8,7 @@ from __future__ import annotations
 from agent.core.effects import EffectType, RunSlice, SetPace, StartBuild, StartWorker, StopWorker
 from agent.core.events import (
     EventType,
-    PlanBuilt,
+    PlanMade,
     SliceFailed,
     SliceStored,
     StoreFailed,
@@ -52,7 +52,7 @@ class Work:
         match event:
             case WorkerReady():
                 self.ready = True
-            case WorkerIdle() | PlanBuilt():
+            case WorkerIdle() | PlanMade():
                 self.idle = True
             case WorkerGone():
                 self.alive = self.ready = False

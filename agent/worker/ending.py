@@ -34,6 +34,13 @@ class Held(Protocol):
 
 
 _held: list[Held] = []
+_ending = False
+
+
+def heed_sigterm_no_more() -> None:
+    """Stop has come: the program says Idle and ends by itself, and must not be made to say it twice."""
+    global _ending  # noqa: PLW0603 - of the process, as its signal handler is
+    _ending = True
 
 
 def end_on_sigterm(say_idle: Callable[[], None]) -> None:
@@ -43,6 +50,8 @@ def end_on_sigterm(say_idle: Callable[[], None]) -> None:
     """
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        if _ending:
+            return
         try:
             _drain()
             say_idle()

@@ -33,6 +33,13 @@ class UnavailableError(ExecutorError):
         super().__init__(f"{what}; {hint}")
 
 
+class OutOfMemoryError(UnavailableError):
+    """Memory of the accelerator, or pinned memory, cannot be had now: others have it, and give it back some day."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, hint="it is tried again later")
+
+
 class StalePlanError(ExecutorError):
     """The plan was built for another engine or device, or is damaged: the package has to be built anew."""
 
@@ -134,6 +141,11 @@ class Executor(Protocol):
     @property
     def kernels_sha256(self) -> str:
         """What the operations are computed with, as attested: the compiled kernels' digest, or the references'."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What it has to do without here and therefore does less well, a sentence each; mostly nothing."""
         ...
 
     @property

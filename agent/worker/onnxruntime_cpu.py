@@ -47,6 +47,7 @@ class OnnxRuntimeCpu:
 
     name = "onnxruntime_cpu"
     depth = 1
+    notes: Sequence[str] = ()
 
     def __init__(self, model: bytes, *, threads: int, memory_mb: int) -> None:
         """Build the session from the bytes of an ONNX model; raises ExecutorError."""

@@ -5,8 +5,9 @@ looked at by `agent.onnx` before any native parser sees it, the engine opened, i
 computed. Then come inputs and slices in order, until Stop.
 
 Orders that compute (Load, Input, Run, Forget) are queued and carried out one after the other; between any two steps of
-a computation the socket is looked at, so that Pace and Stop bite within one micro-batch. Whoever looks at it also says
-Beat: a worker that says nothing for long is inside the engine.
+a computation the socket is looked at, so that Pace and Stop bite within one micro-batch. Timing the buckets and the
+golden vector are such computations, at the pace that applies. Whoever looks at it also says Beat: a worker that says
+nothing for long is inside the engine.
 
 A package that must not run is answered with Refused; an input or an engine that fails costs its slices (SliceError); a
 lost accelerator costs the process alone (LostError); a frame out of order ends the process (WireError), since
@@ -26,6 +27,8 @@ from agent.errors import PackageError, WorkerError
 from agent.onnx.check import check_model
 from agent.package import open_package
 from agent.wire import (
+    MAX_NOTES,
+    MAX_TEXT,
     VERSION,
     Beat,
     Build,
@@ -46,7 +49,7 @@ from agent.wire import (
     WireError,
 )
 from agent.worker.channel import Channel
-from agent.worker.ending import free_at_end
+from agent.worker.ending import free_at_end, heed_sigterm_no_more
 from agent.worker.executor import ExecutorError, LostError, StalePlanError, UnavailableError
 from agent.worker.executors import host_memory_mb, open_executor
 from agent.worker.pacing import Pacer
@@ -98,6 +101,7 @@ class Session:
                 if self._orders:
                     goes_on = self._carry_out(self._orders.popleft())
         except StopNowError:
+            heed_sigterm_no_more()
             self._channel.send(Idle())
 
     def attend(self, timeout_s: float | None) -> None:
@@ -193,8 +197,10 @@ class Session:
         executor = open_executor(order.executor, model, plan, threads=order.threads, memory_mb=limits.memory_mb)
         free_at_end(executor)
         pipeline = Pipeline(package, executor, drain_ms=order.drain_ms)
+        began_s = time.monotonic()
         for _ in pipeline.calibrate():
-            self.attend(0)
+            self._pacer.rest(time.monotonic() - began_s)
+            began_s = time.monotonic()
         answers, _ = self._pacer.compute(pipeline, golden_items(package), slice_index=None)
         check_golden(package, answers)
         self._pipeline, self._max_items = pipeline, limits.max_items
@@ -204,6 +210,7 @@ class Session:
             micro_batch_ms=pipeline.micro_batch_ms,
             package_sha256=package.package_sha256,
             kernels_sha256=executor.kernels_sha256,
+            notes=tuple(note[:MAX_TEXT] for note in executor.notes[:MAX_NOTES]),
         )
 
     def _take_input(self, order: Input) -> None:

@@ -10,8 +10,11 @@ BENCHMARKS = {
     "vacate": "frame on the bus to no more work running",
     "idle": "what the daemon costs while the car sends 3,000 frames a second",
     "leases": "items a second with a verdict, publishes and CPU a lease, beside Celery",
-    "pipeline": "what a lease gets of an engine's throughput, beside the bare engine; time to the first slice",
+    "pipeline": "a lease's share of the engine's throughput; time to the first slice, and until a busy worker is gone",
     "sim": "simulated car-nights per minute and core",
     "thermal": "work done under the thermal law, against on/off and the ideal cap",
 }
 """Every benchmark by name, and what it measures."""
+
+PIPELINE_PACKAGES = ("ocr", "orientation", "detector", "work-2ms", "work-10ms")
+"""What `pipeline` measures: the recipes by their names, and made work by how long its micro-batch takes."""

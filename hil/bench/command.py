@@ -22,6 +22,8 @@ from hil.bench import BENCHMARKS
 
 MOST_COLUMNS = 9
 """Of a table in a terminal of 80 characters."""
+ALL_DIGITS_FROM = 1000
+"""Larger figures are told to the unit, smaller ones to four digits."""
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -34,10 +36,10 @@ class Machine(msgspec.Struct, frozen=True):
     cores: int
 
 
-def bench(names: list[str], json_file: Path | None) -> int:
+def bench(names: list[str], json_file: Path | None, package: str | None = None) -> int:
     """Run the named benchmarks (`all`: every one) one after the other; 0 when all held what they promise, else 1.
 
-    A benchmark that promises something says in `held` whether that came true.
+    `package` restricts `pipeline` to one. A benchmark that promises something says in `held` whether that came true.
 
     The file holds the figures of one benchmark at its top level, of several under their names, always beside `machine`.
     """
@@ -51,7 +53,8 @@ def bench(names: list[str], json_file: Path | None) -> int:
     results: dict[str, dict[str, Any]] = {}
     for name in chosen:
         began_s = time.monotonic()
-        figures = msgspec.to_builtins(importlib.import_module(f"hil.bench.{name}").run())
+        run = importlib.import_module(f"hil.bench.{name}").run
+        figures = msgspec.to_builtins(run() if package is None else run(package))
         results[name] = {"benchmark": name, **figures, "wall_s": figures.get("wall_s", _taken_s(began_s))}
         _print(console, name, results[name])
         if json_file is not None:
@@ -90,7 +93,8 @@ def _write(file: Path, here: Machine, results: dict[str, dict[str, Any]]) -> Non
 
 
 def _print(console: Console, name: str, figures: dict[str, Any]) -> None:
-    table = Table(title=f"{name}: {BENCHMARKS[name]}", title_justify="left", show_header=False)
+    console.print(f"{name}: {BENCHMARKS[name]}", style="italic", highlight=False)
+    table = Table(show_header=False)
     for label, value in figures.items():
         if label != "benchmark" and not isinstance(value, dict):
             table.add_row(label, _text(value))
@@ -103,17 +107,20 @@ def _print(console: Console, name: str, figures: dict[str, Any]) -> None:
 def _nested(label: str, figures: dict[str, Any]) -> Table:
     """A table of what is nested: a row each, with a column for every figure that the rows have.
 
-    The other way round where there are more figures than a terminal has room for, and fewer rows than that.
+    The other way round where there are more figures than a terminal has room for, and fewer rows than that. A column is
+    as narrow as the longest word above it.
     """
     rows = {name: row if isinstance(row, dict) else {label: row} for name, row in figures.items()}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     if len(columns) > MOST_COLUMNS:
         rows, columns = {name: {row: rows[row].get(name, "") for row in rows} for name in columns}, list(rows)
-    table = Table(label, *(column.replace("_", " ") for column in columns))
+    table = Table(label, *(column.replace("_", " ").replace(" ", "\n") for column in columns))
     for name, row in rows.items():
         table.add_row(name, *(_text(row.get(column, "")) for column in columns))
     return table
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= ALL_DIGITS_FROM else f"{value:.4g}"
+    return str(value)

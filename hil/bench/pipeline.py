@@ -1,359 +1,129 @@
-"""How much of an engine's throughput a lease gets, and how soon: the leased worker beside a bare loop, taking turns.
+"""How much of an engine's throughput a lease gets, how soon, and how fast it is gone again, package by package.
 
-    driveway-hil bench pipeline --json pipeline.json               about four minutes
-    python -m hil.bench.pipeline --rounds 2 --json pipeline.json   rougher
+    driveway-hil bench pipeline --json pipeline.json                 about six minutes on two cores
+    driveway-hil bench pipeline --package ocr --json pipeline.json   one package
+    python -m hil.bench.pipeline --rounds 2 --vacates 5              rougher
 
-Leased is the real thing: the worker's process in its cage, orders and answers over its socket, items in a memfd, read,
-pre-processed, computed, answered, digested. Bare is the same model on ONNX Runtime in a process that does nothing else,
-on inputs that lie ready (`hil.bench.pipeline_peer`); naive is a script's way: every step after the other. All have the
-same engine settings and threads and are held to the same processors. They take turns within a round, and a round's
-`ratio` is leased throughput over bare: what the computer does beside hits all of them. Medians over the rounds, with
-the lowest and highest ratio. `overhead_us` is what a micro-batch takes longer than bare; `cpu_overhead_us` what it
-costs of processor time beyond bare, wherever that was.
+For each package: the leased worker beside a bare loop and a script, taking turns (`pipeline_turns`); how soon the first
+slice is there (`pipeline_starts`); and how fast a busy worker is gone, and its memory back (`pipeline_vacate`).
 
-With a processor to spare beside the engine's, reading and answering cost nothing: the aim (0.98, and 0.95 for
-micro-batches of about 2 ms) is held to there. With none, what the items need is taken from the engine: the ratio then
-tells how much.
-
-`cold_start_ms`: from starting a process to the first slice (one micro-batch), the package and the libraries having been
-put out of the page cache as far as nobody else uses them; `process_start_ms`: they being there; `warm_start_ms`: of a
-worker that has the package loaded, for the next lease.
+`packages` has an entry for each package and micro-batch, all of its figures with one processor left free beside the
+engine's where there are two or more: there, reading and answering should cost nothing, and the aim (0.98, and 0.95 for
+micro-batches of about 2 ms) is held to. `places` has throughput with other threads and processors. With none to spare,
+what the items need is taken from the engine: the ratio then tells how much. Medians over the rounds, with the least and
+the most as `…_min…` and `…_max…`. docs/proof.md says what each key is.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.metadata
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import DrivewayError
-from agent.inference.runner import PackageRunner
-from agent.inference.slices import fitting_items
-from agent.package import Bucket, Package
-from agent.wire import encode_input
-from agent.worker.images import decode_image
-from hil.bench.made_work import ITEMS, build_work, work_items
-from hil.bench.pipeline_peer import Took
-from hil.images import drawn_lines
-from hil.packages.ocr import build_ocr_package
-from hil.packages.recipe import GOLDEN_EXPECTED, GOLDEN_INPUT, MODEL, Recipe, build
-from kernels.resize_normalize_pad import resized_width
+from hil.bench import PIPELINE_PACKAGES
+from hil.bench.pipeline_loads import Load, build_load, places
+from hil.bench.pipeline_starts import FOLDERS, Start, measure_starts
+from hil.bench.pipeline_turns import Row, measure
+from hil.bench.pipeline_vacate import Vacate, Vacated, p99_ms, vacate_often, vacated
+from hil.bench.vacate import percentile
 
-ROUNDS = 9
+ROUNDS, OTHER_ROUNDS = 7, 3
+"""In the main place, and at most in the others, which nothing is held to and whose turns are half as long."""
 SLICE_S = 0.8
 STARTS = 3
-WARM_STARTS = 9
-WORK_MS = (2.0, 10.0)
-OCR_WIDTH_PX = 480
-OCR_HEIGHT_PX = 48
-SEED = 3
-FIRST_RUNS = 8
-AIM, AIM_OF_SHORT = 0.98, 0.95
-SHORT_MS = 5.0
-FOLDERS = {"onnxruntime": "onnxruntime", "numpy": "numpy", "pillow": "PIL", "msgspec": "msgspec"}
-"""The libraries that a worker loads, and where they are among the installed ones."""
+VACATES = 30
+
+Entry = dict[str, float | int | bool | None]
+"""Row, Start and Vacated side by side."""
 
 
-Ask = Callable[[str, int], Took]
-"""Asks the peer to run so many micro-batches one way or the other."""
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One package on some processors with some threads."""
+class Elsewhere(msgspec.Struct, frozen=True):
+    """Throughput with other threads and processors, which its key names: of a Row what a table has room for."""
 
     ratio: float
-    ratio_low: float
-    ratio_high: float
-    naive_ratio: float
+    ratio_min: float
+    ratio_max: float
     micro_batch_ms: float
     overhead_us: float
     cpu_overhead_us: float
-    items_per_s: float
-    bare_items_per_s: float
-    processors: int
-    threads: int
-    aim: float | None
-    """None: there is no processor beside the engine's."""
-
-
-class Start(msgspec.Struct, frozen=True):
-    """How soon a package's first slice is there."""
-
-    cold_start_ms: float
-    process_start_ms: float
-    warm_start_ms: float
 
 
 class PipelineFigures(msgspec.Struct, frozen=True):
-    """What came of it; `held`: every ratio that has an aim reached it."""
+    """What came of it; `held`: every ratio that has an aim reached it. The vacates here are those of all packages."""
 
     held: bool
-    pipelines: dict[str, Row]
-    starts: dict[str, Start]
-    rounds: int
+    vacates: int
+    vacate_p50_ms: float
+    vacate_p99_ms: float | None
+    vacate_max_ms: float
+    packages: dict[str, Entry]
+    places: dict[str, Elsewhere]
     versions: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Load:
-    """A package with one bucket, and items that fill micro-batches of it."""
-
-    name: str
-    package: Package
-    items: list[bytes]
-    batch_items: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """The processors that both sides are held to, and the engine's threads."""
-
-    processors: tuple[int, ...]
-    threads: int
-
-    @property
-    def spare(self) -> bool:
-        """Whether there is a processor that the engine leaves free."""
-        return len(self.processors) > self.threads
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one round took, in seconds of wall clock and processor for as many micro-batches each."""
-
-    leased: Took
-    bare: Took
-    naive: Took
-
-
-def run(rounds: int = ROUNDS, slice_s: float = SLICE_S, starts: int = STARTS) -> PipelineFigures:
-    """Measure every package in every place; raises DrivewayError when one does not run."""
+def run(
+    package: str | None = None,
+    *,
+    rounds: int = ROUNDS,
+    slice_s: float = SLICE_S,
+    starts: int = STARTS,
+    vacates: int = VACATES,
+) -> PipelineFigures:
+    """Measure this package, or every one; raises DrivewayError when one does not run."""
     with tempfile.TemporaryDirectory(prefix="driveway-pipeline-") as folder:
-        return asyncio.run(_measured(_loads(Path(folder)), rounds, slice_s, starts))
+        names = PIPELINE_PACKAGES if package is None else (package,)
+        return asyncio.run(
+            _measured([build_load(name, Path(folder) / name) for name in names], rounds, slice_s, starts, vacates)
+        )
 
 
-async def _measured(loads: list[Load], rounds: int, slice_s: float, starts: int) -> PipelineFigures:
-    begun = {load.name: await _starts(load, starts) for load in loads}
-    rows: dict[str, Row] = {}
+async def _measured(loads: list[Load], rounds: int, slice_s: float, starts: int, vacates: int) -> PipelineFigures:
+    main, *others = places()
+    packages: dict[str, Entry] = {}
+    elsewhere: dict[str, Elsewhere] = {}
+    ends: list[Vacate] = []
+    held = True
     for load in loads:
-        for place in places():
-            key = f"{load.name} on {len(place.processors)} with {place.threads}"
-            rows[key] = await _row(load, place, rounds, slice_s)
-            print(f"{key}: {rows[key].ratio:.3f}", file=sys.stderr, flush=True)
+        _say(f"{load.name}: throughput with {main.words}")
+        row = await measure(load, main, rounds, slice_s)
+        held = held and (row.aim is None or row.ratio >= row.aim)
+        for place in others:
+            key = f"{load.name}, {place.words}"
+            _say(key)
+            other = await measure(load, place, min(rounds, OTHER_ROUNDS), slice_s / 2)
+            elsewhere[key] = msgspec.convert(other, Elsewhere, from_attributes=True)
+        _say(f"{load.name}: starts")
+        start = await measure_starts(load, starts)
+        _say(f"{load.name}: vacates")
+        taken = await vacate_often(load, main, vacates)
+        packages[load.name] = entry_of(row, start, vacated(taken))
+        ends += taken
+    ordered = sorted(one.gone_ms for one in ends)
     return PipelineFigures(
-        held=all(row.aim is None or row.ratio >= row.aim for row in rows.values()),
-        pipelines=rows,
-        starts=begun,
-        rounds=rounds,
+        held=held,
+        vacates=len(ordered),
+        vacate_p50_ms=percentile(ordered, 50),
+        vacate_p99_ms=p99_ms(ordered),
+        vacate_max_ms=ordered[-1],
+        packages=packages,
+        places=elsewhere,
         versions={name: importlib.metadata.version(name) for name in FOLDERS},
     )
 
 
-def places() -> list[Place]:
-    """All processors with one left free, all with a thread each, and one alone."""
-    all_here = tuple(sorted(os.sched_getaffinity(0)))
-    wanted = [Place(all_here, max(1, len(all_here) - 1)), Place(all_here, len(all_here)), Place(all_here[:1], 1)]
-    return list(dict.fromkeys(wanted))
+def entry_of(row: Row, start: Start, gone: Vacated) -> Entry:
+    """One package's figures, flat."""
+    return {key: value for part in (row, start, gone) for key, value in msgspec.structs.asdict(part).items()}
 
 
-def _loads(folder: Path) -> list[Load]:
-    """The packages: lines of text that fit one bucket, and made work."""
-    bucket = Bucket(items=1, width=OCR_WIDTH_PX)
-    lines = [line.png for line in drawn_lines(400, SEED)]
-    fitting = [png for png in lines if _width_px(png) <= OCR_WIDTH_PX]
-    ocr = _one_bucket(build_ocr_package(folder / "whole"), bucket, fitting[:2], folder / "ocr")
-    loads = [Load(f"{ocr.manifest.name}/1x{OCR_WIDTH_PX}", ocr, fitting, 1)]
-    for milliseconds in WORK_MS:
-        made = build_work(folder / f"work-{milliseconds:g}", milliseconds)
-        loads.append(Load(f"{made.manifest.name}/{ITEMS}", made, work_items(ITEMS * 64), ITEMS))
-    return loads
-
-
-def _width_px(png: bytes) -> int:
-    """How wide a line is at the recogniser's height."""
-    rows, columns, _ = decode_image(png).shape
-    return resized_width(rows, columns, OCR_HEIGHT_PX)
-
-
-def _one_bucket(package: Package, bucket: Bucket, golden: list[bytes], folder: Path) -> Package:
-    """The package with this bucket alone, so that nobody chooses."""
-    manifest = package.manifest
-    others = manifest.files.keys() - {MODEL, GOLDEN_INPUT, GOLDEN_EXPECTED}
-    recipe = Recipe(
-        name=manifest.name,
-        version=manifest.version,
-        where=MODEL,
-        model=package.read(MODEL),
-        input=manifest.input,
-        pre=manifest.pipeline.pre,
-        post=manifest.pipeline.post,
-        buckets=(bucket,),
-        limits=manifest.limits,
-        tolerance_permille=manifest.golden.tolerance_permille,
-        golden=golden,
-        check_answers=lambda _: None,
-        files={name: package.read(name) for name in others},
-    )
-    return build(recipe, folder)
-
-
-async def _starts(load: Load, starts: int) -> Start:
-    """How soon the first slice of one micro-batch is there, in a new process and in one that is ready."""
-    first = load.items[: load.batch_items]
-    cold_ms, process_ms, warm_ms = [], [], []
-    for _ in range(starts):
-        _put_out_of_cache(load.package.path)
-        cold_ms.append(await _first_slice_ms(load, first))
-        process_ms.append(await _first_slice_ms(load, first))
-    async with _leased(load, Place(tuple(os.sched_getaffinity(0)), 1)) as runner:
-        for _ in range(WARM_STARTS):
-            began_s = time.perf_counter()
-            runner.give(first)
-            await runner.compute()
-            warm_ms.append((time.perf_counter() - began_s) * 1000)
-    median = statistics.median
-    return Start(cold_start_ms=median(cold_ms), process_start_ms=median(process_ms), warm_start_ms=median(warm_ms))
-
-
-async def _first_slice_ms(load: Load, items: list[bytes]) -> float:
-    began_s = time.perf_counter()
-    async with _leased(load, Place(tuple(os.sched_getaffinity(0)), 1)) as runner:
-        runner.give(items)
-        await runner.compute()
-        return (time.perf_counter() - began_s) * 1000
-
-
-async def _row(load: Load, place: Place, rounds: int, slice_s: float) -> Row:
-    """Let the three take turns."""
-    with tempfile.TemporaryDirectory(prefix="driveway-pipeline-") as folder:
-        file = Path(folder) / "input.msgpack"
-        file.write_bytes(encode_input(load.items))
-        with peer(load, place, file) as ask:
-            ask("bare", FIRST_RUNS)
-            wanted = max(FIRST_RUNS, round(slice_s * FIRST_RUNS / ask("bare", FIRST_RUNS).wall_s))
-            count = max(1, fitting_items(load.package, wanted * load.batch_items) // load.batch_items)
-            async with _leased(load, place) as runner:
-                runner.give([load.items[one % len(load.items)] for one in range(count * load.batch_items)])
-                await runner.compute()
-                turns = [await _turn(runner, ask, count) for _ in range(rounds)]
-    return row_of(turns, load, place, count)
-
-
-async def _turn(runner: PackageRunner, ask: Ask, count: int) -> Turn:
-    """One round: the leased worker between two runs of the bare loop."""
-    pid = runner.pid
-    bare = await asyncio.to_thread(ask, "bare", count)
-    before_s, began_s = _cpu_s(pid), time.perf_counter()
-    await runner.compute()
-    leased = Took(time.perf_counter() - began_s, _cpu_s(pid) - before_s)
-    again = await asyncio.to_thread(ask, "bare", count)
-    naive = await asyncio.to_thread(ask, "naive", count)
-    return Turn(leased, Took((bare.wall_s + again.wall_s) / 2, (bare.cpu_s + again.cpu_s) / 2), naive)
-
-
-def row_of(turns: list[Turn], load: Load, place: Place, count: int) -> Row:
-    """The figures of some rounds of `count` micro-batches each."""
-    median = statistics.median
-    ratios = [turn.bare.wall_s / turn.leased.wall_s for turn in turns]
-    bare_ms = median([turn.bare.wall_s for turn in turns]) / count * 1000
-    aim = AIM if bare_ms >= SHORT_MS else AIM_OF_SHORT
-    return Row(
-        ratio=median(ratios),
-        ratio_low=min(ratios),
-        ratio_high=max(ratios),
-        naive_ratio=median([turn.bare.wall_s / turn.naive.wall_s for turn in turns]),
-        micro_batch_ms=bare_ms,
-        overhead_us=median([turn.leased.wall_s - turn.bare.wall_s for turn in turns]) / count * 1e6,
-        cpu_overhead_us=median([turn.leased.cpu_s - turn.bare.cpu_s for turn in turns]) / count * 1e6,
-        items_per_s=count * load.batch_items / median([turn.leased.wall_s for turn in turns]),
-        bare_items_per_s=count * load.batch_items / median([turn.bare.wall_s for turn in turns]),
-        processors=len(place.processors),
-        threads=place.threads,
-        aim=aim if place.spare else None,
-    )
-
-
-@contextlib.asynccontextmanager
-async def _leased(load: Load, place: Place) -> AsyncIterator[PackageRunner]:
-    """A worker with the package loaded."""
-    runner = PackageRunner(load.package.path, place.threads)
-    try:
-        with _held_to(place):
-            await runner.open()
-        yield runner
-    finally:
-        await runner.close()
-
-
-@contextlib.contextmanager
-def peer(load: Load, place: Place, file: Path) -> Iterator[Ask]:
-    """The peer, and how to ask it."""
-    command = [sys.executable, "-m", "hil.bench.pipeline_peer", str(load.package.path), str(file)]
-    command += ["--threads", str(place.threads)]
-    with _held_to(place):
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(way: str, count: int) -> Took:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{way} {count}\n".encode())
-        process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise DrivewayError(f"the bare loop on {load.name} ended", hint="its own words are above")
-        return msgspec.json.decode(line, type=Took)
-
-    with process:
-        try:
-            yield ask
-        finally:
-            process.kill()
-
-
-@contextlib.contextmanager
-def _held_to(place: Place) -> Iterator[None]:
-    """What is started meanwhile keeps to the place's processors for good."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, place.processors)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def _cpu_s(pid: int) -> float:
-    """What a process' threads have used of processors, as the kernel counts it."""
-    used_ns = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # one that has just ended
-            used_ns += int((task / "schedstat").read_text("ascii").split()[0])
-    return used_ns / 1e9
-
-
-def _put_out_of_cache(package: Path) -> None:
-    """Have the kernel forget the package and the libraries, but for what some process has mapped."""
-    folders = [
-        package,
-        *(Path(str(importlib.metadata.distribution(name).locate_file(""))) / FOLDERS[name] for name in FOLDERS),
-    ]
-    os.sync()
-    for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -361,12 +131,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hil.bench.pipeline", description="A leased pipeline beside the bare engine."
     )
+    parser.add_argument("--package", choices=PIPELINE_PACKAGES, help="this one alone")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each (default: {ROUNDS})")
     parser.add_argument("--slice-s", type=float, default=SLICE_S, help=f"seconds of a turn (default: {SLICE_S})")
+    parser.add_argument("--vacates", type=int, default=VACATES, help=f"of each package (default: {VACATES})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     options = parser.parse_args()
     try:
-        figures = run(options.rounds, options.slice_s)
+        figures = run(options.package, rounds=options.rounds, slice_s=options.slice_s, vacates=options.vacates)
     except DrivewayError as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return 1

@@ -37,6 +37,8 @@ from agent.core.events import (
     LeaseOpened,
     LeaseRefused,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     SliceFailed,
     SliceStored,
     StoreFailed,
@@ -62,6 +64,8 @@ INLINE_SLICES = 4
 
 
 PLAN_BYTES = 20_000_000
+KEEP_MS = 2_000
+"""From the end of a builder to its plan on the disk."""
 BUILD_MS = (20_000, 600_000)
 """How long building a plan takes at full pace."""
 
@@ -208,11 +212,18 @@ class Shells:
             self._gone(life, expected=True, detail="refused")
 
     def _built(self, order: StartBuild) -> None:
-        """The plan goes to the disk, where there is room; the worker ends either way."""
+        """The worker ends, and then the plan goes to the disk, where there is room."""
         life, now_ms = self._life, self._clock.now_ms
-        if not self.troubles.disk_full:
-            self._tell(PlanBuilt(at_ms=now_ms, package_sha256=order.package_sha256, plan_bytes=PLAN_BYTES))
+        self._tell(PlanMade(at_ms=now_ms, package_sha256=order.package_sha256, plan_bytes=PLAN_BYTES))
         self._clock.after(FREE_MS, lambda: self._gone(life, expected=True, detail=""))
+        self._clock.after(FREE_MS + KEEP_MS, lambda: self._kept(order))
+
+    def _kept(self, order: StartBuild) -> None:
+        now_ms, package = self._clock.now_ms, order.package_sha256
+        if self.troubles.disk_full:
+            self._tell(PlanNotKept(at_ms=now_ms, package_sha256=package, detail="the disk is nearly full"))
+        else:
+            self._tell(PlanBuilt(at_ms=now_ms, package_sha256=package, plan_bytes=PLAN_BYTES))
 
     def _run(self, order: RunSlice) -> None:
         if not self._alive:

@@ -28,6 +28,8 @@ from agent.core.events import (
     GrantSeen,
     HostSeen,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     PlansMissing,
     PlanUnusable,
     StoreRecovered,
@@ -165,12 +167,14 @@ def test_status_says_how_far_it_is() -> None:
     assert shell.tell(progress) == []
     said = "The engine plan of ocr is being built: Choosing tactics, 42 % done. Work is asked for after that."
     assert (waiting(shell.state), activity(shell.state)) == (said, "ready")
-    shell.tell(PlanBuilt(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=1_000))
+    shell.tell(PlanMade(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=1_000))
     begun_ms = shell.state.now_ms - 50
     build = shell.state.worker.build
     assert build is not None
     shell.state = REPLACE(shell.state, worker=REPLACE(shell.state.worker, build=REPLACE(build, begun_ms=begun_ms)))
-    (line,) = [one for one in ends(shell) if isinstance(one, Report)]
+    assert not [one for one in ends(shell) if isinstance(one, Report)], "it is still to be kept"
+    kept = shell.tell(PlanBuilt(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=1_000))
+    (line,) = [one for one in kept if isinstance(one, Report)]
     assert line.name == "plan_build"
     assert line.fields | {"detail": ""} == {
         "package_sha256": ONE,
@@ -274,6 +278,98 @@ def test_a_build_that_takes_for_ever_is_killed_and_has_failed() -> None:
     assert (stop.budget_ms, stop.why) == (0, "its build takes too long")
     ends(shell)
     assert outcomes(shell) == ["failed"]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), min_size=1, max_size=12))
+def test_only_the_time_that_it_is_let_work_makes_a_build_old(stretches: list[tuple[bool, int]]) -> None:
+    """Stretches of work and of rest, in steps of 10 s: it is ended as soon as either was too long, and no sooner."""
+    shell = at_build(build_timeout_s=200.0)
+    rested_s, held, why = 0.0, False, ""
+    for rests, steps in stretches:
+        if rests is not held:
+            held, rested_s = rests, 0.0
+            shell.tell(unwritten(shell, Unwritten.NOTE) if rests else StoreRecovered(at_ms=shell.now_ms))
+        for _ in range(steps):
+            before = len(shell.effects)
+            gate = shell.state.gates.state
+            build = shell.state.worker.build
+            assert build is not None
+            age_ms, now_ms = build.age_ms(shell.now_ms), shell.now_ms
+            shell.advance(10_000)
+            stops = [one for one in shell.effects[before:] if isinstance(one, StopWorker)]
+            if stops:
+                why = stops[0].why
+                break
+            opened = shell.state.gates.state is GateState.OPEN
+            aged_ms = build_age_ms(shell) - age_ms
+            if gate is shell.state.gates.state:
+                assert aged_ms == (shell.now_ms - now_ms if opened else 0)
+            assert build_age_ms(shell) <= 200_000
+            rested_s = 0.0 if opened else rested_s + 10
+            assert rested_s <= 310
+        if why:
+            break
+    if why == "its build takes too long":
+        assert shell.state.worker.failed
+        assert build_age_ms(shell) > 200_000
+    elif why:
+        assert (why, shell.state.worker.failed) == ("its build has rested for too long", False)
+        assert rested_s >= 290
+
+
+def build_age_ms(shell: Shell) -> int:
+    build = shell.state.worker.build
+    assert build is not None
+    return build.age_ms(shell.now_ms)
+
+
+def test_a_build_that_rests_for_long_gives_its_memory_back_and_begins_anew() -> None:
+    shell = at_build(build_timeout_s=60.0)
+    shell.tell(unwritten(shell, Unwritten.NOTE))
+    shell.advance(299_000)
+    assert shell.state.worker.phase is WorkerPhase.BUILDING, "it is far over its limit, and not by its own fault"
+    shell.advance(2_000)
+    (stop,) = [one for one in shell.effects if isinstance(one, StopWorker)]
+    assert (stop.budget_ms, stop.why) == (0, "its build has rested for too long")
+    ends(shell)
+    assert outcomes(shell) == ["stopped"]
+    assert shell.state.builds.tries == {}, "it did not fail"
+    shell.advance(60_000)
+    assert builds(shell) == [ONE]
+    shell.tell(StoreRecovered(at_ms=shell.now_ms))
+    shell.advance(3_000)
+    assert builds(shell) == [ONE, ONE]
+
+
+def test_a_plan_is_kept_after_its_worker_is_gone_and_not_built_again_meanwhile() -> None:
+    shell = at_build(ONE, TWO)
+    shell.tell(PlanMade(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=9))
+    ends(shell)
+    assert shell.state.worker.phase is not WorkerPhase.STOPPING
+    assert (outcomes(shell), builds(shell)) == ([], [ONE, TWO]), "the accelerator is free for the next"
+    shell.tell(PlanMade(at_ms=shell.now_ms, package_sha256=TWO, plan_bytes=7))
+    ends(shell)
+    shell.advance(60_000)
+    assert builds(shell) == [ONE, TWO], "neither is built again"
+    shell.tell(PlanBuilt(at_ms=shell.now_ms, package_sha256=TWO, plan_bytes=7))
+    shell.tell(PlanBuilt(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=9))
+    assert outcomes(shell) == ["built", "built"]
+    assert (shell.state.builds.missing, shell.state.builds.keeping) == ((), ())
+
+
+def test_a_plan_that_the_disk_does_not_take_is_told_of_once_and_tried_again_later() -> None:
+    shell = at_build()
+    shell.tell(PlanMade(at_ms=shell.now_ms, package_sha256=ONE, plan_bytes=9))
+    ends(shell)
+    shell.tell(PlanNotKept(at_ms=shell.now_ms, package_sha256=ONE, detail="the disk is nearly full"))
+    told = [one.fields for one in shell.effects if isinstance(one, Report) and one.name == "plan_build"]
+    assert [(one["outcome"], one["detail"]) for one in told] == [("not_kept", "the disk is nearly full")]
+    assert shell.state.builds.refused == ()
+    shell.advance(20_000)
+    assert builds(shell) == [ONE], "not at once"
+    shell.advance(100_000)
+    assert builds(shell) == [ONE, ONE]
 
 
 def test_a_plan_that_is_built_and_lost_again_and_again_does_not_go_round_in_circles() -> None:

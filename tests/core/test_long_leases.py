@@ -156,7 +156,7 @@ def cancel(shell: Shell, key: JobKey = LONG.key, grace_ms: int = 0) -> list[obje
 def test_a_cancelled_lease_is_given_back_with_what_is_finished() -> None:
     shell = given()
     until(shell, RunSlice)
-    shell.carry_out()
+    shell.carry_out(lambda effect: isinstance(effect, RunSlice))
     until(shell, RunSlice)
     cancel(shell)
     shell.carry_out(lambda effect: isinstance(effect, StopWorker))

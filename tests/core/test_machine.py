@@ -82,7 +82,7 @@ def test_a_vacate_is_timed_from_the_sign_to_idle_and_gone() -> None:
 def test_what_was_finished_is_kept_and_the_rest_given_back_when_the_driver_comes() -> None:
     shell = ready()
     until(shell, RunSlice)
-    shell.carry_out()
+    shell.carry_out(lambda effect: isinstance(effect, RunSlice))
     until(shell, RunSlice)
     shell.tell(car(shell.now_ms + 1, {DOOR: True}))
     shell.carry_out(lambda effect: isinstance(effect, StopWorker))
@@ -98,7 +98,7 @@ def test_no_new_slice_on_hold_and_the_worker_stays() -> None:
     until(shell, RunSlice)
     shell.tell(msgspec.structs.replace(computer(shell.now_ms + 1), throttled=True))
     assert shell.gate() is GateState.HOLD
-    shell.carry_out()
+    shell.carry_out(lambda effect: isinstance(effect, RunSlice))
     shell.now_ms += 1
     assert not any(isinstance(effect, RunSlice | StopWorker) for effect in shell.waiting)
     assert shell.state.worker.phase is WorkerPhase.READY

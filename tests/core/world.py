@@ -34,6 +34,7 @@ from agent.core.events import (
     LeaseOpened,
     LinkChanged,
     PlanBuilt,
+    PlanMade,
     Sample,
     SignalsSeen,
     SignalValue,
@@ -185,8 +186,9 @@ class Shell:
             case StartBuild(package_sha256=package):
                 self.worker_pid += 1
                 self.workers_alive += 1
-                self.tell(PlanBuilt(at_ms=now_ms, package_sha256=package, plan_bytes=10))
+                self.tell(PlanMade(at_ms=now_ms, package_sha256=package, plan_bytes=10))
                 self.tell(WorkerGone(at_ms=now_ms, pid=self.worker_pid, expected=True, detail=""))
+                self.tell(PlanBuilt(at_ms=now_ms, package_sha256=package, plan_bytes=10))
             case StopWorker():
                 self.waiting = [one for one in self.waiting if not isinstance(one, RunSlice | StartWorker | StartBuild)]
                 self.tell(WorkerGone(at_ms=now_ms, pid=self.worker_pid, expected=True, detail=""))

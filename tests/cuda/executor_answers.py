@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def images_as_numpy() -> None:
         binding = rig.line_binding(items=4, width=64, results=[rig.ctc(), rig.values(), rig.fingerprint()])
         bucket = executor.bind(binding)
         assert executor.notes == []
+        assert executor.kernels_sha256 == hashlib.sha256(rig.IMAGE).hexdigest(), "what a statement names is what runs"
         assert [(one.dtype, one.shape) for one in bucket.outputs] == [("float32", (8, 40))] * 3
         for turn, count in enumerate((4, 1, 3, 4, 2)):
             slot = bucket.slots[turn % 2]
@@ -68,8 +70,10 @@ def both_slots_in_flight() -> None:
         for number in range(1, 6):
             filling, computing = slots[number % 2], slots[(number - 1) % 2]
             _stage(filling, batches[number])
+            rig.control("kernels_held=1")
             filling.submit(4)
             assert not filling.poll()
+            rig.control()
             computing.wait()
             _check(computing, rig.expected(engine, binding, dict(enumerate(batches[number - 1]))))
         slots[1].wait()

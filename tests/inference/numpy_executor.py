@@ -44,6 +44,7 @@ class NumpyExecutor:
     name: str = "numpy"
     device: str = "test"
     kernels_sha256: str = "0" * 64
+    notes: tuple[str, ...] = ()
     submitted: list[Submitted] = field(default_factory=list)
     flying: list[NumpySlot] = field(default_factory=list)
     drains: int = 0

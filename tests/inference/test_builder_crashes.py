@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from agent.core.events import BuildProgress, BuildRefused, PlanBuilt, WorkerGone
+from agent.core.events import BuildProgress, BuildRefused, PlanMade, WorkerGone
 from tests.inference.test_workshop import yard
 
 
@@ -32,7 +32,7 @@ def test_a_model_that_crashes_its_builder_is_refused_the_third_time(tmp_path: Pa
                     await here.heard(BuildProgress)
                     here.workshop.stop(0)
                 await here.heard(WorkerGone)
-                assert (PlanBuilt in here.kinds()) == (what == "plan")
+                assert (PlanMade in here.kinds()) == (what == "plan")
             assert here.kinds()[-2:] == [BuildRefused, WorkerGone]
             assert here.shelf.refused["one"].startswith("its plan's builder crashed 3 times: the worker ended without")
             assert "SIGABRT" in here.shelf.refused["one"]

@@ -55,7 +55,7 @@ def test_a_survey_says_what_is_there(tmp_path: Path) -> None:
         ("say(wire.Refused(detail='no such device'))", "no such device"),
         ("sys.exit(5)", "without an answer: exited with status 5"),
         ("os.kill(os.getpid(), 9)", "without an answer: was killed by SIGKILL"),
-        ("built(b'x')", "something else than tensorrt"),
+        ("built(b'x')", "it says Built, which nobody asked for"),
         ("say(wire.Idle())", "without an answer"),
         (f"say(wire.Surveyed(platform={CPU}, needs_plan=False))", "something else than tensorrt"),
         ("say(wire.Progress(index=0, done=1)); time.sleep(60)", "it says Progress, which nobody asked for"),

@@ -117,7 +117,7 @@ def watched_worker(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("by", ["stop", "sigterm"])
-def test_however_it_is_told_to_end_it_says_idle_and_frees(quick_package: Package, tmp_path: Path, by: str) -> None:
+def test_however_it_is_told_to_end_it_drains_and_frees(quick_package: Package, tmp_path: Path, by: str) -> None:
     async def story() -> None:
         async with loaded(quick_package, python=watched_worker(tmp_path)) as (desk, process, _):
             if by == "stop":
@@ -127,8 +127,8 @@ def test_however_it_is_told_to_end_it_says_idle_and_frees(quick_package: Package
                     while not status_of(process.pid)["State"].startswith("S"):  # noqa: ASYNC110 - it waits for orders
                         await asyncio.sleep(0.01)
                 os.kill(process.pid, signal.SIGTERM)
-            await desk.wait_for(wire.Idle)
             expected, detail = await desk.end()
+            assert [type(one) for one in desk.messages if isinstance(one, wire.Idle)] == [wire.Idle] * (by == "stop")
             assert expected is (by == "stop")
             how, _, told = detail.partition("; ")
             assert how.startswith(f"exited with status {0 if by == 'stop' else wire.EXIT_TERMINATED}")

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import wire
-from agent.inference.cgroup import WorkerGroup
+from agent.inference.enclosure import PENDING
 from agent.inference.ladder import FREED_MS, Ladder
+from agent.inference.launcher import WorkerProcess
 from tests.inference.desk import PATIENCE_S, Desk
 from tests.inference.test_launcher import impostor
 
@@ -66,7 +67,7 @@ class Scene:
         self.signals: list[tuple[int, signal.Signals]] = []
         monkeypatch.setattr(asyncio, "get_running_loop", lambda: self.clock)
         monkeypatch.setattr(signal, "pidfd_send_signal", self._signalled)
-        self.ladder = Ladder(3, WorkerGroup(None, ()))
+        self.ladder = Ladder(3, lambda: None)
 
     def _signalled(self, descriptor: int, number: signal.Signals) -> None:
         assert descriptor == 3
@@ -171,6 +172,14 @@ def test_one_that_does_not_heed_stop(tmp_path: Path, story: str, how: str) -> No
     asyncio.run(watch())
 
 
+async def group_state(process: WorkerProcess) -> str:
+    """What became of its control group, which is made beside it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while PENDING in process.confinement:  # noqa: ASYNC110 - it tells nobody when it is made
+            await asyncio.sleep(0.01)
+    return next(one.state for one in process.confinement if one.name == "cgroup")
+
+
 def test_a_child_that_a_worker_left_ends_with_it(tmp_path: Path) -> None:
     """Where the platform has a group for the worker; the cage lets none be made, but an impostor has no cage."""
     note = tmp_path / "child"
@@ -179,11 +188,11 @@ def test_a_child_that_a_worker_left_ends_with_it(tmp_path: Path) -> None:
     async def watch() -> None:
         desk = Desk()
         process = desk.launch(python=impostor(tmp_path, story))
-        if process.confinement[0].state != "enforced":
+        await desk.wait_for(wire.Hello)
+        if (state := await group_state(process)) != "enforced":
             process.stop(0)
             await process.gone()
-            pytest.skip(f"cgroup: {process.confinement[0].state}")
-        await desk.wait_for(wire.Hello)
+            pytest.skip(f"cgroup: {state}")
         child = os.pidfd_open(int(note.read_text()))
         try:
             process.stop(0)

@@ -22,6 +22,8 @@ from agent import wire
 channel = socket.socket(fileno=int(sys.argv[-1]))
 def hello(version=wire.VERSION):
     channel.sendall(wire.encode(wire.Hello(pid=os.getpid(), version=version)))
+def say(message):
+    channel.sendall(wire.encode(message))
 def slice_done(digest):
     channel.sendall(wire.encode(wire.SliceDone(
         index=0, items=1, failed_items=0, output=b"[]", output_sha256=digest, raw_sha256="0" * 64,
@@ -44,12 +46,16 @@ def impostor(directory: Path, story: str) -> str:
         ("channel.sendall(b'\\0\\0\\0\\1\\xc1'); time.sleep(60)", "broke the protocol: a frame that is not a message"),
         ("hello(wire.VERSION + 1); time.sleep(60)", "broke the protocol: the worker speaks wire version 3, not 2"),
         ("hello(); slice_done('0' * 64); time.sleep(60)", "slice 0 does not have the digest it came with"),
+        ("slice_done('0' * 64); time.sleep(60)", "broke the protocol: it says SliceDone, which nobody asked for"),
+        ("hello(); hello(); time.sleep(60)", "broke the protocol: it says Hello, which nobody asked for"),
+        ("hello(); say(wire.Idle()); time.sleep(60)", "broke the protocol: it says Idle, which nobody asked for"),
     ],
 )
 def test_a_worker_that_breaks_the_protocol_is_killed(tmp_path: Path, story: str, complaint: str) -> None:
     async def watch() -> None:
         desk = Desk()
         process = desk.launch(python=impostor(tmp_path, story))
+        process.run(0, 0, 1)
         expected, detail = await desk.end()
         assert not expected
         assert complaint in detail
@@ -87,7 +93,7 @@ def test_last_words_come_before_the_end(tmp_path: Path) -> None:
     async def watch() -> None:
         desk = Desk()
         story = "hello(); slice_done(hashlib.sha256(b'[]').hexdigest())"
-        desk.launch(python=impostor(tmp_path, story))
+        desk.launch(python=impostor(tmp_path, story)).run(0, 0, 1)
         assert (await desk.end()) == (False, "exited with status 0")
         assert [type(message) for message in desk.messages] == [wire.Hello, wire.SliceDone]
 

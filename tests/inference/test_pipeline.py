@@ -40,7 +40,7 @@ class Watched:
 
     def __init__(self, engine: OnnxRuntimeCpu) -> None:
         self.engine = engine
-        self.name, self.device, self.depth = engine.name, engine.device, engine.depth
+        self.name, self.device, self.depth, self.notes = engine.name, engine.device, engine.depth, engine.notes
         self.kernels_sha256, self.inputs, self.outputs = engine.kernels_sha256, engine.inputs, engine.outputs
         self.batches: list[Array] = []
         self.raw: list[list[tuple[Array, ...]]] = []

@@ -20,7 +20,7 @@ from agent.package import Package
 from agent.sealed import InputMemory
 from agent.worker import session as session_module
 from agent.worker.channel import Channel, ChannelClosedError
-from agent.worker.executor import ExecutorError, LostError, ModelTensor, StalePlanError
+from agent.worker.executor import ExecutorError, LostError, ModelTensor, OutOfMemoryError, StalePlanError
 from agent.worker.session import RefusedError, Session
 from hil.packages.nothing import build_nothing_package, nothing_item
 from kernels.operation import Array
@@ -190,6 +190,24 @@ def test_it_says_that_it_lives_while_it_waits_and_while_it_rests(side: Side, not
     side.next(wire.SliceDone)
 
 
+def test_what_a_load_computes_is_paced_too(side: Side, nothing: Package, engine: Engine) -> None:
+    computed: list[int] = []
+
+    def compute(inputs: Sequence[Array]) -> dict[str, Array]:
+        computed.append(len(inputs[0]))
+        return engine._compute(inputs)
+
+    engine.executor.engine = compute
+    side.send(wire.Pace(duty_permille=0))
+    side.load(nothing)
+    for _ in range(3):
+        side.next(wire.Beat)
+    assert len(computed) <= 2, "a bucket is bound and has run once, and then it rests"
+    side.send(wire.Pace(duty_permille=1000))
+    side.next(wire.Loaded)
+    assert len(computed) > 3
+
+
 def test_stop_drains_what_is_in_flight_before_it_is_answered(side: Side, nothing: Package, engine: Engine) -> None:
     side.load(nothing)
     side.next(wire.Loaded)
@@ -262,6 +280,22 @@ def test_an_engine_that_fails_while_it_is_proved_refuses_the_package(
     refused = side.next(wire.Refused)
     assert (refused.detail, refused.stale_plan) == ("sparks", False)
     assert isinstance(side.end(), RefusedError)
+
+
+def test_memory_that_is_short_for_the_moment_is_not_the_packages_fault(
+    side: Side, nothing: Package, engine: Engine
+) -> None:
+    engine.fault = OutOfMemoryError("CUDA: out of memory")
+    side.load(nothing)
+    refused = side.next(wire.Refused)
+    assert (refused.detail, refused.unavailable) == ("CUDA: out of memory; it is tried again later", True)
+    assert isinstance(side.end(), RefusedError)
+
+
+def test_what_the_executor_does_without_is_told_within_bounds(side: Side, nothing: Package, engine: Engine) -> None:
+    engine.executor.notes = ("n" * 1000,) * 100
+    side.load(nothing)
+    assert side.next(wire.Loaded).notes == ("n" * wire.MAX_TEXT,) * wire.MAX_NOTES
 
 
 def test_the_plan_comes_with_the_order(side: Side, nothing: Package, engine: Engine) -> None:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from agent import wire
 from agent.inference import watchdog
-from agent.inference.watchdog import FACTOR, FLOOR_MS, START_MS, Loading, Serving, Starting, Unbounded, Watch
+from agent.inference.launcher import WorkerProcess
+from agent.inference.watchdog import FACTOR, FLOOR_MS, START_MS, Loading, Serving, Unbounded, Watch
 from tests.inference.desk import Desk
 from tests.inference.test_launcher import impostor
 
 
 def serving(call_ms: float, duty_permille: int = 1000) -> Watch:
-    return Watch(0, 0).began(Serving(call_ms), 1_000).paced(duty_permille, 1_000)
+    return Watch(0, 0).is_up(500).began(Serving(call_ms), 1_000).paced(duty_permille)
 
 
 def test_a_worker_that_is_heard_never_hangs() -> None:
@@ -46,11 +47,28 @@ def test_one_that_is_held_back_is_given_more() -> None:
     assert paused.due_ms == 1_000 + FACTOR * 30_000
 
 
-def test_it_may_take_as_long_to_load_as_its_package_says_however_much_it_says() -> None:
-    watch = Watch(0, 0).began(Loading(limit_ms=60_000), 500)
-    watch = watch.heard(60_000)
-    assert watch.verdict(60_499) == ""
-    assert watch.verdict(60_500) == "loads for 60000 ms, more than the package's 60000"
+def test_a_pace_is_no_sign_of_life_and_the_slowest_since_then_counts() -> None:
+    """A kernel that hangs while the pace changes every second is found out all the same."""
+    watch = serving(3_000.0)
+    for duty_permille in (500, 250, 750, 1000) * 100:
+        watch = watch.paced(duty_permille)
+    assert watch.due_ms == 1_000 + FACTOR * 12_000
+    assert watch.heard(2_000).due_ms == 2_000 + FACTOR * 3_000, "what was slow is over"
+
+
+@pytest.mark.parametrize("greeted_ms", [500, START_MS - 1])
+def test_it_may_take_as_long_to_load_as_its_package_says_however_much_it_says(greeted_ms: int) -> None:
+    """From Hello on: what it took to start is not the package's."""
+    watch = Watch(0, 0).began(Loading(limit_ms=60_000), 100)
+    assert watch.due_ms == START_MS
+    watch = watch.is_up(greeted_ms).heard(60_000)
+    assert watch.verdict(greeted_ms + 59_999) == ""
+    assert watch.verdict(greeted_ms + 60_000) == "loads for 60000 ms, more than the package's 60000"
+
+
+def test_one_that_was_held_back_while_it_loaded_is_given_more() -> None:
+    watch = Watch(0, 0).is_up(0).began(Loading(limit_ms=60_000), 0).paced(500).heard(1_000).paced(1000).heard(2_000)
+    assert watch.due_ms == 120_000
 
 
 def test_one_that_never_says_anything() -> None:
@@ -60,7 +78,7 @@ def test_one_that_never_says_anything() -> None:
 
 
 def test_what_has_no_measure_is_nobodys_to_judge() -> None:
-    watch = Watch(0, 0).heard(100)
+    watch = Watch(0, 0).is_up(100)
     assert watch.doing == Unbounded()
     assert watch.due_ms is None
     assert watch.verdict(10**9) == ""
@@ -72,15 +90,17 @@ def test_what_has_no_measure_is_nobodys_to_judge() -> None:
             st.integers(0, 5_000),
             st.builds(Serving, call_ms=st.floats(0, 1e6)),
             st.builds(Loading, limit_ms=st.integers(0, 10**6)),
-            st.builds(Starting),
+            st.builds(Unbounded),
         ),
         max_size=20,
     ),
     st.integers(0, 1000),
 )
-def test_it_hangs_when_it_is_due_and_not_before(steps: list[int | watchdog.Doing], duty_permille: int) -> None:
+def test_it_hangs_when_it_is_due_and_not_before(
+    steps: list[int | Loading | Serving | Unbounded], duty_permille: int
+) -> None:
     """Whatever happened: the timer that is set to `due_ms` finds a verdict, and none is found earlier."""
-    now_ms, watch = 0, Watch(0, 0).paced(duty_permille, 0)
+    now_ms, watch = 0, Watch(0, 0).is_up(0).paced(duty_permille)
     for step in steps:
         if isinstance(step, int):
             now_ms += step
@@ -95,6 +115,11 @@ def test_it_hangs_when_it_is_due_and_not_before(steps: list[int | watchdog.Doing
 
 
 # --- on processes ---------------------------------------------------------------------------------------------
+
+
+def load(process: WorkerProcess, package: Path) -> None:
+    process.load(package, executor="onnxruntime", threads=1, memory_mb=64, drain_ms=50)
+
 
 LOADED = """
 channel.sendall(wire.encode(wire.Loaded(executor="x", device="", micro_batch_ms=1.0, package_sha256="0" * 64,
@@ -117,7 +142,7 @@ def test_a_worker_that_hangs_is_killed(
 
     async def watch() -> None:
         desk = Desk()
-        desk.launch(python=impostor(tmp_path, story))
+        load(desk.launch(python=impostor(tmp_path, story)), tmp_path)
         expected, detail = await desk.end()
         assert not expected
         assert detail.startswith(verdict)
@@ -130,11 +155,12 @@ def test_a_worker_that_beats_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     """It beats before the daemon looks: what waits in the socket is heard before the verdict."""
     monkeypatch.setattr(watchdog, "FLOOR_MS", 100)
     beat = "channel.sendall(wire.encode(wire.Beat()))"
-    story = f"hello(){LOADED}{beat}\nchannel.recv(100)\n{beat}\nsys.exit(7)"
+    story = f"hello(); channel.recv(1000){LOADED}{beat}\nchannel.recv(100)\n{beat}\nsys.exit(7)"
 
     async def watch() -> None:
         desk = Desk()
         process = desk.launch(python=impostor(tmp_path, story))
+        load(process, tmp_path)
         await desk.wait_for(wire.Loaded)
         watched = process._lookout
         due_ms = watched._watch.due_ms

@@ -38,9 +38,10 @@ worker_frames = st.one_of(
         wire.Loaded,
         executor=details,
         device=details,
-        micro_batch_ms=st.floats(0, 1e6),
+        micro_batch_ms=st.floats(0, 3.6e6),
         package_sha256=digests,
         kernels_sha256=digests,
+        notes=st.lists(details.map(lambda text: text[: wire.MAX_TEXT]), max_size=wire.MAX_NOTES).map(tuple),
     ),
     st.builds(wire.Refused, detail=details, stale_plan=st.booleans(), unavailable=st.booleans()),
     st.builds(wire.Progress, index=counts, done=counts),
@@ -54,7 +55,7 @@ worker_frames = st.one_of(
         raw_sha256=digests,
         raw_dtype=st.just("float32"),
         raw_shape=st.lists(st.integers(-1, 100), max_size=4).map(tuple),
-        compute_ms=counts,
+        compute_ms=st.integers(0, 86_400_000),
     ),
     st.builds(wire.SliceError, index=counts, detail=details),
     st.just(wire.Idle()),
@@ -164,6 +165,22 @@ def frame(body: object) -> bytes:
 def test_messages_are_checked(body: object, message: str) -> None:
     with pytest.raises(WireError, match=message):
         wire.worker_messages().feed(frame(body))
+
+
+LOADED = {"type": "Loaded", "executor": "x", "device": "", "package_sha256": "0" * 64, "kernels_sha256": "0" * 64}
+
+
+@pytest.mark.parametrize("micro_batch_ms", [-1.0, 3_600_001.0, float("inf"), float("nan")])
+def test_no_number_of_a_worker_is_more_than_it_can_be(micro_batch_ms: float) -> None:
+    with pytest.raises(WireError, match="micro_batch_ms"):
+        wire.worker_messages().feed(frame(LOADED | {"micro_batch_ms": micro_batch_ms}))
+
+
+def test_of_many_messages_only_so_many_come_at_a_time_and_the_rest_waits() -> None:
+    decoder = wire.worker_messages()
+    beats = wire.encode(wire.Beat()) * 250
+    counts = [len(decoder.feed(data, 100)) for data in (beats[:-1], b"", b"", beats[-1:], b"")]
+    assert counts == [100, 100, 49, 1, 0]
 
 
 def test_deep_nesting_is_refused() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,20 +21,25 @@ from agent.core.events import (
     BuildRefused,
     EventType,
     PlanBuilt,
+    PlanMade,
+    PlanNotKept,
     PlansMissing,
     PlanUnusable,
     WorkerGone,
+    WorkerIdle,
     WorkerReady,
     WorkerRefused,
 )
 from agent.core.model import Grant, JobKey
 from agent.inference.planned import PlannedShelf
+from agent.inference.plans import Kind as Kinds
 from agent.inference.plans import PlanCache, plan_name, timing_name
 from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
 from agent.inference.workshop import Workshop
 from agent.package import Package
 from agent.rows import StoredSlice
+from agent.sealed import InputMemory
 from agent.trust.device_secret import DeviceSecret
 from tests.conftest import FixedClock
 from tests.core.world import grant
@@ -98,10 +104,13 @@ class Yard:
         await self.plans.surveyed(wire.Surveyed(platform=platform, needs_plan=True))
 
     async def build(self, package: Package) -> WorkerGone:
-        """Build one plan, to its end."""
+        """Build one plan, to its end, and until it is kept."""
         self.events.clear()
         self.workshop.start(package.package_sha256)
-        return await self.heard(WorkerGone)
+        gone = await self.heard(WorkerGone)
+        if PlanMade in self.kinds():
+            await self.heard(PlanBuilt)
+        return gone
 
     async def load(self, package: Package) -> None:
         """Start a worker for a lease of it."""
@@ -145,7 +154,7 @@ def test_from_a_survey_to_a_loaded_plan(tmp_path: Path) -> None:
             assert here.plans.offered == ()
             gone = await here.build(here.one)
             assert (gone.expected, gone.detail) == (True, "")
-            assert here.kinds()[-2:] == [PlanBuilt, WorkerGone], "it is on the disk before it counts"
+            assert here.kinds() == [WorkerIdle, PlanMade, WorkerGone, PlansMissing, PlanBuilt]
             built = await here.heard(PlanBuilt)
             assert built.package_sha256 == both[0]
             assert list(here.plans.offered) == [both[0]]
@@ -272,11 +281,43 @@ def test_a_disk_without_room_is_no_fault_of_the_worker(tmp_path: Path) -> None:
         async with yard(tmp_path) as here:
             here.cache._max_bytes = 100
             await here.surveyed()
-            gone = await here.build(here.one)
-            assert gone.expected
-            assert "more than half of what the cache may hold" in gone.detail
-            assert PlanBuilt not in here.kinds()
+            here.workshop.start(here.one.package_sha256)
+            assert "more than half of what the cache may hold" in (await here.heard(PlanNotKept)).detail
+            gone = await here.heard(WorkerGone)
+            assert (gone.expected, gone.detail) == (True, "")
+            assert not {PlanBuilt, BuildRefused} & set(here.kinds())
             assert here.plans.offered == ()
+            assert len(here.shelf.packages) == 2
+
+    asyncio.run(story())
+
+
+def test_the_worker_is_gone_before_its_plan_is_kept_and_the_next_need_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with yard(tmp_path) as here:
+            await here.surveyed()
+            may_write, write = threading.Event(), here.cache.write
+
+            def slowly(name: str, memory: InputMemory, kind: Kinds = "plan") -> None:
+                assert may_write.wait(PATIENCE_S)
+                write(name, memory, kind)
+
+            monkeypatch.setattr(here.cache, "write", slowly)
+            try:
+                for package in (here.one, here.two):
+                    here.events.clear()
+                    here.workshop.start(package.package_sha256)
+                    await here.heard(WorkerGone)
+                    assert PlanMade in here.kinds(), "which says that there is one"
+                    assert PlanBuilt not in here.kinds(), "it is not on the disk"
+                    assert here.plans.offered == ()
+            finally:
+                may_write.set()
+            await here.workshop.close()
+            assert here.kinds().count(PlanBuilt) == 2
+            assert len(here.plans.offered) == 2
 
     asyncio.run(story())
 
@@ -284,7 +325,7 @@ def test_a_disk_without_room_is_no_fault_of_the_worker(tmp_path: Path) -> None:
 def test_a_package_that_is_gone_is_not_built(tmp_path: Path) -> None:
     async def story() -> None:
         async with yard(tmp_path) as here:
-            here.workshop.start("0" * 64)
+            here.workshop.start("0" * 64)  # before the first survey, too
             gone = await here.heard(WorkerGone)
             assert "holds no package 0000000000000000… any more" in gone.detail
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.worker.cuda.engine import DeviceEngine, EngineContext
-from agent.worker.executor import ExecutorError, ModelTensor, StalePlanError, UnavailableError
+from agent.worker.executor import ExecutorError, ModelTensor, OutOfMemoryError, StalePlanError, UnavailableError
 from agent.worker.tensorrt.engine import TensorRTEngine, open_engine
 from agent.worker.tensorrt.subset import OPTIONAL, REQUIRED
 from kernels.operation import TensorSpec
@@ -134,8 +134,25 @@ def test_a_plan_that_is_not_for_here_is_stale(world: World, body: bytes) -> None
 
 def test_a_lack_of_memory_does_not_make_a_plan_stale(world: World) -> None:
     world.broken = {"deserialize_cuda_engine": "FAILED_ALLOCATION"}
-    with pytest.raises(UnavailableError, match="has not enough memory for the plan"):
+    with pytest.raises(OutOfMemoryError, match="has not enough memory for the plan"):
         opened(world)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("", "FAILED_ALLOCATION"), (":Cuda Runtime (out of memory)", "UNSPECIFIED_ERROR"),
+     (":Cuda Driver (CUDA_ERROR_OUT_OF_MEMORY)", "UNSPECIFIED_ERROR")],
+)  # fmt: skip
+@pytest.mark.parametrize("call", ["create_execution_context", "set_optimization_profile_async"])
+def test_a_context_without_memory_now_may_have_it_later(world: World, call: str, words: str, code: str) -> None:
+    engine = opened(world)
+    world.broken = {f"{call}{words}": code}
+    with pytest.raises(OutOfMemoryError, match="it is tried again later"):
+        engine.bind(SMALL)
+    world.broken = {call: "UNSPECIFIED_ERROR"}
+    with pytest.raises(ExecutorError) as raised:
+        engine.bind(SMALL)
+    assert type(raised.value) is ExecutorError
 
 
 def test_a_failing_device_does_not_make_a_plan_stale(world: World) -> None:

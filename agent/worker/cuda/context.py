@@ -8,13 +8,15 @@ nobody came to that, at exit. Use it from the thread that opened it.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
 import pycuda.driver as cuda
 
 from agent.worker.cuda.driver import Driver
-from agent.worker.executor import ExecutorError, LostError
+from agent.worker.executor import ExecutorError, LostError, OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class DeviceFacts:
     memory_bytes: int
     integrated: bool
     """Whether it shares the computer's memory and can use pinned memory where it lies, so that nothing is copied."""
+    copies_in_vain: bool = False
+    """It shares the computer's memory and cannot use pinned memory where it lies, so that all the same it is copied."""
 
 
 class DeviceContext:
@@ -89,14 +93,30 @@ def raise_if_lost(driver: Driver, error: Exception) -> None:
             raise failure from error
 
 
+@contextmanager
+def refusing_what_never_fits(facts: DeviceFacts, memory_bytes: int) -> Iterator[None]:
+    """Memory that is short is short for now, but for a package that may take more than the device has at all."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        if memory_bytes <= facts.memory_bytes:
+            raise
+        declared, whole = memory_bytes // 1024**2, facts.memory_bytes // 1024**2
+        raise ExecutorError(
+            f"the package may take {declared} MiB, and {facts.name} has {whole} MiB in all: {error}"
+        ) from error
+
+
 def _facts(device: cuda.Device) -> DeviceFacts:
     attribute = cuda.device_attribute
-    shares = device.get_attribute(attribute.INTEGRATED) and device.get_attribute(attribute.CAN_MAP_HOST_MEMORY)
+    shares = bool(device.get_attribute(attribute.INTEGRATED))
+    maps = bool(device.get_attribute(attribute.CAN_MAP_HOST_MEMORY))
     version = cuda.get_driver_version()
     return DeviceFacts(
         name=device.name(),
         compute_capability=device.compute_capability(),
         cuda_version=(version // 1000, version % 1000 // 10),
         memory_bytes=device.total_memory(),
-        integrated=bool(shares),
+        integrated=shares and maps,
+        copies_in_vain=shares and not maps,
     )

@@ -1,8 +1,9 @@
 """The calls of libcuda that pycuda has no name for, by ctypes: context flags, stream capture and graphs.
 
 They mix with pycuda's objects, which give their handles as integers. Each call is checked. What went wrong becomes one
-of two errors: LostError where the context cannot be used any more, so that the process has to be ended (`LOST` says
-why for each), and ExecutorError for everything else, as memory that is not there or a capture that is refused.
+of three errors: LostError where the context cannot be used any more, so that the process has to be ended (`LOST` says
+why for each), OutOfMemoryError where memory cannot be had now, and ExecutorError for everything else, as a capture that
+is refused.
 pycuda's own exceptions carry no number, only libcuda's sentence; `failure_of` finds the number by that sentence.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 
-from agent.worker.executor import ExecutorError, LostError
+from agent.worker.executor import ExecutorError, LostError, OutOfMemoryError
 
 LIBRARY = "libcuda.so.1"
 _BLOCKING_SYNC = 0x04
@@ -49,6 +50,8 @@ LOST: Mapping[int, str] = {
 }
 """Results of the CUDA driver API (cuda.h, CUresult) that stay: every later call in this process fails as well."""
 
+_OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY: of the device as well as of pinned memory."""
 _HANDLE = ctypes.c_void_p
 _SIGNATURES: Mapping[str, tuple[object, ...]] = {
     "cuDevicePrimaryCtxSetFlags_v2": (ctypes.c_int, ctypes.c_uint),
@@ -75,7 +78,7 @@ class Driver:
         except (OSError, AttributeError) as error:
             raise ExecutorError(f"the CUDA driver cannot be used: {error}") from error
         self._launch = self._calls["cuGraphLaunch"]
-        self._lost_sentences = {self._sentence(code): code for code in LOST}
+        self._sentences = {self._sentence(code): code for code in (*LOST, _OUT_OF_MEMORY)}
 
     def sleep_while_waiting(self, device: int) -> None:
         """Let threads sleep while they wait for the primary context of a device; before it is retained."""
@@ -122,14 +125,15 @@ class Driver:
         """Free what `instantiate` gave; as `destroy_graph`."""
         self._calls["cuGraphExecDestroy"](executable)
 
-    def failure_of(self, error: Exception) -> ExecutorError:
-        """A pycuda exception as ours. Its text is `cuName failed: sentence`, and after ` - ` there may be more."""
-        text = str(error)
-        sentence = text.partition(" failed: ")[2].partition(" - ")[0]
-        code = self._lost_sentences.get(sentence)
-        if code is None:
-            return ExecutorError(f"CUDA: {text}")
-        return LostError(f"CUDA: {text} ({self._name(code)}: {LOST[code]})")
+    def failure_of(self, error: Exception, what: str = "") -> ExecutorError:
+        """A pycuda exception as ours; `what` failed, in words that go before it.
+
+        Its text is `cuName failed: sentence`, and after ` - ` there may be more.
+        """
+        text = f"{what}: CUDA: {error}" if what else f"CUDA: {error}"
+        sentence = str(error).partition(" failed: ")[2].partition(" - ")[0]
+        code = self._sentences.get(sentence)
+        return ExecutorError(text) if code is None else _failure(code, f"{text} ({self._name(code)}")
 
     def _check(self, call: str, *arguments: object) -> None:
         code = self._calls[call](*arguments)
@@ -137,8 +141,7 @@ class Driver:
             raise self._failure(call, code)
 
     def _failure(self, call: str, code: int) -> ExecutorError:
-        text = f"CUDA: {call} failed: {self._sentence(code)} ({self._name(code)}"
-        return LostError(f"{text}: {LOST[code]})") if code in LOST else ExecutorError(f"{text})")
+        return _failure(code, f"CUDA: {call} failed: {self._sentence(code)} ({self._name(code)}")
 
     def _name(self, code: int) -> str:
         """The name of a result: `CUDA_ERROR_OUT_OF_MEMORY`."""
@@ -152,6 +155,13 @@ class Driver:
         text = ctypes.c_char_p()
         failed = self._calls[call](code, ctypes.byref(text))
         return f"result {code}" if failed or text.value is None else text.value.decode("utf-8", "replace")
+
+
+def _failure(code: int, text: str) -> ExecutorError:
+    """The error for a result; `text` ends in a bracket that is still open."""
+    if code in LOST:
+        return LostError(f"{text}: {LOST[code]})")
+    return OutOfMemoryError(f"{text})") if code == _OUT_OF_MEMORY else ExecutorError(f"{text})")
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: tuple[object, ...]) -> Callable[..., int]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pycuda.driver as cuda
 
-from agent.worker.cuda.context import DeviceContext, raise_if_lost
+from agent.worker.cuda.context import DeviceContext, raise_if_lost, refusing_what_never_fits
 from agent.worker.cuda.driver import Driver
 from agent.worker.cuda.engine import DeviceEngine
 from agent.worker.cuda.kernels import KernelLibrary
@@ -102,9 +102,12 @@ class CudaExecutor:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What works less well than it should, a sentence each: buckets that run without a graph, and why."""
+        """What works less well than it should, a sentence each: copies that should not be, buckets without a graph."""
         slots = [(bucket.words, slot) for bucket in self._buckets for slot in bucket.slots]
-        return [f"{words}: no CUDA graph ({slot.note})" for words, slot in slots if slot.note is not None]
+        notes = [f"{words}: no CUDA graph ({slot.note})" for words, slot in slots if slot.note is not None]
+        if self._context.facts.copies_in_vain:
+            notes.insert(0, "the device shares the computer's memory and cannot map it, so everything is copied")
+        return notes
 
     @property
     def kernels_sha256(self) -> str:
@@ -119,15 +122,15 @@ class CudaExecutor:
     def bind(self, binding: Binding) -> CudaBucket:
         """A bucket with its two slots, warmed up and recorded. Nothing is allocated for it afterwards.
 
-        Raises ExecutorError, or OperationError where an operation does not take the engine's tensors; the executor is
-        as before then.
+        Raises ExecutorError (OutOfMemoryError where memory is short now), or OperationError where an operation does
+        not take the engine's tensors; the executor is as before then.
         """
         kernels = self._kernels
         if kernels is None:
             raise ExecutorError("the executor is closed")
         with ExitStack() as undo:
             try:
-                with _translated(self._driver):
+                with refusing_what_never_fits(self._context.facts, self._budget.limit_bytes), _translated(self._driver):
                     bucket = self._bound(binding, kernels, undo)
             except LostError:
                 undo.pop_all()  # nothing can be given back any more

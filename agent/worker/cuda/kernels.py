@@ -40,8 +40,7 @@ class KernelLibrary:
         try:
             function = self._module.get_function(launch.kernel)
         except cuda.Error as error:
-            failure = self.driver.failure_of(error)
-            raise type(failure)(f"kernel {launch.kernel}: {failure}") from error
+            raise self.driver.failure_of(error, f"kernel {launch.kernel}") from error
         typed = [_typed(launch, argument, addresses) for argument in launch.arguments]
         function.prepare("".join(code for code, _ in typed))
         values = [value for _, value in typed]

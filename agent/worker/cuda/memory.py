@@ -181,8 +181,7 @@ class Arena:
             buffer = allocate()
         except cuda.Error as error:
             self._budget.give_back(taken_bytes)
-            failure = self._driver.failure_of(error)
-            raise type(failure)(f"{what}: {_mib(taken_bytes)} cannot be had: {failure}") from error
+            raise self._driver.failure_of(error, f"{what}: {_mib(taken_bytes)} cannot be had") from error
         self._buffers.append(buffer)
         try:
             buffer.clear()

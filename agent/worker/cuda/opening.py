@@ -49,15 +49,17 @@ def open_executor(
 
     `make_engine` is called in the device's context; `memory_bytes` limits what it takes and what the executor
     allocates. The engine's share is what less is free afterwards, so what others take or give back meanwhile counts as
-    well: no library says what it took. Raises ExecutorError, and whatever `make_engine` raises; nothing is left open
-    then.
+    well: no library says what it took. Raises ExecutorError (OutOfMemoryError where memory is short now), and whatever
+    `make_engine` raises; nothing is left open then.
     """
     with ExitStack() as undo:
         context = open_context()
         undo.callback(context.close)
+        from agent.worker.cuda.context import refusing_what_never_fits  # noqa: PLC0415 - as above
         from agent.worker.cuda.executor import CudaExecutor  # noqa: PLC0415 - as above
         from agent.worker.cuda.kernels import KernelLibrary  # noqa: PLC0415 - as above
 
+        undo.enter_context(refusing_what_never_fits(context.facts, memory_bytes))
         kernels = KernelLibrary(context.driver, kernel_image(context.facts))
         free_bytes = context.free_bytes()
         engine = make_engine()

@@ -95,7 +95,8 @@ def _built(order: BuildOrder, flavour: Flavour, attend: Attend) -> Plan:
     if progress.error is not None:
         raise progress.error
     if memory is None:
-        accelerator = flavour.journal.accelerator_failed
+        journal = flavour.journal
+        accelerator = journal.accelerator_failed and not journal.out_of_memory
         raise accelerator_failure(flavour) if accelerator else failure(flavour, f"cannot build {order.where}")
     return Plan(memoryview(memory).cast("B"), _serialized(flavour, cache))
 

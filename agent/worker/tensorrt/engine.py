@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.worker.executor import ExecutorError, ModelTensor, StalePlanError, UnavailableError
+from agent.worker.executor import ExecutorError, ModelTensor, OutOfMemoryError, StalePlanError, UnavailableError
 from agent.worker.tensorrt.flavour import DTYPES, Flavour
 from kernels.operation import Shape, TensorSpec
 
@@ -43,13 +43,11 @@ def open_engine(
     runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        if journal.accelerator_failed:
-            raise accelerator_failure(flavour)
         words = journal.words("it does not say why")
         if journal.out_of_memory:
-            raise UnavailableError(
-                f"{flavour.title} has not enough memory for the plan: {words}", hint="it is tried again later"
-            )
+            raise OutOfMemoryError(f"{flavour.title} has not enough memory for the plan: {words}")
+        if journal.accelerator_failed:
+            raise accelerator_failure(flavour)
         raise StalePlanError(f"{flavour.title} does not load the plan: {words}")
     return TensorRTEngine(flavour, runtime, engine, synchronize)
 
@@ -211,10 +209,12 @@ class TensorRTContext:
 
 
 def failure(flavour: Flavour, what: str) -> ExecutorError:
-    """That the library would not, with its own words; they are told once."""
-    words = flavour.journal.words("it does not say why")
-    flavour.journal.clear()
-    return ExecutorError(f"{flavour.title} {what}: {words}")
+    """That the library would not, with its own words; they are told once. What lacks memory may get it later."""
+    journal = flavour.journal
+    kind: type[ExecutorError] = OutOfMemoryError if journal.out_of_memory else ExecutorError
+    words = journal.words("it does not say why")
+    journal.clear()
+    return kind(f"{flavour.title} {what}: {words}")
 
 
 def accelerator_failure(flavour: Flavour) -> UnavailableError:

@@ -15,6 +15,9 @@ MAX_KEPT, MAX_CHARACTERS = 8, 400
 _MAX_WORDS = 1200
 _CUDA_FAILURES = ("Cuda Runtime (", "Cuda Driver (", "cudaError", "CUDA error")
 """How TensorRT words what is the accelerator's fault, and neither the plan's nor the model's."""
+_NO_MEMORY = ("out of memory", "memoryallocation", "out_of_memory")
+"""How CUDA's runtime and driver word it, in lower case: `out of memory`, cudaErrorMemoryAllocation,
+CUDA_ERROR_OUT_OF_MEMORY."""
 
 
 class Journal:
@@ -40,13 +43,19 @@ class Journal:
     @property
     def out_of_memory(self) -> bool:
         """Whether memory, of the computer or of the accelerator, was not enough."""
-        return any(code.name == "FAILED_ALLOCATION" for code, _ in self._errors)
+        told = any(code.name == "FAILED_ALLOCATION" for code, _ in self._errors)
+        return told or (self.accelerator_failed and any(sign in self._first.lower() for sign in _NO_MEMORY))
 
     @property
     def accelerator_failed(self) -> bool:
         """Whether the first complaint is about CUDA, driver or device; what follows from it may be anything."""
+        return any(sign in self._first for sign in _CUDA_FAILURES)
+
+    @property
+    def _first(self) -> str:
+        """The first complaint; empty where there is none."""
         said = [text for _, text in self._errors] or self._lines
-        return bool(said) and any(sign in said[0] for sign in _CUDA_FAILURES)
+        return said[0] if said else ""
 
     def words(self, otherwise: str) -> str:
         """The library's own words on what went wrong, the cause first; `otherwise` where it said nothing."""
