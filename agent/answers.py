@@ -9,9 +9,11 @@ from typing import assert_never
 
 import msgspec
 
-from agent import view
+from agent import key_view, ledger_view, view
+from agent.catalogue_view import CatalogueView
 from agent.control import ControlRequest
 from agent.core.machine import as_of
+from agent.core.model import JobKey
 from agent.core.state import State
 from agent.errors import StoreError
 from agent.fleet.desk import Desk
@@ -22,6 +24,7 @@ from agent.owner import OwnerDesk
 from agent.package_list import on_shelf
 from agent.ports import Clock, CountingSource
 from agent.recorder import Recorder
+from agent.rotation import KeyKeeper
 from agent.store import Store, StoreThread
 
 
@@ -45,17 +48,21 @@ class Answers:
         desk: Desk,
         link: Link,
         shelf: Shelf,
+        keys: KeyKeeper,
         owner: OwnerDesk,
         recorder: Recorder,
         recordings: Path,
         sources: Sequence[CountingSource] = (),
+        catalogue: Callable[[], CatalogueView] | None = None,
     ) -> None:
+        self._catalogue = catalogue
         self._state, self._clock, self._store = state, clock, store
         self._hands, self._desk, self._shelf, self._owner = hands, desk, shelf, owner
         self._link, self._sources = link, sources
         self._recorder, self._recordings = recorder, recordings
+        self._keys = keys
 
-    async def answer(self, request: ControlRequest) -> object:  # noqa: PLR0911 - one answer a verb
+    async def answer(self, request: ControlRequest) -> object:  # noqa: C901, PLR0911, PLR0912 - one answer a verb
         """The data of one answer; raises DrivewayError with what stands in the way."""
         offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
         match request.verb:
@@ -72,7 +79,13 @@ class Answers:
                 total = view.earnings(self._now(), totals)
                 return view.EarningsList(await self._leases(request.limit), total, totals.energy_micro_wh / 1e6)
             case "ledger":
-                return await self._store.call(Store.ledger, request.limit)
+                return await self._store.call(ledger_view.show, request.limit)
+            case "ledger_prove":
+                return await self._prove(request)
+            case "keys":
+                return await key_view.look(self._keys.key)
+            case "keys_rotate":
+                return await self._keys.rotate(reason=request.reason, overlap_s=request.overlap_s)
             case "record":
                 return await self._record()
             case "packages":
@@ -90,6 +103,11 @@ class Answers:
                 return await self._owner.answer(request)
             case _:
                 assert_never(request.verb)
+
+    async def _prove(self, request: ControlRequest) -> ledger_view.Proof:
+        if request.leaf is not None:
+            return await self._store.call(ledger_view.prove_leaf, request.leaf)
+        return await self._store.call(ledger_view.prove_lease, JobKey(request.job, request.epoch))
 
     async def _record(self) -> Recorded:
         """Write down what was recorded until now, beside the event loop: it may be some megabytes."""
@@ -110,7 +128,7 @@ class Answers:
 
     async def _status(self, offset_ms: int) -> view.StatusView:
         pending = len(await self._store.call(Store.outbox))
-        ledger = await self._store.call(Store.ledger_head)
+        ledger = await self._store.call(ledger_view.look)
         totals = await self._store.call(Store.totals)
         vacate = await self._store.call(Store.vacate_stats)
         return view.status(
@@ -127,4 +145,5 @@ class Answers:
             link=self._link.status(),
             confinement=self._hands.confinement,
             memory_returned_ms=self._hands.memory_returned_ms,
+            catalogue=None if self._catalogue is None else self._catalogue(),
         )

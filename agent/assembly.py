@@ -15,6 +15,7 @@ from pathlib import Path
 from agent import handin
 from agent.answers import Answers
 from agent.awake import KeepAwakeWishes
+from agent.catalogue_keeper import CatalogueKeeper, build_keeper
 from agent.clock import SystemClock, boot_id
 from agent.config import Config
 from agent.control import ControlServer
@@ -25,6 +26,7 @@ from agent.fleet.channel import Moved
 from agent.fleet.desk import Desk
 from agent.fleet.link import Link
 from agent.fleet.link_config import LinkConfig
+from agent.fleet.messages import WitnessMessage
 from agent.fleet.orders import Orders
 from agent.fleet.partials import Partials
 from agent.hands import Hands
@@ -36,11 +38,13 @@ from agent.inference.planned import PlannedShelf
 from agent.inference.plans import open_cache
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
+from agent.notary import Notary
 from agent.owner import OwnerDesk
 from agent.ports import CountingSource, Emit, Source
 from agent.recorder import Recorder
+from agent.rotation import KeyKeeper, home_of
 from agent.selftest import NOT_YET, SelfTest
-from agent.store import StoreThread
+from agent.store import Store, StoreThread
 from agent.telemetry.limits import PowerLimits
 from agent.telemetry.reader import ReaderSource
 from agent.telemetry.source import build_limits, build_reader
@@ -69,6 +73,9 @@ class Parts:
     sources: tuple[Source, ...]
     accelerator: AcceleratorWatch
     orders: Orders
+    notary: Notary
+    keys: KeyKeeper
+    catalogue: CatalogueKeeper | None
     desk: Desk
     link: Link
     limits: PowerLimits
@@ -86,7 +93,25 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     profiles = [load_profile(profile) for profile in config.vehicle.profiles]
     store = StoreThread(config.path(config.state_dir) / "driveway.db")
     publisher_keys = read_key(config, config.inference.publisher_key, "inference.publisher_key")
-    shelf = Shelf(config.path(config.inference.packages_dir), publisher_keys)
+
+    async def admitted_anew() -> None:
+        shelf.judge_again()
+        await plans.refresh()
+
+    catalogue = build_keeper(
+        config,
+        store=store,
+        clock=clock,
+        state=state,
+        pinned=identity.dispatcher_keys,
+        channel=lambda: transfers.channel(),  # noqa: PLW0108 - it is made further down
+        on_change=admitted_anew,
+    )
+    packages_dir = config.path(config.inference.packages_dir)
+    if catalogue is None:
+        shelf = Shelf(packages_dir, publisher_keys)
+    else:
+        shelf = Shelf(packages_dir, publisher_keys, catalogue.judge, catalogue.takes_new)
     plans = _plans(config, shelf, clock, emit)
     worker = worker_limits(config)
     accelerator = AcceleratorWatch(
@@ -101,16 +126,62 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     def note(name: str, fields: dict[str, str | int | float | bool]) -> None:
         hands.perform(Report(name=name, fields=fields))
 
+    def witnessed(message: WitnessMessage) -> None:
+        notary.witnessed(message)
+
     limits = build_limits(config, boot, note)
     databroker = config.vehicle.databroker
     awake = KeepAwakeWishes(build_awakener(databroker, clock, config.path) if databroker else None, note)
-    orders = Orders(store, clock, boot_id(), trusted=lambda: not state().wall.problem, cell=identity.cell)
-    desk = _desk(config, identity, orders, clock, emit)
+    orders = Orders(
+        store,
+        clock,
+        boot_id(),
+        trusted=lambda: not state().wall.problem,
+        cell=identity.cell,
+        on_issued=(lambda _wall_ms: None) if catalogue is None else catalogue.issued,
+    )
+    dispatcher_keys = identity.dispatcher_keys if catalogue is None else catalogue.keys
+    desk = Desk(
+        unit=config.unit.id,
+        cell=identity.cell,
+        run=secrets.token_hex(8),
+        dispatcher_keys=dispatcher_keys,
+        orders=orders,
+        emit=emit,
+        clock=clock,
+        on_witness=witnessed,
+        gate=catalogue,
+        sealing_key=b"" if identity.sealing is None else identity.sealing.announcement,
+    )
+    notary = Notary(
+        unit=config.unit.id,
+        key_epoch=identity.key.known.epoch,
+        boot=boot,
+        key=identity.key,
+        witnesses=dispatcher_keys,
+        clock=clock,
+        store=store,
+        send=desk.checkpoint,
+        former=identity.key.known.former,
+    )
+    keys = KeyKeeper(
+        home_of(config, identity, dispatcher_keys),
+        identity.key,
+        notary,
+        lambda epoch: store.call(Store.last_session, epoch),
+    )
     link = _link(config, identity, desk)
     moved = Moved()
     meter = TrafficMeter(clock, moved, link.traffic)
     partials = Partials(config.path(config.state_dir) / "transfers")
-    transfers = Transfers(identity.web, partials, moved, on_end=meter.tell, inline=desk.inputs.get)
+    transfers = Transfers(
+        identity.web,
+        partials,
+        moved,
+        on_end=meter.tell,
+        inline=desk.inputs.get,
+        sealing=None if identity.sealing is None else identity.sealing.keys,
+    )
     hands = Hands(
         emit=emit,
         clock=clock,
@@ -118,7 +189,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         desk=desk,
         shelf=shelf,
         plans=plans,
-        signer=identity.signer,
+        session=lambda: notary.session,
         unit=handin.Unit(
             id=config.unit.id,
             device_class=config.unit.device_class,
@@ -139,11 +210,12 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
     self_test = SelfTest(
         clock=clock,
         store=store,
-        signer=identity.signer,
+        begin_session=notary.begin,
         reading=lambda: state().compute,
         python=worker.python,
     )
-    sources = (*_readers(config, profiles, clock, rounds), self_test, accelerator, meter)
+    sources = (*_readers(config, profiles, clock, rounds), self_test, notary, keys, accelerator, meter)
+    sources = sources if catalogue is None else (*sources, catalogue)
     recorder, recordings = Recorder(), config.path(config.state_dir) / "recordings"
     answers = Answers(
         state=state,
@@ -153,10 +225,12 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         desk=desk,
         link=link,
         shelf=shelf,
+        keys=keys,
         owner=owner,
         recorder=recorder,
         recordings=recordings,
         sources=[source for source in sources if isinstance(source, CountingSource)],
+        catalogue=None if catalogue is None else catalogue.status,
     )
     return Parts(
         start=_start(config, profiles, clock, accelerator.begins()),
@@ -167,6 +241,9 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         sources=sources,
         accelerator=accelerator,
         orders=orders,
+        notary=notary,
+        keys=keys,
+        catalogue=catalogue,
         desk=desk,
         link=link,
         limits=limits,
@@ -222,18 +299,6 @@ def _start(config: Config, profiles: list[Profile], clock: SystemClock, accelera
         zone=zone,
         self_test_problem=NOT_YET,
         accelerator=accelerator,
-    )
-
-
-def _desk(config: Config, identity: Identity, orders: Orders, clock: SystemClock, emit: Emit) -> Desk:
-    return Desk(
-        unit=config.unit.id,
-        cell=identity.cell,
-        run=secrets.token_hex(8),
-        dispatcher_keys=identity.dispatcher_keys,
-        orders=orders,
-        emit=emit,
-        clock=clock,
     )
 
 

@@ -19,9 +19,11 @@ from agent.errors import ConfigError
 from agent.fleet.backoff import CAP_S
 from agent.fleet.messages import Identifier
 from agent.fleet.tls import TlsFiles
+from agent.key_config import KeySection
 from agent.policy_check import check_policy
 from agent.telemetry.actuators import DevfreqStep, check_steps
 from agent.toml import read_toml
+from agent.trust.keyring import KeyConfig
 from agent.vehicle.databroker import DatabrokerConfig
 from agent.vehicle.source import BusConfig
 from agent.wire import ExecutorName, Measure
@@ -124,6 +126,24 @@ class InferenceConfig(Section, frozen=True):
     """So much of the disk (MiB) may hold built engine plans; those used longest ago make room."""
 
 
+class CatalogueConfig(Section, frozen=True):
+    """The operator's catalogue (docs/catalogue.md): its root, pinned, and where it is published."""
+
+    root: str
+    """A root.json of the operator's TUF repository, brought with the installation."""
+    url: Annotated[str, msgspec.Meta(pattern=r"^https?://[^?#\s]+$(?!\n)")]
+    refresh_minutes: Annotated[float, msgspec.Meta(ge=0.01, le=10_080)] = 60.0
+    policy: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{0,64}$(?!\n)")] = ""
+    """The policy of this name replaces `[policy]`, from the start after it has come."""
+
+
+class TrustConfig(Section, frozen=True):
+    """Who may say what runs here, and where the unit's own key lives."""
+
+    catalogue: CatalogueConfig | None = None
+    key: KeySection = KeySection()
+
+
 class Config(Section, frozen=True):
     """The whole configuration."""
 
@@ -136,6 +156,7 @@ class Config(Section, frozen=True):
     computer: ComputerConfig = ComputerConfig()
     network: NetworkConfig = NetworkConfig()
     policy: Policy = Policy()
+    trust: TrustConfig = TrustConfig()
     update_flag: str = ""
     """While this file exists, an update waits for the computer; default: `update-pending` in `state_dir`."""
     base: str = ""
@@ -144,6 +165,11 @@ class Config(Section, frozen=True):
     def path(self, value: str) -> Path:
         """A path of the configuration, relative to its file."""
         return Path(self.base) / value
+
+    @property
+    def key(self) -> KeyConfig:
+        """Where the unit's own key lives, with its paths resolved."""
+        return self.trust.key.resolved(self.path(self.state_dir), self.path)
 
     @property
     def update_flag_path(self) -> Path:

@@ -4,7 +4,7 @@
     <- {"ok": true, "data": [...]}      or      {"ok": false, "error": "...", "hint": "..."}
 
 Everybody who may open the socket (its group) may read; what changes something or tells everything (`RESERVED`: the
-owner's word, a recording) is for root and the daemon's own user.
+owner's word, a recording, a new key) is for root and the daemon's own user.
 Each client has a small line limit and a time limit, so a slow or hostile one costs a task and nothing else.
 """
 
@@ -25,11 +25,14 @@ from agent.core.policy import MAX_CLASSES, Window, WorkloadClass
 from agent.errors import DrivewayError
 from agent.log import logger
 from agent.tasks import finished
+from agent.trust.records import MAX_TEXT
+from agent.trust.succession import MAX_OVERLAP_S
 
 MAX_LINE_BYTES = 4096
 IDLE_TIMEOUT_S = 30.0
 CLOSE_S = 1.0
-RESERVED = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear", "record"}
+OWNERS = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear"}
+RESERVED = OWNERS | {"record", "keys_rotate"}
 LONGEST_PAUSE_MS = 366 * 24 * 3_600_000
 MAX_WINDOWS = 28
 """Four a day."""
@@ -67,7 +70,11 @@ class Wishes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client may ask; beside the verb counts only what belongs to it."""
+    """What a client may ask; beside the verb counts only what belongs to it.
+
+    `ledger_prove` is about the leaf at index `leaf`, or without one about the statement of lease `job`, `epoch`.
+    `reason` and `overlap_s` are of `keys_rotate`.
+    """
 
     verb: Literal[
         "status",
@@ -76,6 +83,7 @@ class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "leases",
         "earnings",
         "ledger",
+        "ledger_prove",
         "pause",
         "resume",
         "finish",
@@ -86,12 +94,19 @@ class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "consent_withdraw",
         "record",
         "packages",
+        "keys",
+        "keys_rotate",
     ]
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     pause: Pause = Pause()
     wishes: Wishes = Wishes()
     clear: tuple[Wish, ...] = ()
     version: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    leaf: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    job: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    epoch: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_TEXT)] = ""
+    overlap_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_S)] = 0
 
 
 class ControlAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

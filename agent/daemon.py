@@ -32,10 +32,12 @@ from agent.core.effects import PauseTransfers, StopWorker
 from agent.core.events import EventType, Stopping
 from agent.core.machine import step
 from agent.core.state import State, WorkerPhase, resume
+from agent.dumps import stay_out_of_dumps
 from agent.errors import ConfigError, CoreError
 from agent.identity import Identity, establish
 from agent.leaving import closed, run_and_leave
 from agent.log import logger
+from agent.policy_profile import with_profile
 from agent.store import Store
 from agent.ticker import Ticker
 
@@ -91,6 +93,7 @@ class Daemon:
         for effect in effects:
             self.parts.hands.perform(effect)
         self.parts.accelerator.permit(permitted=may_survey(self.state))
+        self.parts.notary.parked(is_parked=self.state.gates.is_open("parked"))
         self.parts.recorder.saw(before, event, self.state, effects)
 
     def _over(self) -> bool:
@@ -126,8 +129,12 @@ class Daemon:
             stack.push_async_callback(closed, parts.control)
             await parts.control.start()
             await parts.store.open()
-            for part in (parts.orders, parts.link, parts.desk, parts.awake, parts.limits, parts.hands):
+            stack.push_async_callback(closed, parts.keys)
+            for part in (parts.orders, parts.notary, parts.link, parts.desk, parts.awake, parts.limits, parts.hands):
                 stack.push_async_callback(closed, part)
+            if parts.catalogue is not None:
+                stack.push_async_callback(closed, parts.catalogue)
+                await parts.catalogue.restore()
             await self._resume()
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -192,7 +199,10 @@ def run(config: Config) -> None:
     if sys.platform != "linux":
         raise ConfigError("the daemon needs Linux (CLOCK_BOOTTIME, pidfd, Unix sockets)")
 
+    stay_out_of_dumps()
+
     async def main() -> None:
-        await Daemon(config, await establish(config)).run()
+        configured = with_profile(config)
+        await Daemon(configured, await establish(configured)).run()
 
     run_and_leave(main)

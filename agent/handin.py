@@ -1,8 +1,8 @@
 """Turning a lease's finished slices into what is handed in: the signed statement, and the message that carries it.
 
-The statement binds the answers to the grant, the code, the input, the energy and the gate; see
-`agent.trust.statement`. It is built inside the store's transaction, so its counter, the ledger leaf and the outbox
-row are one.
+The statement binds the answers to the grant, the code, the input, the energy and the gate (`agent.trust.statement`). It
+is signed by the session's key, travels with that key's certificate, and is built inside the store's transaction, so its
+counter, the ledger leaf and the outbox row are one.
 
 Answers go in the message while they fit. Where they do not, and the grant says where bulk goes, those that have been
 brought there are named by their digest, and of the others the largest too, as many as it takes; the message waits until
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,9 +27,9 @@ from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, Yie
 from agent.core.policy import Policy
 from agent.errors import DrivewayError, TrustError
 from agent.fleet import messages
-from agent.ports import Signer
 from agent.rows import HandInRow, StoredSlice
 from agent.trust import dsse, statement
+from agent.trust.session import Session
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -45,12 +46,13 @@ class Draft:
     """What every hand-in of a lease says, whichever of its slices go into it."""
 
     unit: Unit
-    signer: Signer
+    session: Session
     grant: Grant
     facts: LeaseFacts
     policy_sha256: str
     wall_ms: int
     counter: int
+    log_index: int
     uploaded: frozenset[int]
 
 
@@ -65,7 +67,7 @@ HAVE_ROOM_BYTES = 90 * HAVE_WITH_CREDIT_MAX + 176
 def build(
     *,
     unit: Unit,
-    signer: Signer,
+    session: Session,
     grant: Grant,
     facts: LeaseFacts,
     kind: HandInKind,
@@ -74,6 +76,7 @@ def build(
     policy_sha256: str,
     wall_ms: int,
     counter: int,
+    log_index: int,
     slices: list[StoredSlice],
     uploaded: tuple[int, ...] = (),
 ) -> HandInRow:
@@ -84,7 +87,7 @@ def build(
     be signed), the lease is given back with nothing but the fault, rather than held for ever: whatever else ended it,
     what was computed was so for nothing, and would be again.
     """
-    draft = Draft(unit, signer, grant, facts, policy_sha256, wall_ms, counter, frozenset(uploaded))
+    draft = Draft(unit, session, grant, facts, policy_sha256, wall_ms, counter, log_index, frozenset(uploaded))
     try:
         return _row(draft, kind, why, detail, slices)
     except HAND_IN_ERRORS as error:
@@ -117,7 +120,7 @@ def _row(draft: Draft, kind: HandInKind, why: YieldReason | None, detail: str, s
 
     def row(referenced: frozenset[int]) -> HandInRow:
         outputs = tuple(_output(one, by_digest=one.outcome.index in referenced) for one in slices)
-        message = _message(draft.grant, kind=kind, why=why, detail=detail, envelope=envelope, outputs=outputs)
+        message = _message(draft, kind=kind, why=why, detail=detail, envelope=envelope, outputs=outputs)
         return HandInRow(
             kind=HandInKind.RESULT if isinstance(message, messages.Result) else HandInKind.YIELD,
             body=messages.encode(message, limit=messages.MAX_MESSAGE_BYTES - HAVE_ROOM_BYTES),
@@ -168,7 +171,7 @@ def _output(one: StoredSlice, *, by_digest: bool) -> messages.SliceOutput:
 
 
 def _message(
-    grant: Grant,
+    draft: Draft,
     *,
     kind: HandInKind,
     why: YieldReason | None,
@@ -177,14 +180,24 @@ def _message(
     outputs: tuple[messages.SliceOutput, ...],
 ) -> messages.Result | messages.Yield:
     """The message that carries the statement and the answers; raises MessageError when it cannot be one."""
+    grant, certificate = draft.grant, None
     try:
         parsed = None if envelope is None else msgspec.json.decode(envelope, type=messages.Envelope)
+        if parsed is not None:
+            certificate = msgspec.json.decode(draft.session.certificate, type=messages.Envelope)
     except msgspec.ValidationError as error:
         raise messages.MessageError(f"the statement does not fit: {error}") from error
     rid = f"{grant.job}-{grant.epoch}"[:64]
     if kind is HandInKind.RESULT and parsed is not None:
         return messages.Result(
-            rid=rid, job=grant.job, epoch=grant.epoch, statement=parsed, outputs=outputs, have=(), credit=0
+            rid=rid,
+            job=grant.job,
+            epoch=grant.epoch,
+            statement=parsed,
+            session=certificate,
+            outputs=outputs,
+            have=(),
+            credit=0,
         )
     return messages.Yield(
         rid=rid,
@@ -193,35 +206,33 @@ def _message(
         why=why or YieldReason.FAULT,
         detail=_plain(detail),
         statement=parsed,
+        session=certificate,
         outputs=outputs,
     )
 
 
 def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
     """The signed statement about these slices; raises TrustError for a fact that cannot be stated."""
-    unit, grant, facts, engine = draft.unit, draft.grant, draft.facts, slices[-1].engine
+    unit, grant, facts, made_by = draft.unit, draft.grant, draft.facts, slices[-1].engine
+    engine = statement.Engine(
+        executor=made_by.executor,
+        version=made_by.version,
+        plan_sha256=made_by.plan_sha256,
+        kernels_sha256=made_by.kernels_sha256,
+    )
+    device = statement.Device(class_=unit.device_class, driver=made_by.driver)
     said = statement.Statement(
         outcome=kind.value,
         lease=statement.Lease(job=grant.job, epoch=grant.epoch, nonce=grant.nonce, ticket_sha256=grant.ticket_sha256),
         unit=unit.id,
         package=statement.Package(name=grant.package, sha256=grant.package_sha256),
-        model_sha256=engine.model_sha256,
-        plan_sha256=engine.plan_sha256,
-        kernels_sha256=engine.kernels_sha256,
+        model_sha256=made_by.model_sha256,
+        engine=engine,
+        device=device,
+        equivalence_class=statement.equivalence_class(made_by.model_sha256, engine, device),
         agent=statement.Agent(version=__version__, sha256=unit.agent_sha256),
         input_sha256=grant.input_sha256,
-        slices=tuple(
-            statement.Slice(
-                index=one.outcome.index,
-                items=one.outcome.items,
-                failed_items=one.outcome.failed_items,
-                output_sha256=one.outcome.output_sha256,
-                raw_sha256=one.outcome.raw_sha256,
-                compute_ms=one.outcome.compute_ms,
-            )
-            for one in slices
-        ),
-        device=statement.Device(class_=unit.device_class, executor=engine.executor),
+        slices=tuple(_stated(one) for one in slices),
         times=statement.Times(
             started_boot_ms=facts.started_ms,
             finished_boot_ms=facts.finished_ms,
@@ -230,14 +241,37 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
         ),
         energy=statement.Energy(micro_wh=facts.energy_micro_wh, sensor=facts.sensor),
         gate=statement.Gate(state=facts.gate_state, policy_sha256=draft.policy_sha256),
-        key_protection=draft.signer.protection,
+        key_protection=draft.session.key.protection,
+        session=draft.session.number,
+        log_index=draft.log_index,
         counter=draft.counter,
     )
-    return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), draft.signer)
+    return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), draft.session.key)
+
+
+def _stated(one: StoredSlice) -> statement.Slice:
+    outcome = one.outcome
+    return statement.Slice(
+        index=outcome.index,
+        items=outcome.items,
+        failed_items=outcome.failed_items,
+        output_sha256=outcome.output_sha256,
+        raw_sha256=outcome.raw_sha256,
+        raw_form=outcome.raw_form,
+        compute_ms=outcome.compute_ms,
+    )
+
+
+FOLDERS = re.compile(r"(?<![:/\w])/(?:[^/\n]*/)+")
+"""From the first of a line to the last, whatever is between them; not those of an URL."""
 
 
 def _plain(detail: str) -> str:
-    """A reason short and plain enough to cost no slice its place in the message."""
+    """A reason short and plain enough to cost no slice its place in the message.
+
+    Of a path only its last name stays: a folder may be called after its owner.
+    """
+    detail = FOLDERS.sub("", detail)
     printable = "".join(letter if letter.isprintable() else " " for letter in detail)
     return printable.encode("utf-8")[:DETAIL_BYTES].decode("utf-8", "ignore")
 

@@ -62,12 +62,13 @@ from agent.inference.shelf import Shelf
 from agent.inference.station import Station, WorkerLimits
 from agent.inference.workshop import Workshop
 from agent.log import logger
-from agent.ports import Clock, Emit, Signer
+from agent.ports import Clock, Emit
 from agent.rows import StoredSlice
 from agent.store import Store, StoreThread
 from agent.tasks import finished
 from agent.telemetry.limits import PowerLimits
 from agent.transfers import Transfers
+from agent.trust.session import Session
 from agent.wire import Confinement
 
 STORE_RETRY_S = 2.0
@@ -77,9 +78,10 @@ CLOSE_S = 3.0
 class Hands:
     """The shells, as the core's effects need them. Use from the event loop's thread.
 
-    `spent` says what the lease at work has drawn and cost so far; `policy` is the one in force;
-    `power_limits` holds the computer back by its own means, while there is a worker; `keep_awake` takes the wish to be
-    kept awake for so many milliseconds; `accelerator_lost` hears that a worker lost the accelerator.
+    `session` is what statements are signed with, and raises TrustError before there is one; `spent` says what the
+    lease at work has drawn and cost so far; `policy` is the one in force; `power_limits` holds the computer back by its
+    own means, while there is a worker; `keep_awake` takes the wish to be kept awake for so many milliseconds;
+    `accelerator_lost` hears that a worker lost the accelerator.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Hands:
         desk: Desk,
         shelf: Shelf,
         plans: PlannedShelf,
-        signer: Signer,
+        session: Callable[[], Session],
         unit: handin.Unit,
         limits: WorkerLimits,
         executor: str,
@@ -104,7 +106,7 @@ class Hands:
         memory: MemoryProbe | None = None,
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
-        self._shelf, self._plans, self._signer, self._unit = shelf, plans, signer, unit
+        self._shelf, self._plans, self._session, self._unit = shelf, plans, session, unit
         self._executor = executor
         self._bulk = Bulk(emit=emit, clock=clock, store=store, shelf=shelf, transfers=transfers)
         self._station = Station(
@@ -283,16 +285,16 @@ class Hands:
     async def _hand_in(self, effect: HandIn) -> None:
         grant = effect.grant
         wall_ms = self._clock.wall_ms()
-        policy_sha256 = handin.policy_sha256(self._policy())
+        policy_sha256, session = handin.policy_sha256(self._policy()), self._session()
         stored = await self._store.call(
             Store.hand_in,
             grant,
             why=None if effect.why is None else effect.why.value,
             spent=Spent(effect.facts.energy_micro_wh, effect.facts.cost_micro),
             wall_ms=wall_ms,
-            build=lambda counter, kept: handin.build(
+            build=lambda counter, log_index, kept: handin.build(
                 unit=self._unit,
-                signer=self._signer,
+                session=session,
                 grant=grant,
                 facts=effect.facts,
                 kind=effect.kind,
@@ -301,6 +303,7 @@ class Hands:
                 policy_sha256=policy_sha256,
                 wall_ms=wall_ms,
                 counter=counter,
+                log_index=log_index,
                 slices=kept,
                 uploaded=effect.uploaded,
             ),

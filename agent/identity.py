@@ -1,37 +1,46 @@
 """Who this unit is: its key, the cell its messages go to, and the dispatcher it believes.
 
-The key is made at the first start and introduced to the dispatcher once; what the dispatcher answered is kept beside
-the key, so later starts need nobody.
+The key is made at the first start, where the configuration says (`agent.trust.keyring`), and introduced to the
+dispatcher once; what the dispatcher answered is kept, so later starts need nobody, nor the key's hardware. A key that
+was handed over to before a power cut is the unit's if the dispatcher is known to have taken it (`agent.enrolled`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.config import Config
+from agent.enrolled import ENROLLED, keep, kept, settle
 from agent.errors import ConfigError, TrustError
-from agent.fleet import messages
 from agent.fleet.channel import Web
 from agent.fleet.enrol import enrol
 from agent.fleet.tls import FreshContext, TlsFiles
+from agent.log import logger
 from agent.ports import Signer
-from agent.trust.keys import FileSigner, keyid, load_public_key
-
-ENROLLED = "enrolled.json"
+from agent.sealing import Sealing, establish_sealing
+from agent.trust.hardware import BlockingSigner, HardwareSigner
+from agent.trust.keyring import hardware_signer, unit_key
+from agent.trust.keys import keyid, load_public_key
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What signing and listening need."""
+    """What signing and listening need. `signer` is the same key, for a thread that may wait for it.
 
+    `sealing`: what inputs may be sealed to; None where there can be no such key.
+    """
+
+    key: HardwareSigner
     signer: Signer
     cell: str
     tls: TlsFiles | None
     web: Web
     dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
+    sealing: Sealing | None = None
 
 
 async def establish(config: Config) -> Identity:
@@ -44,32 +53,35 @@ async def establish(config: Config) -> Identity:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"state_dir: cannot make {folder}: {error.strerror}") from error
-    signer = FileSigner.open_or_create(folder / "unit.key")
+    key = await unit_key(config.key, folder)
+    known = settle(folder, key.known, unit=config.unit.id)
+    if known != key.known:
+        key.close()
+        key = hardware_signer(config.key, known)
+    signer = BlockingSigner(key)
     keys = read_key(config, config.fleet.dispatcher_key, "fleet.dispatcher_key")
     tls = _tls(config)
     web = Web(None if tls is None else FreshContext(tls), config.fleet.allow_loopback_http)
+    sealing = await asyncio.to_thread(establish_sealing, folder, config.unit.id, signer)
     if not config.fleet.enrol_url:
-        return Identity(signer, config.unit.cell, tls, web, keys)
-    done = folder / ENROLLED
-    if not done.exists():
+        return Identity(key, signer, config.unit.cell, tls, web, keys, sealing)
+    enrolled = kept(folder)
+    if enrolled is None:
         enrolled = await enrol(
             web,
             url=config.fleet.enrol_url,
             code=config.fleet.enrol_code,
             unit=config.unit.id,
-            signer=signer,
+            key=key,
+            place=config.key.at_epoch(known.epoch).tpm,
             dispatcher_keys=keys,
         )
-        part = done.with_suffix(".part")
-        part.write_bytes(messages.encode(enrolled))
-        part.replace(done)
-    try:
-        enrolled = messages.decode(done.read_bytes(), messages.Enrolled)
-    except messages.MessageError as error:
-        raise TrustError(f"{done} is damaged: {error}", hint="remove it to enrol again") from error
+        keep(folder, enrolled)
+        if enrolled.endorsement:
+            logger().info("key_proven", protection=key.protection, endorsement=enrolled.endorsement)
     if enrolled.unit != config.unit.id or enrolled.keyid != signer.keyid:
-        raise TrustError(f"{done} is for another unit or key", hint="remove it to enrol this one")
-    return Identity(signer, enrolled.cell, tls, web, keys)
+        raise TrustError(f"{folder / ENROLLED} is for another unit or key", hint="remove it to enrol this one")
+    return Identity(key, signer, enrolled.cell, tls, web, keys, sealing)
 
 
 def _tls(config: Config) -> TlsFiles | None:
@@ -77,10 +89,9 @@ def _tls(config: Config) -> TlsFiles | None:
     named = config.fleet.tls
     if named is None:
         return None
-    tls = TlsFiles(
-        ca=str(config.path(named.ca)), certificate=str(config.path(named.certificate)), key=str(config.path(named.key))
-    )
+    tls = named
     try:
+        tls = named.found(config.path)
         tls.context()
     except (OSError, ValueError) as error:
         raise ConfigError(f"fleet.tls: {tls.ca}, {tls.certificate} or {tls.key} cannot be used: {error}") from error

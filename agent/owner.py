@@ -26,8 +26,9 @@ from agent.core.state import State
 from agent.core.world import Owner
 from agent.errors import DrivewayError, StoreError
 from agent.ports import Clock, Emit
+from agent.stamp import stamp
 from agent.store import Store, StoreThread
-from agent.view import pause_until, stamp
+from agent.view import pause_until
 
 SAID_ROW, CONSENT_ROW, WISHES_ROW = "owner", "consent", "wishes"
 WRITE_S = 2.0

@@ -12,12 +12,17 @@ from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """What computed a slice: the executor and the digests of the model, of the kernels, and of the plan ("": none)."""
+    """What computed a slice: the executor and the digests of the model, of the kernels, and of the plan ("": none).
+
+    `version` is the engine library's, `driver` the accelerator driver's ("": it has none).
+    """
 
     executor: str
     model_sha256: str
     kernels_sha256: str
     plan_sha256: str = ""
+    version: str = ""
+    driver: str = ""
 
 
 class StoredSlice(msgspec.Struct, frozen=True):
@@ -90,14 +95,27 @@ class LedgerHead(msgspec.Struct, frozen=True):
     root: str
 
 
+class CheckpointRow(msgspec.Struct, frozen=True):
+    """A checkpoint of the ledger in its envelope; with the dispatcher's signature on it, it is `witnessed`."""
+
+    size: int
+    root: str
+    envelope: bytes
+    wall_ms: int
+    witnessed: bool
+
+
 class LedgerRow(msgspec.Struct, frozen=True):
-    """One leaf: a statement this car made, or a verdict it was given."""
+    """One leaf: a statement this car made, a verdict it was given, or the certificate of a session key.
+
+    Of an old leaf only the hash is kept: its body is None.
+    """
 
     index: int
     kind: str
     job: str
     epoch: int
-    leaf: bytes
+    leaf: bytes | None
 
 
 class HandInRow(msgspec.Struct, frozen=True):

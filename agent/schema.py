@@ -25,17 +25,26 @@ CREATE TABLE IF NOT EXISTS outbox (
   job TEXT, epoch INTEGER, kind TEXT, body BLOB, statement_sha256 TEXT, PRIMARY KEY (job, epoch));
 CREATE TABLE IF NOT EXISTS referenced (job TEXT, epoch INTEGER, idx INTEGER, PRIMARY KEY (job, epoch, idx));
 CREATE TABLE IF NOT EXISTS ledger (idx INTEGER PRIMARY KEY, kind TEXT, job TEXT, epoch INTEGER, leaf BLOB, hash BLOB);
+CREATE TABLE IF NOT EXISTS nodes (level INTEGER, idx INTEGER, hash BLOB, PRIMARY KEY (level, idx)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checkpoints (
+  size INTEGER PRIMARY KEY, root TEXT, envelope BLOB, wall_ms INTEGER, witnessed INTEGER);
 CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTEGER, gone_ms INTEGER);
 CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+CREATE INDEX IF NOT EXISTS ledger_bodies ON ledger (idx) WHERE leaf IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leases_in_detail ON leases (state) WHERE ticket IS NOT NULL;
 """
 COLUMNS_SINCE = (("leases", "cost_micro"), ("slices", "cost_micro"))
 """Columns that databases of earlier versions lack: added on opening, 0 in the rows that are there."""
 
+VERSION = 2
+"""Of the database: 1 keeps the ledger's head, 2 the nodes of its tree."""
+
 LOG_ROWS = 20_000
 VACATE_ROWS = 10_000
 DETAILED_LEASES = 2_000
+CHECKPOINT_PAGES = 1_000
+"""With so many pages in the write-ahead log it is copied into the database, after a commit."""
 WAL_BYTES = 4 * 1024 * 1024
 """What the write-ahead log is cut back to after a large transaction."""
 
@@ -45,6 +54,7 @@ def bring_up(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
+    db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     db.executescript(SCHEMA)
     for table, column in COLUMNS_SINCE:
         if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:

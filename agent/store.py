@@ -5,6 +5,9 @@ connections reset at once). What is acknowledged has been committed first. Two t
 nothing earned is lost and nothing is earned twice: a hand-in's statement, message and ledger leaf are committed
 together, and so are a verdict, its leaf and the end of the outbox row. The ledger's size and root are committed with
 each leaf, so that a leaf that was changed or lost shows (`agent.selftest`).
+
+After an I/O error nothing is acknowledged any more on that connection: the file is written again where it has to be,
+opened anew, and held against what had been acknowledged (`agent.store_file`, `StoreThread`).
 """
 
 from __future__ import annotations
@@ -20,55 +23,66 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from agent import schema
+from agent import schema, store_file
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
-from agent.errors import NotUnderstoodError, StoreError
+from agent.errors import StoreError
 from agent.log import logger
 from agent.rows import (
     Engine,
     HandInRow,
-    LedgerHead,
     OpenRow,
     OutboxRow,
     SliceToUpload,
     StoredSlice,
     Totals,
 )
-from agent.store_reader import StoreReader
-from agent.trust.merkle import Tree, leaf_hash
+from agent.store_ledger import HEAD, StoreLedger
 
-HEAD = "ledger_head"
 CLOSE_S = 2.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Row = TypeVar("Row", bound=msgspec.Struct)
 
 
-class Store(StoreReader):
-    """The database itself; every method runs on the store's thread (see StoreThread). Lists are in StoreReader."""
+class Store(StoreLedger):
+    """The database itself; every method runs on the store's thread (see StoreThread).
+
+    What people are shown is in `StoreReader`, single values in `StoreMemory`, the ledger in `StoreLedger`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._db = self._connect(path)
+        try:
+            self._bring_up()
+        except BaseException:
+            self.close()  # at once: whoever keeps the error would keep a second connection
+            raise
+
+    def _bring_up(self) -> None:
         schema.bring_up(self._db)
         self.read_back()
-        if self._one("PRAGMA user_version") == 0:  # new, or from before the head was kept
+        if self._one("PRAGMA user_version") < schema.VERSION:
             with schema.Transaction(self._db):
-                self.remember(HEAD, self.ledger_head())
-                self._db.execute("PRAGMA user_version = 1")
+                self.grow_nodes()
+                if self.stored_head() is None:  # new, or from before the head was kept
+                    self.remember(HEAD, self.ledger_head())
+                self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     def read_back(self) -> None:
         """Read anew what is kept in memory: after an error only the file knows whether its commit came about."""
-        ledger, statements = Tree(), 0
-        for kind, digest in self._db.execute("SELECT kind, hash FROM ledger ORDER BY idx"):
-            ledger.append(bytes(digest))
-            statements += kind == "statement"
-        self._ledger, self._statements, self._totals = ledger, statements, self._summed_up()
+        self._size = self._one("SELECT count(*) FROM ledger")
+        self._statements = self._one("SELECT count(*) FROM ledger WHERE kind = 'statement'")
+        self._totals = self._summed_up()
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         """The one connection: of this thread, and of none other."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        store_file.write_again(path)
         return sqlite3.connect(path, isolation_level=None, check_same_thread=True)
+
+    def let_go(self, path: Path) -> None:
+        """Close, and leave the files as they are; raises sqlite3.Error, and then it is still open."""
+        store_file.let_go(self._db, path)
 
     def close(self) -> None:
         """Checkpoint and close."""
@@ -118,12 +132,13 @@ class Store(StoreReader):
         why: str | None,
         spent: Spent,
         wall_ms: int,
-        build: Callable[[int, list[StoredSlice]], HandInRow],
+        build: Callable[[int, int, list[StoredSlice]], HandInRow],
     ) -> OutboxRow:
-        """Close a lease: `build(counter, slices)` makes its message, and all of it is committed together.
+        """Close a lease: `build(counter, log_index, slices)` makes its message, and all of it is committed together.
 
-        The counter rises with every statement. A lease that never came to be opened gets its row here. The grant is
-        kept as it is now: a renewal may have named another place for answers. Returns what it became.
+        The counter rises with every statement; `log_index` is the place in the ledger that the statement will have. A
+        lease that never came to be opened gets its row here. The grant is kept as it is now: a renewal may have named
+        another place for answers. Returns what it became.
         """
         key = grant.key
         waiting = next((row for row in self.outbox() if row.key == key), None)
@@ -136,7 +151,7 @@ class Store(StoreReader):
                 (*key_row(key), grant.nonce, msgspec.json.encode(grant), wall_ms),
             )
             slices = self._slices(key)
-            row = build(self._statements + 1, slices)
+            row = build(self._statements + 1, self._size, slices)
             closed = self._db.execute(
                 "UPDATE leases SET state = 'handed_in', kind = ?, why = ?, slices_done = ?, energy_micro_wh = ?, "
                 "cost_micro = ?, closed_wall_ms = ?, ticket = ? WHERE job = ? AND epoch = ? AND state = 'open'",
@@ -161,8 +176,8 @@ class Store(StoreReader):
                 "INSERT OR REPLACE INTO referenced VALUES (?, ?, ?)",
                 [(*key_row(key), index) for index in row.referenced],
             )
-            ledger = self._ledger if row.statement is None else self._append("statement", key, row.statement)
-        self._ledger = ledger
+            size = self._size if row.statement is None else self.append_leaf("statement", key, row.statement)
+        self._size = size
         self._statements += row.statement is not None
         self._totals = self._totals.plus(Totals(spent.energy_micro_wh, 0, spent.cost_micro))
         return OutboxRow(key, row.kind, row.statement_sha256, row.slices, row.missing, row.referenced)
@@ -177,12 +192,12 @@ class Store(StoreReader):
                 "WHERE job = ? AND epoch = ? AND state != 'closed'",
                 (verdict.value, reason, paid_micro, *key_row(key)),
             )
-            ledger = self._append("verdict", key, envelope)
+            size = self.append_leaf("verdict", key, envelope)
             self._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", key_row(key))
             self._db.execute("DELETE FROM referenced WHERE job = ? AND epoch = ?", key_row(key))
             self._db.execute("DELETE FROM slices WHERE job = ? AND epoch = ?", key_row(key))
             schema.forget_old_tickets(self._db)
-        self._ledger = ledger
+        self._size = size
         if closed.rowcount == 1:
             self._totals = self._totals.plus(Totals(0, paid_micro, 0))
 
@@ -253,54 +268,21 @@ class Store(StoreReader):
         """Keep one log event, and forget the oldest beyond the bound.
 
         It is not synced by itself: the next commit that is takes it to the disk too, since the WAL is written in order.
-        So a power cut may take the last lines, and a lease's log costs no wait for the disk.
+        So a power cut may take the last lines, and a lease's log costs no wait for the disk. Nor does it begin a
+        checkpoint: SQLite says nothing of a sync that fails in one, and only here it would be of frames that need it.
         """
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA wal_autocheckpoint=0")
         try:
             self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (wall_ms, name, fields))
             schema.forget_old_rows(self._db, "log", schema.LOG_ROWS)
         finally:
             self._db.execute("PRAGMA synchronous=FULL")
-
-    def ledger_head(self) -> LedgerHead:
-        """The ledger's size and root."""
-        return LedgerHead(self._ledger.size, self._ledger.root().hex())
-
-    def stored_head(self) -> LedgerHead | None:
-        """The ledger's size and root as they were committed with its last leaf."""
-        return self.recall(HEAD, LedgerHead)
-
-    def recall(self, name: str, kind: type[Row]) -> Row | None:
-        """What was remembered under this name; raises NotUnderstoodError for what this version does not understand."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (name,)).fetchone()
-        try:
-            return None if row is None else msgspec.json.decode(row[0], type=kind)
-        except msgspec.MsgspecError as error:
-            raise NotUnderstoodError(
-                f"what the store remembers as {name!r} is not understood: {error}",
-                hint="another version of the agent wrote it, or the file is damaged: restore a copy of driveway.db",
-            ) from error
-
-    def remember(self, name: str, value: msgspec.Struct) -> None:
-        """Remember one value over restarts, in one transaction; it replaces an older one."""
-        text = msgspec.json.encode(value).decode("utf-8")
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
-
-    def forget(self, name: str) -> None:
-        """Forget what was remembered under this name."""
-        self._db.execute("DELETE FROM meta WHERE key = ?", (name,))
+            self._db.execute(f"PRAGMA wal_autocheckpoint={schema.CHECKPOINT_PAGES}")
 
     def probe(self) -> None:
         """Write and commit something small; raises sqlite3.Error while the disk takes no writes."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
-
-    def _append(self, kind: str, key: JobKey, leaf: bytes) -> Tree:
-        """Write a leaf and the new head, within the caller's transaction; the ledger as it is after the commit."""
-        index, digest = self._ledger.size, leaf_hash(leaf)
-        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", (index, kind, *key_row(key), leaf, digest))
-        ledger = self._ledger.grown(digest)
-        self.remember(HEAD, LedgerHead(ledger.size, ledger.root().hex()))
-        return ledger
 
     def _slices(self, key: JobKey) -> list[StoredSlice]:
         rows = self._db.execute(
@@ -322,12 +304,19 @@ def key_row(key: JobKey) -> tuple[str, int]:
 
 
 class StoreThread:
-    """The store behind its thread: `await thread.call(Store.leases, 20)`."""
+    """The store behind its thread: `await thread.call(Store.leases, 20)`.
+
+    An I/O error leaves it in doubt (`agent.store_file`): each call begins with an attempt to mend it, and fails until
+    that succeeds. Both are logged once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._store: Store | None = None
+        self._closed = False
+        self._doubt = ""
+        self._earned: store_file.Earned | None = None
 
     async def open(self) -> None:
         """Open the database; raises StoreError when it cannot be."""
@@ -340,32 +329,68 @@ class StoreThread:
 
     async def call(self, method: Callable[Concatenate[Store, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one method on the store's thread; raises StoreError when the disk refuses."""
-        store = self._store
-        if store is None:
+        if self._closed or (self._store is None and not self._doubt):
             raise StoreError("the store is not open")
 
         def run() -> R:
+            store = self._sound_store()
             try:
                 return method(store, *args, **kwargs)
-            except sqlite3.DatabaseError:
-                with contextlib.suppress(sqlite3.Error):  # a disk that does not even read is told of by the error
-                    store.read_back()
+            except sqlite3.DatabaseError as error:
+                self._failed(store, error)
                 raise
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, run)
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_ERROR:
+            if store_file.kind_of(error) == sqlite3.SQLITE_ERROR:
                 raise  # a wrong statement is a bug, not a disk
             raise StoreError(f"the disk refused: {error}", hint="free some space, or look at the disk") from error
 
     async def close(self) -> None:
         """Close the database and end the thread. A disk that hangs is not waited for: what it acknowledged is on it."""
-        if self._store is not None:
-            closing = asyncio.get_running_loop().run_in_executor(self._pool, self._store.close)
-            self._store = None
+        if not self._closed:
+            self._closed = True
             try:
-                await asyncio.wait_for(closing, CLOSE_S)
+                await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._pool, self._end), CLOSE_S)
             except TimeoutError:
                 logger().error("store_not_closed", file=str(self._path), detail="the disk hangs")
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- on the store's thread ------------------------------------------------------------------------------------
+
+    def _failed(self, store: Store, error: sqlite3.DatabaseError) -> None:
+        """An I/O error leaves the store in doubt; after any other it reads anew what it keeps in memory."""
+        with contextlib.suppress(sqlite3.Error):  # a disk that does not even read is told of by the error
+            if store_file.kind_of(error) != sqlite3.SQLITE_IOERR:
+                store.read_back()
+                return
+            self._doubt = str(error)
+            logger().error("store_in_doubt", file=str(self._path), detail=str(error), code=error.sqlite_errorcode)
+            self._earned = store_file.Earned.of(store)
+
+    def _sound_store(self) -> Store:
+        """The open store; one that is in doubt is opened anew first. Raises StoreError while that fails."""
+        if self._store is not None and not self._doubt:
+            return self._store
+        try:
+            if self._store is not None:
+                self._store.let_go(self._path)
+                self._store = None
+            self._store = Store(self._path)
+            if self._earned is not None:
+                self._earned.look_for_in(self._store)
+        except (sqlite3.Error, OSError) as error:
+            what = f"the disk failed ({self._doubt}), and the store cannot be opened anew: {error}"
+            raise StoreError(what, hint="free some space, or look at the disk") from error
+        self._doubt, self._earned = "", None
+        logger().info("store_mended", file=str(self._path))
+        return self._store
+
+    def _end(self) -> None:
+        store, self._store = self._store, None
+        if store is not None and self._doubt:
+            with contextlib.suppress(sqlite3.Error):  # the next start mends it
+                store.let_go(self._path)
+        elif store is not None:
+            store.close()

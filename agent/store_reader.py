@@ -9,9 +9,8 @@ import sqlite3
 
 import msgspec
 
-from agent.core.model import Grant
+from agent.core.model import Grant, JobKey
 from agent.rows import LeaseRow, LedgerRow, VacateStats
-from agent.trust.merkle import leaf_hash
 
 
 class StoreReader:
@@ -42,10 +41,24 @@ class StoreReader:
         rows = self._db.execute(query, (limit,))
         return [LedgerRow(*row) for row in rows][::-1]
 
-    def leaf_hashes(self, first: int, count: int) -> list[bytes]:
-        """RFC 9162 hashes of the leaves from `first` on, computed anew from the leaves; fewer where the ledger ends."""
-        rows = self._db.execute("SELECT leaf FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?", (first, count))
-        return [leaf_hash(bytes(leaf)) for (leaf,) in rows]
+    def leaf(self, index: int) -> LedgerRow | None:
+        """The leaf at an index."""
+        row = self._db.execute("SELECT idx, kind, job, epoch, leaf FROM ledger WHERE idx = ?", (index,)).fetchone()
+        return None if row is None else LedgerRow(*row)
+
+    def leaf_of(self, kind: str, key: JobKey, *, before: int = 2**62) -> LedgerRow | None:
+        """The last leaf of a kind about a lease (of a session: `JobKey("", number)`) that comes before an index."""
+        row = self._db.execute(
+            "SELECT idx, kind, job, epoch, leaf FROM ledger WHERE idx < ? AND kind = ? AND job = ? AND epoch = ?"
+            " ORDER BY idx DESC LIMIT 1",
+            (before, kind, key.job, key.epoch),
+        ).fetchone()
+        return None if row is None else LedgerRow(*row)
+
+    def newest_session(self) -> int | None:
+        """The number of the last session whose certificate is in the ledger."""
+        row = self._db.execute("SELECT epoch FROM ledger WHERE kind = 'session' ORDER BY idx DESC LIMIT 1").fetchone()
+        return None if row is None else int(row[0])
 
     def _lease_row(
         self, row: tuple[str, int, bytes | None, str, int, str, str, int | None, int, str, str, int, int]

@@ -5,11 +5,10 @@ Times are RFC 3339 in UTC, derived from boot time and the wall clock as it is no
 
 from __future__ import annotations
 
-import datetime as dt
-
 import msgspec
 
 from agent import __version__
+from agent.catalogue_view import CatalogueView
 from agent.core import signals
 from agent.core.events import OwnerMode, SignalValue
 from agent.core.findings import GateState, Reason
@@ -18,7 +17,9 @@ from agent.core.world import Owner
 from agent.engine_view import AcceleratorView, WorkerView, accelerator, built, worker
 from agent.explain import advice, sentence
 from agent.fleet.link import LinkStatus
-from agent.rows import LeaseRow, LedgerHead, Totals, VacateStats
+from agent.ledger_view import LedgerView
+from agent.rows import LeaseRow, Totals, VacateStats
+from agent.stamp import stamp
 from agent.wire import Confinement
 
 MONEY_DIGITS = 9
@@ -125,7 +126,10 @@ class AwakeView(msgspec.Struct, frozen=True):
 
 
 class StatusView(msgspec.Struct, frozen=True):
-    """`driveway status`. `waiting` says, where the gate is open, what else keeps the agent from working."""
+    """`driveway status`. `waiting` says, where the gate is open, what else keeps the agent from working.
+
+    `catalogue` is None where none is configured.
+    """
 
     version: str
     state: str
@@ -143,12 +147,13 @@ class StatusView(msgspec.Struct, frozen=True):
     slices: SlicesView
     link: LinkView
     outbox: OutboxView
-    ledger: LedgerHead
+    ledger: LedgerView
     earnings: EarningsView
     energy_wh: float
     vacate: VacateStats
     refused_messages: dict[str, int]
     refused_packages: dict[str, str]
+    catalogue: CatalogueView | None = None
 
 
 class SignalView(msgspec.Struct, frozen=True):
@@ -254,7 +259,7 @@ def status(
     wall_offset_ms: int,
     items_done_in_slice: int,
     pending: int,
-    ledger: LedgerHead,
+    ledger: LedgerView,
     totals: Totals,
     vacate: VacateStats,
     refused_messages: dict[str, int],
@@ -263,6 +268,7 @@ def status(
     link: LinkStatus | None = None,
     confinement: tuple[Confinement, ...] = (),
     memory_returned_ms: int | None = None,
+    catalogue: CatalogueView | None = None,
 ) -> StatusView:
     """The whole status."""
     compute = state.compute
@@ -289,6 +295,7 @@ def status(
         vacate=vacate,
         refused_messages=refused_messages,
         refused_packages=refused_packages,
+        catalogue=catalogue,
     )
 
 
@@ -370,9 +377,3 @@ def pause_until(owner: Owner, wall_offset_ms: int) -> str | None:
     if owner.until_ms is not None:  # to the second: the two clocks are read one after the other
         return stamp(round(owner.until_ms + wall_offset_ms, -3))
     return None if owner.until_wall_ms is None else stamp(owner.until_wall_ms)
-
-
-def stamp(wall_ms: int) -> str:
-    """RFC 3339 in UTC, to the millisecond."""
-    moment = dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -32,7 +32,15 @@ UNITS = {
     "_micro_per_kwh": "currency/1000000/kWh",
 }
 
-Upward = messages.Status | messages.Request | messages.Renew | messages.Result | messages.Yield
+Upward = (
+    messages.Status
+    | messages.Request
+    | messages.Renew
+    | messages.Result
+    | messages.Yield
+    | messages.CheckpointMessage
+    | messages.SealingKeyMessage
+)
 Downward = (
     messages.GrantMessage
     | messages.VerdictMessage
@@ -40,6 +48,7 @@ Downward = (
     | messages.PricesMessage
     | messages.DemandMessage
     | messages.PaceMessage
+    | messages.WitnessMessage
 )
 
 
@@ -92,6 +101,21 @@ STATEMENT = messages.Envelope(
     payloadType="application/vnd.in-toto+json",
     signatures=(messages.Signature(keyid=DIGEST, sig="MEUCIQD0"),),
 )
+SESSION = messages.Envelope(
+    payload=base64.b64encode(b'{"session":7,"unit":"car-0001"}').decode("ascii"),
+    payloadType="application/vnd.driveway.session+json",
+    signatures=(messages.Signature(keyid=DIGEST, sig="MEUCIQD0"),),
+)
+CHECKPOINT = messages.Envelope(
+    payload=base64.b64encode(b'{"size":192,"unit":"car-0001"}').decode("ascii"),
+    payloadType="application/vnd.driveway.checkpoint+json",
+    signatures=(messages.Signature(keyid=DIGEST, sig="MEUCIQD0"),),
+)
+SEALING_KEY = messages.Envelope(
+    payload=base64.b64encode(b'{"epoch":1774000000,"unit":"car-0001"}').decode("ascii"),
+    payloadType="application/vnd.driveway.sealing-key+json",
+    signatures=(messages.Signature(keyid=DIGEST, sig="MEUCIQD0"),),
+)
 OUTPUTS = (
     messages.SliceOutput(index=0, body=base64.b64encode(b'[{"text":"EXIT"}]').decode("ascii")),
     messages.SliceOutput(index=1, uploaded=messages.UploadedObject(sha256=DIGEST, bytes=48_000)),
@@ -129,6 +153,7 @@ CONTRACT: tuple[Entry, ...] = (
             have=(KEY,),
             credit=1,
             outlook=OUTLOOK,
+            session=SESSION,
         ),
         expires="never: it is sent again until a verdict comes",
         answered_by="VerdictMessage",
@@ -143,9 +168,23 @@ CONTRACT: tuple[Entry, ...] = (
             detail="door_open",
             statement=STATEMENT,
             outputs=OUTPUTS[:1],
+            session=SESSION,
         ),
         expires="never: it is sent again until a verdict comes",
         answered_by="VerdictMessage",
+    ),
+    Entry(
+        verb="checkpoint",
+        example=messages.CheckpointMessage(
+            rid="5e1f0c2b9a87d643", checkpoint=CHECKPOINT, from_size=128, proof=(DIGEST,)
+        ),
+        expires="300 s: sent again until it is witnessed",
+        answered_by="WitnessMessage",
+    ),
+    Entry(
+        verb="sealing",
+        example=messages.SealingKeyMessage(sealing_key=SEALING_KEY),
+        expires="300 s: sent when the link comes up, and when a grant asks for it",
     ),
     Entry(
         verb="grant",
@@ -167,6 +206,16 @@ CONTRACT: tuple[Entry, ...] = (
         ),
         expires="300 s",
         payload_type=messages.VERDICT_TYPE,
+    ),
+    Entry(
+        verb="witness",
+        example=messages.WitnessMessage(
+            rid="5e1f0c2b9a87d643",
+            unit="car-0001",
+            checkpoint=msgspec.structs.replace(CHECKPOINT, signatures=2 * CHECKPOINT.signatures),
+        ),
+        expires="300 s",
+        payload_type=messages.WITNESS_TYPE,
     ),
     Entry(
         verb="cancel",

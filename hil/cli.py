@@ -16,9 +16,11 @@ from agent import __version__
 from agent.cli import when
 from agent.errors import ConfigError, DrivewayError
 from hil.bench import BENCHMARKS, PIPELINE_PACKAGES
+from hil.catalogue import arguments as catalogue_arguments
 from hil.faults import arguments as faults_arguments
 from hil.fleet import arguments as fleet_arguments
 from hil.packages import arguments as package_arguments
+from hil.powercut import arguments as powercut_arguments
 from hil.submit import arguments
 
 DEFAULT_FOLDER = Path("build/demo")
@@ -53,13 +55,16 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="leave everything running afterwards, until Ctrl-C")
     _submit_verb(verbs)
     _package_verb(verbs)
+    _catalogue_verb(verbs)
     _orders(verbs)
     _bench_verb(verbs)
     _gpu_verb(verbs)
     _sim_verb(verbs)
     _acl_probe_verb(verbs)
+    _cheats_verb(verbs)
     faults_arguments.add_verb(verbs).set_defaults(verb=_faults)
     fleet_arguments.add_verb(verbs).set_defaults(verb=_fleet)
+    powercut_arguments.add_verb(verbs).set_defaults(verb=_powercut)
     return top
 
 
@@ -113,6 +118,15 @@ def _sim_verb(verbs: Any) -> None:
     verb.set_defaults(verb=_sim)
 
 
+def _cheats_verb(verbs: Any) -> None:
+    about = "play dishonest cars against the dispatcher: who is caught, when, and what it costs the honest"
+    verb = verbs.add_parser("cheats", help=about, description=about)
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    verb.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed, the same play (default: 1)")
+    verb.add_argument("--cars", type=int, default=10, metavar="N", help="a fifth of them cheats (default: 10)")
+    verb.set_defaults(verb=_cheats)
+
+
 def _acl_probe_verb(verbs: Any) -> None:
     about = "run a hostile car's attacks against a broker; fails when one works"
     verb = verbs.add_parser("acl-probe", help=about, description=about)
@@ -121,6 +135,7 @@ def _acl_probe_verb(verbs: Any) -> None:
     verb.add_argument("--ca", type=Path, metavar="FILE", help="the CA that signed the broker's certificate (PEM)")
     for name, about_it in (("car", "of the attacker"), ("victim", "of another car"), ("dispatcher", "of a dispatcher")):
         verb.add_argument(f"--{name}", metavar="CERT:KEY", help=f"certificate and key {about_it} (PEM)")
+    verb.add_argument("--expired", metavar="CERT:KEY", help="a car's certificate that has run out, with its key (PEM)")
     verb.add_argument("--cell", default="00", help="of both cars (default: 00)")
     verb.add_argument("--share-group", default="dispatch", metavar="NAME", help="the dispatchers' (default: dispatch)")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write the findings as JSON")
@@ -138,6 +153,11 @@ def _address(text: str) -> tuple[str, int]:
 def _submit_verb(verbs: Any) -> None:
     verb = arguments.add_verb(verbs)
     verb.set_defaults(verb=_submit, check=lambda options: arguments.check(options, verb))
+
+
+def _catalogue_verb(verbs: Any) -> None:
+    for verb in catalogue_arguments.add_verb(verbs):
+        verb.set_defaults(verb=_catalogue, check=lambda options, verb=verb: catalogue_arguments.check(options, verb))
 
 
 def _package_verb(verbs: Any) -> None:
@@ -176,12 +196,16 @@ def _orders(verbs: Any) -> None:
     cancel.add_argument("--grace", type=_longest(1), default=0, metavar="DURATION", help="to finish in (default: none)")
     cancel.add_argument("--withdraw", action="store_true", help="and grant it to nobody again")
     cancel.set_defaults(verb=_cancel)
+    about = "what stands against cars' ledgers, with the evidence, as JSON; or clear it"
+    ledgers = verbs.add_parser("ledgers", help=about, description=f"{about}. Exit status 1 while anything stands.")
+    ledgers.add_argument("--clear", metavar="UNIT", help="it was looked into: grant this car work again")
+    ledgers.set_defaults(verb=_ledgers)
     about = "what the dispatcher has, and what it heard and said since it started, as JSON"
     counts = verbs.add_parser("counts", help=about, description=about)
     counts.set_defaults(verb=_counts)
-    for verb in (pace, cancel):
+    for verb in (pace, cancel, ledgers):
         verb.add_argument("--detail", default="", help="why, for people")
-    for verb in (pace, cancel, counts):
+    for verb in (pace, cancel, ledgers, counts):
         verb.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help=f"the rig (default: {DEFAULT_FOLDER})")
     for verb in (prices, demand):
         verb.add_argument("--unit", default="car-0001", help="which car (default: the rig's, car-0001)")
@@ -212,6 +236,13 @@ def _submit(options: argparse.Namespace) -> int:
     from hil.submit import command  # noqa: PLC0415 - draws with rich, and loads an engine for a model
 
     return command.submit(options)
+
+
+def _catalogue(options: argparse.Namespace) -> int:
+    options.check(options)
+    from hil.catalogue.command import catalogue  # noqa: PLC0415
+
+    return catalogue(options)
 
 
 def _package(options: argparse.Namespace) -> int:
@@ -256,6 +287,14 @@ def _cancel(options: argparse.Namespace) -> int:
     return orders.cancel(options.dir, options.job, order)
 
 
+def _ledgers(options: argparse.Namespace) -> int:
+    from hil import orders  # noqa: PLC0415 - imports the dispatcher
+
+    if options.clear is None:
+        return orders.ledger_faults(options.dir)
+    return orders.clear_ledger(options.dir, options.clear, options.detail)
+
+
 def _counts(options: argparse.Namespace) -> int:
     from hil import orders  # noqa: PLC0415 - imports the dispatcher
 
@@ -283,13 +322,21 @@ def _sim(options: argparse.Namespace) -> int:
     return command.simulate(100 if cars is None else cars, options.nights, options.seed, protocol=wish, **where)
 
 
+def _cheats(options: argparse.Namespace) -> int:
+    from hil.cheats import command  # noqa: PLC0415 - loads an engine
+
+    if options.cars < 5:
+        raise ConfigError(f"--cars {options.cars} leaves nobody to compare", hint="take 5 at least")
+    return command.cheats(options.json, seed=options.seed, cars=options.cars)
+
+
 def _acl_probe(options: argparse.Namespace) -> int:
     from hil.acl import command, target  # noqa: PLC0415 - brings brokers and certificates
     from hil.output import check_writable  # noqa: PLC0415 - as above
 
     check_writable(options.json)
     if options.here is not None:
-        given = (options.broker, options.ca, options.car, options.victim, options.dispatcher)
+        given = (options.broker, options.ca, options.car, options.victim, options.dispatcher, options.expired)
         if given != (None,) * len(given) or (options.cell, options.share_group) != ("00", "dispatch"):
             raise ConfigError(
                 "--try starts a broker and certificates of its own: it takes no HOST:PORT, and none of yours",
@@ -304,7 +351,12 @@ def _acl_probe(options: argparse.Namespace) -> int:
             hint="HOST:PORT --ca FILE --car CERT:KEY --victim CERT:KEY --dispatcher CERT:KEY, or --try mosquitto",
         )
     given_target = target.target_from_files(
-        options.broker, options.ca, pairs, cell=options.cell, share_group=options.share_group
+        options.broker,
+        options.ca,
+        pairs,
+        cell=options.cell,
+        share_group=options.share_group,
+        expired=options.expired,
     )
     return command.acl_probe(given_target, options.json)
 
@@ -345,6 +397,12 @@ def _fleet(options: argparse.Namespace) -> int:
 
     plan = fleet_arguments.plan_of(options)
     return command.fleet(plan, json_file=options.json, figure_file=options.figure, folder=options.dir)
+
+
+def _powercut(options: argparse.Namespace) -> int:
+    from hil.powercut import command  # noqa: PLC0415 - draws with rich, and imports the store
+
+    return command.powercut(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

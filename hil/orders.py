@@ -1,4 +1,4 @@
-"""An operator's words to a running dispatcher: `driveway-hil prices | demand | pace | cancel | counts`.
+"""An operator's words to a running dispatcher: `driveway-hil prices | demand | pace | cancel | ledgers | counts`.
 
 The rig's own folder says where the dispatcher listens (`dispatcher/ready`) and holds the operator's token. A price FILE
 is a JSON list of slots, times in ISO 8601 with their offset, prices in units of the currency per kWh:
@@ -21,7 +21,6 @@ from agent.core.model import PaceState
 from agent.errors import ConfigError, FleetError
 from agent.fleet.messages import (
     LONGEST_SLOT_MS,
-    MAX_MESSAGE_BYTES,
     MAX_PRICE_SLOTS,
     DemandMessage,
     PricesMessage,
@@ -29,11 +28,12 @@ from agent.fleet.messages import (
 )
 from agent.printable import printable
 from hil.dispatcher.http_exchange import Refusal
-from hil.dispatcher.operator_api import Cancelled, CancelOrder, Paced
+from hil.dispatcher.operator_api import FAULTS, Cancelled, CancelOrder, Cleared, ClearOrder, FaultsPage, Paced
 from hil.dispatcher.orders import TOKEN_FILE, DemandOrder, PricesOrder
 from hil.dispatcher.paces import PaceOrder
 
 TIMEOUT_S = 10.0
+MAX_ANSWER_BYTES = 4 * 1024**2
 
 
 class SlotLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +83,30 @@ def cancel(folder: Path, job: str, order: CancelOrder) -> int:
     done = msgspec.json.decode(_post(folder, f"/jobs/{job}/cancel", order), type=Cancelled)
     lease = f"{done.unit} gives {done.job}/{done.epoch} back within {order.grace_s} s" if done.unit else "nobody has it"
     print(f"{lease}; it is {'granted to nobody again' if order.withdraw else 'granted again'}")
+    return 0
+
+
+def ledger_faults(folder: Path) -> int:
+    """Print what stands, and what stood, against units' ledgers, with the evidence, as JSON; 1 when anything stands."""
+    found: list[object] = []
+    standing = 0
+    while True:
+        page = msgspec.json.decode(_ask(folder, f"{FAULTS}?first={len(found)}", None), type=FaultsPage)
+        found += page.faults
+        standing += sum(one.cleared_ms is None for one in page.faults)
+        if not page.faults:
+            break
+    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode("utf-8"))
+    return 1 if standing else 0
+
+
+def clear_ledger(folder: Path, unit: str, why: str) -> int:
+    """Grant a unit work again whose ledger was in dispute; 0 when something stood against it."""
+    done = msgspec.json.decode(_post(folder, f"/ledgers/{unit}/clear", ClearOrder(why=why)), type=Cleared)
+    if done.fault is None:
+        print(f"nothing stands against the ledger of {unit}")
+        return 1
+    print(f"{unit} is granted work again; what stood against it is kept: {printable(done.fault.detail)}")
     return 0
 
 
@@ -146,7 +170,7 @@ def _ask(folder: Path, path: str, body: bytes | None) -> bytes:
     asked = urllib.request.Request(where.http_url + path, body, headers)  # noqa: S310 - its own
     try:
         with urllib.request.urlopen(asked, timeout=TIMEOUT_S) as answer:  # noqa: S310 - URL, on this machine
-            return bytes(answer.read(MAX_MESSAGE_BYTES))
+            return bytes(answer.read(MAX_ANSWER_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             said = _refusal(error.read(1024))

@@ -93,7 +93,7 @@ class Rig:
     """Everything a car and a fleet need, on this machine. Use as a context manager.
 
     `parked_for_s`: how long every sign must say 'parked and empty' before the daemon works. `broker` makes the broker
-    that car and dispatcher talk over, given its folder and port.
+    that car and dispatcher talk over, given its folder and port. `dispatcher_options` are more of its command line.
     """
 
     def __init__(
@@ -102,9 +102,10 @@ class Rig:
         *,
         parked_for_s: float = 3.0,
         broker: Callable[[Path, int], BrokerProcess] = EmbeddedBroker,
+        dispatcher_options: Sequence[str] = (),
     ) -> None:
         self.folder = folder
-        self._parked_for_s = parked_for_s
+        self._parked_for_s, self._dispatcher_options = parked_for_s, tuple(dispatcher_options)
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
         self.broker = broker(folder / "broker", self._broker_port)
@@ -193,6 +194,7 @@ class Rig:
             "dispatcher",
             "hil.dispatcher",
             *("--dir", folder, "--broker", broker, "--retry-s", "2", "--enrol-code-file", str(self.enrol_codes())),
+            *self._dispatcher_options,
         )
         self._wait_for("dispatcher", (self.folder / "dispatcher" / "ready").exists)
 

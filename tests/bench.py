@@ -34,6 +34,7 @@ from agent.sealed import InputMemory
 from agent.store import Store, StoreThread
 from agent.telemetry.limits import PowerLimits
 from agent.transfers import Transfers
+from agent.trust import session
 from agent.trust.keys import FileSigner
 from tests.conftest import FixedClock
 from tests.core.world import grant
@@ -103,6 +104,7 @@ class Bench:
         self.store = StoreThread(folder / "driveway.db")
         self.desk = ScriptedDesk()
         self.signer = FileSigner(generate_private_key(SECP256R1()))
+        self.session = session.begin(self.signer, "file", unit=UNIT.id, number=1)
         self.policy = Policy()
         self.events: list[EventType] = []
         self.awake: list[int] = []
@@ -118,7 +120,7 @@ class Bench:
             desk=cast("Desk", self.desk),
             shelf=self.shelf,
             plans=PlannedShelf(self.shelf, None, emit=self._heard, clock=FixedClock(), memory_mb=256),
-            signer=self.signer,
+            session=lambda: self.session,
             unit=UNIT,
             limits=WorkerLimits(threads=1, memory_mb=256),
             executor="stand-in",

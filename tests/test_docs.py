@@ -136,6 +136,6 @@ def test_the_guarded_broker_in_the_documents_is_the_one_that_is_tested() -> None
     conf, role = blocks(ROOT / "docs" / "brokers.md", "conf"), blocks(ROOT / "docs" / "brokers.md", "json")
     said = {line.split()[0] for line in conf[0].splitlines()}
     assert said == {line.split()[0] for line in (CONF.replace("{client_id}", CLIENT_ID)).splitlines()}
-    made = dynamic_security([Member("car-0001", "0a")], ["dispatcher-1"], "g-7f21")
+    made = dynamic_security([Member("car-0001", "97")], ["dispatcher-1"], "g-7f21")
     assert msgspec.json.decode(role[0]) == msgspec.json.decode(made)
     assert all(msgspec.json.decode(one) for one in role)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import string
 
@@ -18,15 +19,22 @@ from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, Sli
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.rows import Engine, HandInRow, StoredSlice
-from agent.trust import dsse, statement
+from agent.trust import dsse, session, statement
 from agent.trust.keys import FileSigner
+from agent.trust.session import SessionKey
 from tests.core.world import grant
 
 SIGNER = FileSigner(generate_private_key(SECP256R1()))
 UNIT = handin.Unit(id="car-0001", device_class="generic", boot="4b" * 16, agent_sha256="a" * 64)
-ENGINE = Engine("onnxruntime_cpu", "c" * 64, "d" * 64)
+ENGINE = Engine("onnxruntime_cpu", "c" * 64, "d" * 64, version="10.16.1.11", driver="13.0")
 FACTS = LeaseFacts(started_ms=1_000, finished_ms=61_000, energy_micro_wh=700, sensor="simulated", gate_state="open")
 WALL_MS = 1_790_000_000_000
+
+
+@functools.cache
+def certified(unit: str) -> session.Session:
+    """A session of this unit."""
+    return session.begin(SIGNER, "file", unit=unit, number=3, boot_id="4b" * 16)
 
 
 def job(slices: int, **changes: object) -> Grant:
@@ -37,7 +45,7 @@ def job(slices: int, **changes: object) -> Grant:
 
 def finished(index: int, output: bytes = b'[{"text":"x"}]', items: int = 4, engine: Engine = ENGINE) -> StoredSlice:
     sha256 = hashlib.sha256(output).hexdigest()
-    return StoredSlice(SliceOutcome(index, items, 0, sha256, "e" * 64, 100), output, engine)
+    return StoredSlice(SliceOutcome(index, items, 0, sha256, "e" * 64, 100, "float32[-1,18710]"), output, engine)
 
 
 def build(
@@ -53,7 +61,7 @@ def build(
     """The hand-in of these slices: a result, or a yield when there is a reason for one."""
     return handin.build(
         unit=unit,
-        signer=SIGNER,
+        session=certified(unit.id),
         grant=one or job(max(len(slices), 1)),
         facts=facts,
         kind=HandInKind.RESULT if why is None else HandInKind.YIELD,
@@ -62,6 +70,7 @@ def build(
         policy_sha256="b" * 64,
         wall_ms=WALL_MS,
         counter=7,
+        log_index=13,
         slices=slices,
         uploaded=uploaded,
     )
@@ -81,10 +90,10 @@ def opened(row: HandInRow) -> messages.Result | messages.Yield:
     if message.statement is None:
         assert (row.statement, row.statement_sha256, row.slices) == (None, "", 0)
         return message
-    payload = dsse.verify(
-        msgspec.json.encode(message.statement), statement.PAYLOAD_TYPE, {SIGNER.keyid: SIGNER.public_key()}
-    )
-    said = statement.parse_statement(payload)
+    assert message.session is not None
+    envelope, certificate = msgspec.json.encode(message.statement), msgspec.json.encode(message.session)
+    said, _ = statement.verify_statement(envelope, certificate, {SIGNER.keyid: SIGNER.public_key()})
+    payload = dsse.parse(envelope).payload
     assert said.outcome == row.kind.value
     assert (said.lease.job, said.lease.epoch) == (message.job, message.epoch)
     assert [(one.index, one.output_sha256) for one in said.slices] == [
@@ -109,11 +118,15 @@ def test_a_result_binds_answers_grant_code_energy_and_gate() -> None:
     said = statement.parse_statement(dsse.parse(row.statement).payload)
     assert said.lease.ticket_sha256 == "f" * 64
     assert (said.unit, said.package.sha256, said.input_sha256) == ("car-0001", "a" * 64, "b" * 64)
-    assert (said.model_sha256, said.kernels_sha256, said.device.executor) == ("c" * 64, "d" * 64, "onnxruntime_cpu")
+    assert (said.model_sha256, said.engine.kernels_sha256, said.engine.executor) == (
+        "c" * 64,
+        "d" * 64,
+        "onnxruntime_cpu",
+    )
     assert (said.energy.micro_wh, said.energy.sensor) == (700, "simulated")
     assert (said.gate.state, said.gate.policy_sha256) == ("open", "b" * 64)
     assert (said.times.started_boot_ms, said.times.finished_boot_ms) == (1_000, 61_000)
-    assert (said.counter, said.key_protection) == (7, "file")
+    assert (said.counter, said.log_index, said.session, said.key_protection) == (7, 13, 3, "file")
 
 
 def test_a_yield_carries_what_was_finished_and_why_it_ended() -> None:
@@ -238,15 +251,16 @@ def test_with_somewhere_to_bring_them_no_answers_are_lost_for_want_of_room(
 
 
 def test_a_key_signs_once_however_the_answers_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hardware key takes its time, and the store waits for it."""
+    """The store waits for it."""
 
-    def sign(signer: FileSigner, message: bytes) -> bytes:
+    def sign(signer: SessionKey, message: bytes) -> bytes:
         signed.append(message)
         return real(signer, message)
 
+    certified(UNIT.id)
     signed: list[bytes] = []
-    real = FileSigner.sign
-    monkeypatch.setattr(FileSigner, "sign", sign)
+    real = SessionKey.sign
+    monkeypatch.setattr(SessionKey, "sign", sign)
     build([finished(index, b"x" * 5_000) for index in range(12)], one=job(12, **UPLOADS))
     assert len(signed) == 1
 
@@ -280,10 +294,11 @@ def test_what_cannot_be_signed_is_left_out_and_the_reason_given(slices: list[Sto
 
 
 def test_a_key_that_does_not_sign_is_a_yield_of_nothing_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sign(_signer: FileSigner, _message: bytes) -> bytes:
+    def sign(_signer: SessionKey, _message: bytes) -> bytes:
         raise TrustError("the key is locked")
 
-    monkeypatch.setattr(FileSigner, "sign", sign)
+    certified(UNIT.id)
+    monkeypatch.setattr(SessionKey, "sign", sign)
     message = opened(build([finished(0)]))
     assert isinstance(message, messages.Yield)
     assert message.detail == "no statement could be made: the key is locked"
@@ -377,8 +392,8 @@ def filled(one: Grant, sizes: list[int]) -> list[StoredSlice]:
 @settings(max_examples=60, deadline=None)
 @given(
     words=leases_in_words(),
-    sizes=st.lists(st.integers(2, 9_000), min_size=1, max_size=40)
-    | st.builds(lambda size: [size] * 40, st.integers(2, 9_000)),
+    sizes=st.lists(st.integers(2, 7_800), min_size=1, max_size=40)
+    | st.builds(lambda size: [size] * 40, st.integers(2, 7_800)),
     why=st.sampled_from([None, *YieldReason]),
     detail=st.text(alphabet=string.ascii_lowercase + "_ ", max_size=64),
 )
@@ -399,7 +414,7 @@ def test_so_it_has_when_every_name_is_as_long_as_can_be(why: YieldReason | None)
     unit = msgspec.structs.replace(UNIT, id="u" * 64, device_class="d" * 64)
     one = job(1024, job="j" * 64, epoch=10**12, nonce="0" * 64, package="p" * 64)
     facts = LeaseFacts(10**12, 2 * 10**12, 10**12, "simulated", "closed")
-    for size in range(2, 9_200, 101):
+    for size in range(2, 7_800, 101):
         slices = filled(one, [size] * 40)
         row = build(slices, one=one, unit=unit, facts=facts, why=why, detail="" if why is None else "d" * 64)
         assert row.slices == len(slices)

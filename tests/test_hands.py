@@ -29,7 +29,7 @@ from agent.inference.shelf import Shelf
 from agent.rows import OutboxRow
 from agent.store import Store
 from agent.trust import dsse, statement
-from agent.trust.keys import FileSigner
+from agent.trust.session import SessionKey
 from tests.bench import bench, given_back, result, served, settled
 from tests.inference.floor import stand_in
 from tests.inference.test_shelf import put
@@ -261,7 +261,7 @@ def test_a_lease_that_never_came_to_be_opened_is_given_back(tmp_path: Path) -> N
 def test_a_key_that_fails_is_a_failed_hand_in_that_can_be_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, detail: str
 ) -> None:
-    def sign(_signer: FileSigner, _message: bytes) -> bytes:
+    def sign(_signer: SessionKey, _message: bytes) -> bytes:
         raise fault
 
     async def story() -> None:
@@ -270,7 +270,7 @@ def test_a_key_that_fails_is_a_failed_hand_in_that_can_be_made_later(
             await here.store.call(Store.open_lease, one, 1)
             await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
             with monkeypatch.context() as patch:
-                patch.setattr(FileSigner, "sign", sign)
+                patch.setattr(SessionKey, "sign", sign)
                 await here.do(given_back(one))
             failed = here.only(HandInFailed)
             assert failed.key == one.key
@@ -287,7 +287,7 @@ def test_a_key_that_fails_is_a_failed_hand_in_that_can_be_made_later(
 def test_a_key_that_refuses_gives_the_lease_back_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sign(_signer: FileSigner, _message: bytes) -> bytes:
+    def sign(_signer: SessionKey, _message: bytes) -> bytes:
         raise TrustError("the key is locked")
 
     async def story() -> None:
@@ -295,7 +295,7 @@ def test_a_key_that_refuses_gives_the_lease_back_with_the_reason(
             one = here.job()
             await here.store.call(Store.open_lease, one, 1)
             await here.store.call(Store.add_slice, one.key, finished(0), Spent(5, 1))
-            monkeypatch.setattr(FileSigner, "sign", sign)
+            monkeypatch.setattr(SessionKey, "sign", sign)
             await here.do(result(one))
             stored = here.only(HandInStored)
             assert (stored.kind, stored.statement_sha256) == (HandInKind.YIELD, "")

@@ -31,7 +31,7 @@ async def open_with(here: Bench, *sizes: int, **changes: object) -> Grant:
 def test_a_stored_hand_in_says_which_answers_it_only_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with bench(tmp_path) as here:
-            one = await open_with(here, 9_000, 9_000, 2, upload_url=URL, upload_token="t" * 16)
+            one = await open_with(here, 8_000, 8_000, 2, upload_url=URL, upload_token="t" * 16)
             await here.do(msgspec.structs.replace(result(one), uploaded=(0,)))
             stored = here.only(HandInStored)
             assert (stored.referenced, stored.missing) == ((0,), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import stat
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +17,18 @@ import pytest
 from agent.config import Config, load
 from agent.errors import ConfigError, FleetError, TrustError
 from agent.fleet.messages import ENROLMENT_TYPE, GRANT_TYPE, Enrolled, decode, encode
+from agent.fleet.tls import TlsFiles, credential
 from agent.identity import Identity, establish, read_key
+from agent.key_config import KeySection, TpmSection
 from agent.trust import dsse
-from agent.trust.keys import FileSigner
+from agent.trust.keys import FileSigner, KeyAbsentError
+from agent.trust.pkcs11 import Pkcs11Place
 from hil.certificates import CA_NAME, Authority
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.web import WebServer
+from hil.emulated_keys import EmulatedTpm
 from tests.hil.honest_car import Desk, new_signer
+from tests.trust.hardware_keys import needs_swtpm
 
 CODE = "one-time"
 UNIT = "car-0001"
@@ -31,31 +37,35 @@ Answer = TypeVar("Answer")
 
 
 class Office:
-    """A dispatcher behind its own web server. Its book belongs to one thread; `asked` counts enrolments."""
+    """A dispatcher behind its own web server. Its book belongs to one thread; `asked` counts what units said."""
 
     def __init__(self, folder: Path) -> None:
         self.asked = 0
         self._thread = ThreadPoolExecutor(1)
-        self.desk = self._on_thread(lambda: Desk(folder))
-        self._on_thread(lambda: self.desk.book.units.add_code(CODE))
-        self.web = WebServer(0, self.desk.objects, self._enrol)
+        self.desk = self.on_thread(lambda: Desk(folder))
+        self.on_thread(lambda: self.desk.book.units.add_code(CODE))
+        self.web = WebServer(0, self.desk.objects, self._enrol, rotate=self._rotate)
         self.web.start()
 
     def _enrol(self, envelope: bytes) -> bytes:
         self.asked += 1
-        return self._on_thread(lambda: self.desk.enrol(envelope))
+        return self.on_thread(lambda: self.desk.enrol(envelope))
 
-    def _on_thread(self, call: Callable[[], Answer]) -> Answer:
+    def _rotate(self, body: bytes) -> bytes:
+        self.asked += 1
+        return self.on_thread(lambda: self.desk.service.rotate(body))
+
+    def on_thread(self, call: Callable[[], Answer]) -> Answer:
         return self._thread.submit(call).result()
 
     def enrolled(self, unit: str) -> tuple[str, str, str] | None:
         """(key id, protection, cell) of a unit in the book."""
-        known = self._on_thread(lambda: self.desk.book.units.get(unit))
+        known = self.on_thread(lambda: self.desk.book.units.get(unit))
         return None if known is None else (known.keyid, known.key_protection, known.cell)
 
     def close(self) -> None:
         self.web.close()
-        self._on_thread(self.desk.book.close)
+        self.on_thread(self.desk.book.close)
         self._thread.shutdown()
 
 
@@ -118,7 +128,8 @@ def test_the_first_start_makes_a_key_and_enrols_it(car: Path, office: Office) ->
     assert dict(identity.dispatcher_keys) == {office.desk.key.keyid: office.desk.key.public_key()}
     assert identity.tls is None
     assert identity.web.allow_loopback_http
-    assert sorted(path.name for path in state(car).iterdir()) == ["enrolled.json", "unit.key"]
+    kept_files = sorted(path.name for path in state(car).iterdir() if "sealing" not in path.name)
+    assert kept_files == ["enrolled.json", "unit.key"]
     assert stat.S_IMODE(state(car).stat().st_mode) == 0o700
     kept = decode((state(car) / "enrolled.json").read_bytes(), Enrolled)
     assert kept == Enrolled(unit=UNIT, cell=identity.cell, keyid=identity.signer.keyid)
@@ -185,7 +196,7 @@ def test_a_unit_that_does_not_enrol_goes_to_the_cell_of_its_configuration(car: P
     assert identity.cell == "cell-of-the-file"
     assert not identity.web.allow_loopback_http
     assert start(config).signer.keyid == identity.signer.keyid
-    assert [path.name for path in state(car).iterdir()] == ["unit.key"]
+    assert [path.name for path in state(car).iterdir() if "sealing" not in path.name] == ["unit.key"]
 
 
 # --- what was kept ---------------------------------------------------------------------------------------------
@@ -283,3 +294,111 @@ def test_tls_files_that_cannot_be_used_are_named(car: Path, spoil: Callable[[Pat
     spoil(car / "tls")
     with pytest.raises(ConfigError, match=r"^fleet.tls: .*/car/tls/ca.pem, .*unit.pem or .*unit.key cannot be used: "):
         start(config)
+
+
+def test_a_tls_file_may_be_what_the_service_manager_unsealed(
+    car: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(car, new_signer(), TLS.replace("tls/unit.key", "credential:tls.key"))
+    files = Authority(car / "tls").issue("unit")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(ConfigError, match=r"'tls.key': the service manager gave this process none"):
+        start(config)
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    with pytest.raises(ConfigError, match=r"/credentials/tls.key cannot be used: .*No such file"):
+        start(config)
+    shutil.move(files.key, credentials / "tls.key")
+    assert start(config).tls == TlsFiles(ca=files.ca, certificate=files.certificate, key=str(credentials / "tls.key"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../unit.key", "/etc/passwd"])
+def test_what_is_no_credentials_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is no credential's name"):
+        credential(name)
+
+
+# --- a key in hardware -----------------------------------------------------------------------------------------
+
+
+def in_tpm(config: Config, tpm: EmulatedTpm) -> Config:
+    key = KeySection(backend="tpm", tpm=TpmSection(device=tpm.address, limit_s=1.0))
+    return msgspec.structs.replace(config, trust=msgspec.structs.replace(config.trust, key=key))
+
+
+@needs_swtpm
+def test_a_key_in_a_tpm_is_enrolled_as_what_it_is_and_needs_the_tpm_no_more_to_start(
+    car: Path, office: Office, tmp_path: Path
+) -> None:
+    with EmulatedTpm(tmp_path / "emulated") as tpm:
+        config = in_tpm(enrolling(car, office), tpm)
+        first = start(config)
+        assert office.enrolled(UNIT) == (first.key.keyid, "ftpm", first.cell)
+    assert sorted(path.name for path in state(car).iterdir() if "sealing" not in path.name) == [
+        "enrolled.json",
+        "unit-key.json",
+    ]
+    later = start(config)
+    assert (later.key.keyid, later.signer.keyid, later.cell) == (first.key.keyid, first.key.keyid, first.cell)
+    assert office.asked == 2, "the evidence, and the secret that the TPM opened"
+    with pytest.raises(KeyAbsentError):
+        asyncio.run(later.key.sign(b"x"))
+
+
+@needs_swtpm
+def test_without_its_tpm_a_unit_cannot_be_enrolled_and_says_so(car: Path, office: Office, tmp_path: Path) -> None:
+    with EmulatedTpm(tmp_path / "emulated") as tpm:
+        config = in_tpm(enrolling(car, office), tpm)
+    with pytest.raises(KeyAbsentError, match="no TPM answers"):
+        start(config)
+    assert (office.asked, list(state(car).iterdir())) == (0, [])
+
+
+def test_the_configuration_says_where_the_key_is(car: Path) -> None:
+    config = configure(
+        car,
+        new_signer(),
+        "[trust.key]",
+        'backend = "pkcs11"',
+        '[trust.key.tpm]\nhandle = 0x81000123\nkind = "tpm"\nowner_auth_file = "auth"',
+        '[trust.key.pkcs11]\nmodule = "/usr/lib/p11.so"\ntoken = "car"\npin_file = "pin"',
+    )
+    assert config.key.backend == "pkcs11"
+    assert config.key.file == state(car) / "unit.key"
+    assert (config.key.tpm.handle, config.key.tpm.kind, config.key.tpm.owner_auth_file) == (
+        0x81000123,
+        "tpm",
+        car / "auth",
+    )
+    assert config.key.pkcs11 == Pkcs11Place(
+        module=Path("/usr/lib/p11.so"), token="car", key="driveway", pin_file=car / "pin"
+    )
+    assert configure(car, new_signer()).key.backend == "file"
+
+
+def test_the_documented_section_loads_and_shows_the_tpms_defaults(car: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "keys.md").read_text("utf-8")
+    section = page[page.index("    [trust.key]\n") :].partition("\n| `protection`")[0]
+    documented = configure(car, new_signer(), textwrap.dedent(section)).trust.key
+    assert documented.backend == "tpm"
+    assert documented.tpm == TpmSection()
+    assert documented.pkcs11 is not None
+    assert documented.pkcs11.key == "driveway"
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ('[trust.key]\nbackend = "cloud"', "trust.key.backend"),
+        ('[trust.key]\nbackend = "pkcs11"', r"needs a \[trust.key.pkcs11\] section"),
+        ("[trust.key.tpm]\nhandle = 0x81800000", "trust.key.tpm.handle"),
+        ("[trust.key.tpm]\nlimit_s = 0", "trust.key.tpm.limit_s"),
+        ("[trust.key.tpm]\nhandel = 1", "did you mean trust.key.tpm.handle"),
+        ('[trust.key.pkcs11]\nmodule = "m"\ntoken = "t"', "pin_file"),
+    ],
+)
+def test_a_mistake_about_the_key_is_named(car: Path, section: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configure(car, new_signer(), section)

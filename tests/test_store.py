@@ -32,7 +32,7 @@ def hand_in(store: Store, one: Grant) -> list[int]:
     """Close a lease; the slices that went into it."""
     seen: list[int] = []
 
-    def build(counter: int, slices: list[StoredSlice]) -> HandInRow:
+    def build(counter: int, _log_index: int, slices: list[StoredSlice]) -> HandInRow:
         seen.extend(one.outcome.index for one in slices)
         return HandInRow(HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64, len(slices))
 
@@ -88,7 +88,7 @@ def test_a_hand_in_that_cannot_be_built_changes_nothing(store: Store) -> None:
     store.open_lease(one, 1)
     store.add_slice(one.key, stored(0), Spent(5, 3))
 
-    def build(_counter: int, _slices: list[StoredSlice]) -> HandInRow:
+    def build(_counter: int, _log_index: int, _slices: list[StoredSlice]) -> HandInRow:
         raise RuntimeError("the key does not answer")
 
     with pytest.raises(RuntimeError):
@@ -122,7 +122,7 @@ def test_vacates_are_summed_up_by_nearest_rank(store: Store) -> None:
 
 
 def test_what_a_hand_in_only_names_is_missing_until_its_verdict(tmp_path: Path) -> None:
-    def build(_counter: int, slices: list[StoredSlice]) -> HandInRow:
+    def build(_counter: int, _log_index: int, slices: list[StoredSlice]) -> HandInRow:
         return HandInRow(HandInKind.RESULT, b"body", b"statement", "e" * 64, len(slices), (0, 2), (2,))
 
     one = msgspec.structs.replace(grant(1), upload_url="https://fleet.example/uploads", upload_token="t" * 32)

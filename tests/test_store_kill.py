@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 from agent.core.model import HandInKind, JobKey, Spent, Verdict
 from agent.rows import HandInRow, LedgerHead, StoredSlice
 from agent.store import Store
-from agent.trust.merkle import Tree
+from agent.trust.checkpoint import Checkpoint
+from agent.trust.merkle import Tree, leaf_hash
 from tests.core.world import grant
 from tests.test_store import stored
 
@@ -71,7 +73,7 @@ def work(path: Path, death: Death, told: int) -> None:
     def tell(what: str, number: int, index: int = -1) -> None:
         os.write(told, msgspec.json.encode(Done(what, number, index)) + b"\n")
 
-    def build(counter: int, slices: list[StoredSlice]) -> HandInRow:
+    def build(counter: int, _log_index: int, slices: list[StoredSlice]) -> HandInRow:
         return HandInRow(
             HandInKind.RESULT, b"body", f"statement {counter}".encode(), "e" * 64, len(slices), referenced=(0,)
         )
@@ -82,6 +84,10 @@ def work(path: Path, death: Death, told: int) -> None:
         if not store.open_lease(one, 1):
             continue  # an earlier process handed it in
         tell("open", number)
+        if number % 5 == 0:
+            begin_session(store, tell)
+        store.remember("last", Done("open", number))
+        tell("remember", number)
         for index in range(number % 4):
             store.add_slice(one.key, stored(index), Spent(index, 1))
             tell("slice", number, index)
@@ -90,6 +96,28 @@ def work(path: Path, death: Death, told: int) -> None:
         if number % 3:  # a verdict comes for most
             store.settle(one.key, verdict=Verdict.SETTLED, reason="", paid_micro=PAID_MICRO, envelope=b"verdict")
             tell("settle", number)
+
+
+def begin_session(store: Store, tell: Callable[[str, int], None]) -> None:
+    """A session's certificate becomes a leaf, and the ledger so far is witnessed."""
+    number = store.next_session(1)
+    store.add_session(number, f"certificate {number}".encode())
+    tell("session", number)
+    head = store.ledger_head()
+    checkpoint = Checkpoint(
+        v=1,
+        unit="car-0001",
+        key_epoch=1,
+        size=head.size,
+        root=head.root,
+        session=number,
+        boot_id="4b" * 16,
+        issued_boot_ms=1,
+        issued_wall_ms=1,
+    )
+    store.add_checkpoint(checkpoint, b"signed", 1)
+    assert store.take_witness(checkpoint, b"countersigned", 1) is None
+    tell("witness", head.size)
 
 
 def run(path: Path, death: Death) -> list[Done]:
@@ -117,6 +145,8 @@ def check(path: Path, acknowledged: list[Done]) -> None:
         still_open = {row.grant.key: row for row in store.open_leases()}
         waiting = {row.key: row for row in store.outbox()}
         leaves = Counter((row.kind, row.job) for row in store.ledger(10_000))
+        sessions = [row.leaf for row in store.ledger(10_000) if row.kind == "session"]
+        assert len(set(sessions)) == len(sessions), "no session has the number of another"
         for done in acknowledged:
             key = JobKey(f"job{done.number}", 1)
             match done.what:
@@ -126,6 +156,16 @@ def check(path: Path, acknowledged: list[Done]) -> None:
                     assert key not in still_open or done.index in still_open[key].done
                 case "hand_in":
                     assert states[key.job].state in {"handed_in", "closed"}
+                case "remember":
+                    last = store.recall("last", Done)
+                    assert last is not None
+                    assert last.number >= done.number
+                case "session":
+                    assert f"certificate {done.number}".encode() in sessions
+                case "witness":
+                    witnessed = store.checkpoint(witnessed=True)
+                    assert witnessed is not None
+                    assert witnessed.size >= done.number
                 case "settle":
                     assert (states[key.job].state, states[key.job].paid_micro) == ("closed", PAID_MICRO)
         for job, row in states.items():
@@ -144,8 +184,10 @@ def _check_sums(store: Store) -> None:
     statements = [row.leaf for row in store.ledger(10_000) if row.kind == "statement"]
     assert statements == [f"statement {counter}".encode() for counter in range(1, len(statements) + 1)]
     tree = Tree()
-    for digest in store.leaf_hashes(0, 10_000):
-        tree.append(digest)
+    for row in store.ledger(10_000):
+        assert row.leaf is not None
+        tree.append(leaf_hash(row.leaf))
+    assert store.wrong_leaf(0, 10_000) is None
     assert store.stored_head() == store.ledger_head() == LedgerHead(tree.size, tree.root().hex())
     assert store.totals() == store._summed_up()
     assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -173,7 +215,8 @@ def test_the_check_can_fail(tmp_path: Path) -> None:
     acknowledged = run(path, Death(120, within=False))
     assert any(done.what == "settle" for done in acknowledged)
     lost = max(done.number for done in acknowledged) + 5
-    for done in (Done("open", lost), Done("hand_in", lost), Done("settle", lost)):
+    for what in ("open", "hand_in", "settle", "remember", "session", "witness"):
+        done = Done(what, lost * 10)
         try:
             check(path, [*acknowledged, done])
         except (AssertionError, KeyError):

@@ -64,7 +64,7 @@ class Office:
             input_url=f"{url or self.web.url}/objects/{SHA256}",
             input_sha256=SHA256,
             input_bytes=input_length,
-            upload_url=self.web.upload_url,
+            upload_url=f"{self.web.url}/uploads",
             upload_token=TOKEN,
             **changes,
         )

@@ -13,7 +13,8 @@ from agent.core.events import GrantSeen, LinkChanged, OwnerMode, OwnerSaid, Stor
 from agent.core.findings import GateState, Reason
 from agent.explain import SENTENCES, sentence
 from agent.fleet.link import LinkStatus
-from agent.rows import LedgerHead, Totals, VacateStats
+from agent.ledger_view import LedgerView
+from agent.rows import Totals, VacateStats
 from agent.wire import Confinement
 from tests.core.stories import DOOR, ready, until
 from tests.core.world import Shell, car
@@ -25,7 +26,7 @@ def status(shell: Shell) -> view.StatusView:
         wall_offset_ms=1_790_000_000_000,
         items_done_in_slice=0,
         pending=0,
-        ledger=LedgerHead(0, "00"),
+        ledger=LedgerView(0, "00"),
         totals=Totals(energy_micro_wh=1_000_000, paid_micro=500_000, cost_micro=300),
         vacate=VacateStats(0, None, None, None),
         refused_messages={},

@@ -35,10 +35,15 @@ def socket_path(explicit: Path | None, config: Path) -> Path:
 
 def ask(path: Path, verb: str, **arguments: object) -> Any:
     """The daemon's answer as JSON data; raises UnreachableError, or DrivewayError with what the daemon said."""
+    return ask_within(TIMEOUT_S, path, verb, **arguments)
+
+
+def ask_within(timeout_s: float, path: Path, verb: str, /, **arguments: object) -> Any:
+    """The same of a question that takes a while."""
     request = json.dumps({"verb": verb, **arguments}).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(TIMEOUT_S)
+            connection.settimeout(timeout_s)
             connection.connect(str(path))
             connection.sendall(request)
             with connection.makefile("rb") as answers:

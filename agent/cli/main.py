@@ -82,6 +82,67 @@ def _owner(owner: argparse.ArgumentParser) -> None:
     )
 
 
+def _ledger(ledger: argparse.ArgumentParser) -> None:
+    """`driveway ledger [show | prove | verify]`; the options that every verb has may stand on either side."""
+    ledger.add_argument("--limit", type=LIMIT, default=20, help="how many leaves (default: 20)")
+    actions = ledger.add_subparsers(metavar="ACTION")
+
+    def add(name: str, verb: str, about: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=about, description=about)
+        one.set_defaults(verb=verb)
+        for option in ("--socket", "--config"):
+            one.add_argument(option, type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+        return one
+
+    show = add("show", "ledger:show", "the same as `driveway ledger`: how it stands, and its newest leaves")
+    show.add_argument("--limit", type=LIMIT, default=argparse.SUPPRESS, help="how many leaves (default: 20)")
+    prove = add("prove", "ledger:prove", "a file that proves, to whoever trusts the keys, that a leaf is in the ledger")
+    prove.add_argument("leaf", metavar="JOB/EPOCH|INDEX", help="the statement about a lease, or the leaf at an index")
+    prove.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: standard output)")
+    _verify(add("verify", "verify:verify", "check proofs and checkpoints offline; the same as `driveway verify`"))
+
+
+def _keys(keys: argparse.ArgumentParser) -> None:
+    """`driveway keys [rotate]`; the options that every verb has may stand on either side of the action."""
+    keys.add_argument("--csr", action="store_true", help="print a certificate request (PKCS#10, PEM) signed by the key")
+    about = "have the unit's key succeeded by a new one, which the dispatcher takes at once"
+    one = keys.add_subparsers(metavar="ACTION").add_parser("rotate", help=about, description=about)
+    one.set_defaults(verb="keys:rotate")
+    for option in ("--socket", "--config"):
+        one.add_argument(option, type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+    one.add_argument("--reason", type=when.remark, default="rotation", metavar="TEXT", help="for people: why")
+    one.add_argument(
+        "--overlap",
+        type=when.duration,
+        default=when.duration("7d"),
+        metavar="DURATION",
+        help="how long what the old key's sessions signed still counts: 12h, 7d; 90d at most (default: 7d)",
+    )
+
+
+def _verify(verify: argparse.ArgumentParser) -> None:
+    """The files, and the keys that are trusted."""
+    verify.epilog = "exit codes: 0 all of them hold, 1 one does not, 2 usage"
+    verify.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="result bundles, proof bundles, or DSSE envelopes (JSON)"
+    )
+    verify.add_argument(
+        "--key", type=Path, required=True, action="append", metavar="UNIT.pem", help="a unit's public key; repeatable"
+    )
+    verify.add_argument(
+        "--witness",
+        type=Path,
+        action="append",
+        metavar="DISPATCHER.pem",
+        help="the dispatcher's public key: checkpoints have to bear its signature too; repeatable",
+    )
+    verify.add_argument(
+        "--session", type=Path, metavar="FILE", help="the session certificate of statements that come without one"
+    )
+
+
 def _bench(bench: argparse.ArgumentParser) -> None:
     """`driveway bench [--commission] [--package DIR INPUT…]`."""
     bench.epilog = (
@@ -148,9 +209,7 @@ def parser() -> argparse.ArgumentParser:
     add("record", "work:record", "write down what the agent saw and decided in the last hours, to play it again")
     for name, about in (("leases", "the newest leases"), ("earnings", "what each lease earned, net of its energy")):
         add(name, f"work:{name}", about).add_argument("--limit", type=LIMIT, default=20, help="how many (default: 20)")
-    add("ledger", "work:ledger", "the ledger: every statement made and verdict received").add_argument(
-        "--limit", type=LIMIT, default=20, help="how many leaves (default: 20)"
-    )
+    _ledger(add("ledger", "ledger:show", "the ledger: every statement made and verdict received, and proofs of them"))
     pause = add(
         "pause", "owner:pause", "stop working, until a time or until `driveway resume`"
     ).add_mutually_exclusive_group()
@@ -176,11 +235,8 @@ def parser() -> argparse.ArgumentParser:
     infer.add_argument("inputs", type=Path, nargs="+", help="input files: images, or tensors as numpy.save writes them")
     _engine(infer)
     _bench(add("bench", "bench:bench", "measure this computer: a package's throughput, or how it takes heat"))
-    verify = add("verify", "verify:verify", "check signed statements or verdicts offline", asks=False)
-    verify.add_argument("files", type=Path, nargs="+", help="DSSE envelopes (JSON)")
-    verify.add_argument(
-        "--key", type=Path, required=True, action="append", help="a trusted public key (PEM); repeatable"
-    )
+    _keys(add("keys", "keys:keys", "the unit's own key: where it lives, and whether it signs; and a new one"))
+    _verify(add("verify", "verify:verify", "check results, proofs, checkpoints and verdicts offline", asks=False))
     about = "play a recorded night against a policy, in virtual time"
     _simulate_options(add("simulate", "simulate:simulate", about, asks=False))
     return top

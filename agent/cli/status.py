@@ -111,7 +111,7 @@ def _status_text(data: dict[str, Any]) -> str:
     link = data["link"]
     lines.append(f"link      {_link_text(link)}")
     lines.append(f"outbox    {data['outbox']['pending']} hand-ins wait for a verdict")
-    lines.append(f"ledger    {data['ledger']['size']} leaves, root {data['ledger']['root'][:16]}…")
+    lines += _trust_lines(data)
     earned = data["earnings"]
     lines.append(
         f"earnings  {earned['net']:.6f} {earned['currency']} net ({earned['gross']:.6f} paid, "
@@ -135,6 +135,34 @@ def _accelerator_text(accelerator: dict[str, Any]) -> str:
     missing = accelerator["plans_missing"]
     plans = f"; plans to be built: {missing}" if missing else ""
     return f"{found}{device}, {accelerator['state']}{why}{plans}"
+
+
+def _trust_lines(data: dict[str, Any]) -> list[str]:
+    """What was done, and what may be done."""
+    lines = [f"ledger    {_ledger_text(data['ledger'])}"]
+    if data["catalogue"] is not None:
+        lines.append(f"catalogue {_catalogue_text(data['catalogue'])}")
+    return lines
+
+
+def _catalogue_text(catalogue: dict[str, Any]) -> str:
+    """Until when it is good, and what is wrong with it or with the clock that judges it."""
+    if catalogue["timestamp"] is None:
+        text = "none yet: nothing may run"
+    elif catalogue["expired"]:
+        text = f"expired {local_text(catalogue['expires_at'])}: nothing new is taken on"
+    else:
+        text = f"good until {local_text(catalogue['expires_at'])}, {catalogue['packages']} packages"
+    if catalogue["clock_behind_s"]:
+        text += f"; this computer's clock is at least {catalogue['clock_behind_s']} s behind"
+    return f"{text}; {catalogue['error']}" if catalogue["error"] else text
+
+
+def _ledger_text(ledger: dict[str, Any]) -> str:
+    """How long it is, and how much of it the dispatcher witnessed; or what is wrong with it."""
+    if ledger["dispute"]:
+        return f"{paint('in dispute', 'red')}: {ledger['dispute']}"
+    return f"{ledger['size']} leaves, {ledger['witnessed']} witnessed, root {ledger['root'][:16]}…"
 
 
 def _link_text(link: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 LONGEST_S = 366 * UNITS_S["d"]
 MOST_PRICE = 10
 SOON_S = 600
+REMARK_CHARACTERS = 200
 
 Wrong = argparse.ArgumentTypeError
 
@@ -172,6 +173,13 @@ def wish(text: str) -> str:
     """The name of a standing wish."""
     if text not in WISHES:
         raise Wrong(f"{text!r} is no wish; these are: {', '.join(WISHES)}")
+    return text
+
+
+def remark(text: str) -> str:
+    """A line for people."""
+    if len(text) > REMARK_CHARACTERS or not text.isprintable():
+        raise Wrong(f"a line of at most {REMARK_CHARACTERS} printable characters, please")
     return text
 
 

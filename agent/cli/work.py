@@ -1,10 +1,8 @@
-"""`driveway leases | earnings | ledger | record`: what was worked, what it earned, and the proof of both."""
+"""`driveway leases | earnings | record`: what was worked, what it earned, and a recording of it."""
 
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 from typing import Any
 
 from agent.cli import exits
@@ -65,23 +63,6 @@ def record(options: argparse.Namespace) -> int:
         return exits.FINE
     print(f"{data['file']}: {data['bytes'] / 1e6:.1f} MB. Play it again: driveway simulate {data['file']}")
     return exits.FINE
-
-
-def ledger(options: argparse.Namespace) -> int:
-    """Print the newest leaves of the ledger."""
-    data = _fetch(options, "ledger")
-    if options.json:
-        print_json(data)
-        return exits.FINE
-    rows = [
-        (str(leaf["index"]), leaf["kind"], f"{leaf['job']}/{leaf['epoch']}", _leaf_hash(leaf["leaf"])) for leaf in data
-    ]
-    print(table(("LEAF", "KIND", "LEASE", "LEAF HASH (RFC 9162)"), rows))
-    return exits.FINE
-
-
-def _leaf_hash(leaf: str) -> str:
-    return hashlib.sha256(b"\0" + base64.b64decode(leaf)).hexdigest()
 
 
 def _fetch(options: argparse.Namespace, verb: str) -> Any:

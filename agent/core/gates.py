@@ -134,6 +134,10 @@ class Gates(msgspec.Struct, frozen=True):
         reasons = [reason for gate in self.gates for reason in gate.reasons]
         return tuple(sorted(reasons, key=lambda reason: -SEVERITY[reason.state]))
 
+    def is_open(self, name: str) -> bool:
+        """Whether the gate of this name is open."""
+        return any(gate.name == name and gate.state is GateState.OPEN for gate in self.gates)
+
     @property
     def due_ms(self) -> int:
         """Until then, nothing changes without news."""

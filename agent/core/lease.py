@@ -24,8 +24,8 @@ RESEND_FIRST_MS = 2_000
 RESEND_MAX_MS = 300_000
 HAND_IN_BYTES = 15_300
 """A lease is handed in early rather than outgrow one message of 16 KiB: what follows is a generous estimate."""
-HAND_IN_BASE_BYTES = 3_000
-HAND_IN_SLICE_BYTES = 500
+HAND_IN_BASE_BYTES = 4_300
+HAND_IN_SLICE_BYTES = 560
 """A slice's share of the statement (in base64) and its place in the message, with its answers' digest or without."""
 HAVE_WITH_CREDIT_MAX = 8
 """A hand-in has room to name so many leases and hand-ins; who holds more asks with a request, which names them all."""

@@ -118,6 +118,13 @@ class Outlook(msgspec.Struct, frozen=True):
     budget_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] | None = None
 
 
+class SealedInput(msgspec.Struct, frozen=True):
+    """An input comes sealed (`agent.trust.sealing`): to which of the unit's keys, and the content key under it."""
+
+    keyid: str
+    wrapped_key: bytes
+
+
 class Grant(msgspec.Struct, frozen=True):
     """One leased job, as the signed grant names it. Times are durations: the car's clock counts them down.
 
@@ -149,6 +156,8 @@ class Grant(msgspec.Struct, frozen=True):
     upload_url: str = ""
     """Where answers go that do not fit into a message, by their digest; empty: nowhere, so they have to fit."""
     upload_token: str = ""
+    input_sealed: SealedInput | None = None
+    """How the input is sealed to this unit; None: it comes as it is. `input_*` are of the plaintext either way."""
 
     @property
     def key(self) -> JobKey:
@@ -175,6 +184,8 @@ class SliceOutcome(msgspec.Struct, frozen=True):
     output_sha256: str
     raw_sha256: str
     compute_ms: int
+    raw_form: str = "none"
+    """dtype and shape of one item's raw results, as a statement says them."""
 
 
 class Spent(msgspec.Struct, frozen=True):

@@ -8,9 +8,11 @@ busy: reading and verifying envelopes is limited to a few hundredths of a core, 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -27,7 +29,7 @@ from agent.core.events import (
     PricesSeen,
     VerdictSeen,
 )
-from agent.core.model import Grant, JobKey
+from agent.core.model import Grant, JobKey, SealedInput
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.fleet.flood import FloodGate
@@ -40,11 +42,16 @@ from agent.log import logger
 from agent.ports import Carrier, Clock, Emit
 from agent.printable import printable
 from agent.trust import dsse
+from agent.trust.admission import NotAdmittedError
+from agent.trust.grant import GrantClaims
+from agent.trust.sealing import SealedObject
 
 REQUEST_EXPIRY_S = 60
 HAVE_MAX = 64
 RENEWAL_EXPIRY_S = 60
-VERBS = ("grant", "verdict", "cancel", "config")
+CHECKPOINT_EXPIRY_S = 300
+SEALING_EXPIRY_S = 300
+VERBS = ("grant", "verdict", "cancel", "config", "witness")
 MESSAGES_PER_S, MESSAGE_BURST = 200.0, 256
 """What the link lets through. An honest car hears one or two a second, and after an outage one for each hand-in."""
 CHECKS_PER_S, CHECK_BURST = 50.0, 400.0
@@ -54,6 +61,19 @@ to 0.3 ms more for each of so many bytes of it: one unit, and another for each o
 a twentieth of a slow core, whatever came (measured with eleven kinds of flood)."""
 TOLD_CHARACTERS = 300
 
+
+class GrantGate(Protocol):
+    """Knows whose signature counts, and what may run here: a catalogue's keeper (`agent.catalogue_keeper`)."""
+
+    def verify(self, envelope: bytes, payload_type: str) -> bytes:
+        """The payload of what a dispatcher signed; raises NotAdmittedError."""
+        ...
+
+    def admit(self, claims: GrantClaims, unit: str, job: str, epoch: int) -> None:
+        """Raise NotAdmittedError for a grant that must not be taken."""
+        ...
+
+
 Understood = GrantSeen | VerdictSeen | CancelSeen | PaceSeen | PricesSeen | DemandSeen
 
 
@@ -61,7 +81,9 @@ class Desk:
     """One unit's side of `dw/v1`. Use from the event loop's thread.
 
     It is given what carries its messages by `attach`; that calls `receive`, `link_changed` and `undelivered`, and
-    connects as `link_config` says. `run` names this run of the agent: no two runs have the same, whoever booted.
+    connects as `link_config` says. `on_witness` hears what the
+    dispatcher says of the ledger. `sealing_key` is the envelope that tells of the unit's key for inputs, b"" for none.
+    `run` names this run of the agent: no two runs have the same, whoever booted.
     """
 
     def __init__(
@@ -74,7 +96,12 @@ class Desk:
         orders: Orders,
         emit: Emit,
         clock: Clock,
+        on_witness: Callable[[messages.WitnessMessage], None] = lambda _message: None,
+        gate: GrantGate | None = None,
+        sealing_key: bytes = b"",
     ) -> None:
+        self._gatekeeper, self._sealing_key = gate, sealing_key
+        self._on_witness = on_witness
         self._unit, self._cell, self._up, self._run = unit, cell, f"dw/v1/u/{cell}/{unit}", run
         self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
@@ -122,6 +149,17 @@ class Desk:
         message = messages.Renew(rid=effect.rid, job=job, epoch=epoch, done=effect.done, have=effect.have[:HAVE_MAX])
         return self._publish("renew", messages.encode(message), qos=0, expiry_s=RENEWAL_EXPIRY_S)
 
+    def checkpoint(self, message: messages.CheckpointMessage) -> bool:
+        """Ask the dispatcher to witness the ledger; False when the link cannot take it now."""
+        return self._publish("checkpoint", messages.encode(message), expiry_s=CHECKPOINT_EXPIRY_S)
+
+    def _tell_sealing_key(self) -> None:
+        """To which key inputs may be sealed, where there is one; the dispatcher asks where that got lost."""
+        if self._sealing_key:
+            envelope = msgspec.json.decode(self._sealing_key, type=messages.Envelope)
+            message = messages.SealingKeyMessage(sealing_key=envelope)
+            self._publish("sealing", messages.encode(message), expiry_s=SEALING_EXPIRY_S)
+
     def hand_in(self, verb: str, key: JobKey, body: bytes) -> bool:
         """Publish a result or a yield; False when the link cannot take it now."""
         return self._publish(verb, body, token=str(key))
@@ -148,8 +186,14 @@ class Desk:
             self._emit(event)
 
     def _refuse(self, verb: str, error: MessageError | TrustError) -> None:
-        why = error.refusal if isinstance(error, MessageError) else Refusal.FORGED
-        kind = f"{verb}: {why.value}"
+        match error:
+            case MessageError():
+                why = error.refusal.value
+            case NotAdmittedError():
+                why = error.reason.value
+            case _:
+                why = Refusal.FORGED.value
+        kind = f"{verb}: {why}"
         self.refused[kind] += 1
         if self.refused[kind] == 1:
             logger().warning("message_refused", kind=kind, error=printable(str(error))[:TOLD_CHARACTERS])
@@ -164,15 +208,24 @@ class Desk:
         self._check_flood(len(body))
         match verb:
             case "grant":
-                return self._grant(dsse.verify(body, messages.GRANT_TYPE, self._keys))
+                return self._grant(self._verified(body, messages.GRANT_TYPE))
             case "verdict":
-                return self._verdict(dsse.verify(body, messages.VERDICT_TYPE, self._keys), body)
+                return self._verdict(self._verified(body, messages.VERDICT_TYPE), body)
             case "cancel":
-                return self._cancel(dsse.verify(body, messages.CANCEL_TYPE, self._keys))
+                return self._cancel(self._verified(body, messages.CANCEL_TYPE))
             case "pace":
-                return self._pace(dsse.verify(body, messages.PACE_TYPE, self._keys))
+                return self._pace(self._verified(body, messages.PACE_TYPE))
+            case "witness":
+                self._witness(self._verified(body, messages.WITNESS_TYPE))
+                return None
             case _:
                 return self._order(body)
+
+    def _verified(self, body: bytes, kind: str) -> bytes:
+        """The payload of what the dispatcher signed; raises TrustError. Where there is a gate, it knows the keys."""
+        if self._gatekeeper is not None:
+            return self._gatekeeper.verify(body, kind)
+        return dsse.verify(body, kind, self._keys)
 
     def _check_flood(self, body_bytes: int) -> None:
         """Raises MessageError while more comes than may be looked at; tells once when that is over."""
@@ -189,6 +242,8 @@ class Desk:
     def _grant(self, payload: bytes) -> GrantSeen:
         message = messages.decode(payload, messages.GrantMessage)
         self._check_unit(message.unit)
+        if message.want_sealing_key:
+            self._tell_sealing_key()
         grant = None if message.job is None else self._to_grant(message.job, payload)
         return GrantSeen(at_ms=self._clock.boot_ms(), rid=message.rid, grant=grant, retry_ms=message.retry_s * 1000)
 
@@ -212,7 +267,7 @@ class Desk:
         """The grant that rides on a verdict. One that makes no sense does not take the verdict with it."""
         try:
             return None if job is None else self._to_grant(job, payload)
-        except MessageError as error:
+        except (MessageError, NotAdmittedError) as error:
             self._refuse("grant", error)
             return None
 
@@ -228,25 +283,44 @@ class Desk:
             raise MessageError(f"it names the cell {message.cell!r}, this is {self._cell!r}", Refusal.FOREIGN)
         return self._orders.take_pace(message)
 
+    def _witness(self, payload: bytes) -> None:
+        """The ledger is none of the core's business."""
+        message = messages.decode(payload, messages.WitnessMessage)
+        self._check_unit(message.unit)
+        self._on_witness(message)
+
     def _order(self, body: bytes) -> PricesSeen | DemandSeen | None:
         """The payload's type says which order it is; the signature covers the type."""
         kind = dsse.parse(body).payload_type
         match kind:
             case messages.PRICES_TYPE:
-                prices = messages.decode(dsse.verify(body, kind, self._keys), messages.PricesMessage)
+                prices = messages.decode(self._verified(body, kind), messages.PricesMessage)
                 self._check_unit(prices.unit)
                 return self._orders.prices(prices)
             case messages.DEMAND_TYPE:
-                demand = messages.decode(dsse.verify(body, kind, self._keys), messages.DemandMessage)
+                demand = messages.decode(self._verified(body, kind), messages.DemandMessage)
                 self._check_unit(demand.unit)
                 return self._orders.demand(demand)
             case _:
                 raise MessageError(f"no order is of type {kind[:64]!r}", Refusal.FORGED)
 
     def _to_grant(self, job: messages.JobGrant, payload: bytes) -> Grant:
-        """The core's view of a job; an input that came with it is kept aside."""
+        """The core's view of a job that may run here; an input that came with it is kept aside.
+
+        Raises MessageError, NotAdmittedError.
+        """
         grant = to_grant(job, payload)
-        self.inputs.keep(job.input)
+        if self._gatekeeper is not None:
+            claims = GrantClaims(
+                unit=self._unit,  # as was checked when the message was read
+                nonce=job.nonce,
+                package=job.package.name,
+                package_sha256=job.package.sha256,
+                valid_s=job.ttl_s,
+                renew_s=job.renew_s,
+            )
+            self._gatekeeper.admit(claims, self._unit, job.job, job.epoch)
+        self.inputs.keep(job.input, sealed_object(grant) if grant.input_sealed else None)
         return grant
 
     def _check_unit(self, unit: str) -> None:
@@ -262,6 +336,7 @@ class Desk:
         """The link came up, or went down and says why."""
         if connected:
             self._publish("status", self._status("up"))
+            self._tell_sealing_key()
         elif self._carrier is not None:
             self._carrier.spread(self._orders.pace.spread_ms)
         self._emit(LinkChanged(at_ms=self._clock.boot_ms(), connected=connected, broker=broker, detail=detail))
@@ -298,4 +373,14 @@ def to_grant(job: messages.JobGrant, payload: bytes) -> Grant:
         renew_ms=job.renew_s * 1000,
         upload_url="" if job.upload is None else job.upload.url,
         upload_token="" if job.upload is None else job.upload.token,
+        input_sealed=None if job.input.sealed is None else _sealed(job.input.sealed),
     )
+
+
+def sealed_object(grant: Grant) -> SealedObject:
+    """Which input of which lease it is that comes sealed."""
+    return SealedObject(job=grant.job, epoch=grant.epoch, sha256=grant.input_sha256, length=grant.input_bytes)
+
+
+def _sealed(reference: messages.SealedRef) -> SealedInput:
+    return SealedInput(reference.keyid, base64.b64decode(reference.wrapped_key))

@@ -9,6 +9,7 @@ refused with a reason. Messages are JSON and at most 16 KiB; bulk goes by URL an
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -27,10 +28,12 @@ INLINE_INPUT_BYTES = 4096
 GRANT_TYPE = "application/vnd.driveway.grant+json"
 VERDICT_TYPE = "application/vnd.driveway.verdict+json"
 ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
+TPM_CHALLENGE_TYPE = "application/vnd.driveway.tpm-challenge+json"
 PRICES_TYPE = "application/vnd.driveway.prices+json"
 DEMAND_TYPE = "application/vnd.driveway.demand+json"
 CANCEL_TYPE = "application/vnd.driveway.cancel+json"
 PACE_TYPE = "application/vnd.driveway.pace+json"
+WITNESS_TYPE = "application/vnd.driveway.witness+json"
 
 MAX_PRICE_SLOTS = 256
 """Two days of quarter-hours are 192, and 200 when the clocks go back on one of them; 256 still fit into a message."""
@@ -38,9 +41,9 @@ LONGEST_SLOT_MS = 24 * 3_600_000
 LONGEST_CURVE_MS = 8 * LONGEST_SLOT_MS
 LONGEST_STOP_S = 24 * 3_600
 
-Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$")]
-Sha256OrNone = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9a-f]{64})?$")]
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
+Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$(?!\n)")]
+Sha256OrNone = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^([0-9a-f]{64})?$(?!\n)")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 PriceMicro = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 """Of one item: up to 1,000 units of the currency."""
@@ -153,7 +156,10 @@ class SliceOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished lease: the signed statement, the answers, what else is held, and credit for the next grant."""
+    """A finished lease: the signed statement, the answers, what else is held, and credit for the next grant.
+
+    `session` is the certificate of the session key that signed the statement; without one the unit's own key did.
+    """
 
     v: int = VERSION
     rid: Identifier
@@ -164,6 +170,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     have: tuple[JobKey, ...]
     credit: Count
     outlook: Outlook = Outlook()
+    session: Envelope | None = None
 
 
 class Yield(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +185,28 @@ class Yield(msgspec.Struct, frozen=True, kw_only=True):
     statement: Envelope | None = None
     outputs: tuple[SliceOutput, ...] = ()
     have: tuple[JobKey, ...] = ()
+    session: Envelope | None = None
+
+
+class CheckpointMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The unit's ledger as it is now, to be witnessed: a checkpoint that its own key signed.
+
+    `proof` are the hashes (RFC 9162) which show that it continues the one of `from_size`, the last that was witnessed
+    (0: none was). Sent once in a few dozen leaves, and again until a witness answers.
+    """
+
+    v: int = VERSION
+    rid: Identifier
+    checkpoint: Envelope
+    from_size: Count
+    proof: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=128)] = ()
+
+
+class SealingKeyMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The unit's sealing key, to which inputs may be sealed; its own key signed it. Sent when the link comes up."""
+
+    v: int = VERSION
+    sealing_key: Envelope
 
 
 class PackageRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,20 +216,34 @@ class PackageRef(msgspec.Struct, frozen=True, kw_only=True):
     sha256: Sha256
 
 
+class SealedRef(msgspec.Struct, frozen=True, kw_only=True):
+    """That an input comes sealed to this unit, and to which of its keys (docs/protocol.md).
+
+    `wrapped_key` is HPKE's encapsulated key with the content key behind it, 64 bytes in base64.
+    """
+
+    keyid: Sha256
+    wrapped_key: Annotated[str, msgspec.Meta(min_length=88, max_length=88, pattern=r"^[A-Za-z0-9+/]{86}==$(?!\n)")]
+
+
 class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
-    """An input: where it is, how long it is, and what it must hash to; a small one is here besides, in base64."""
+    """An input: where it is, how long it is, and what it must hash to; a small one is here besides, in base64.
+
+    With `sealed`, what is at `url` and in `body` are the sealed bytes; `sha256` and `bytes` are the plaintext's.
+    """
 
     url: Text
     sha256: Sha256
     bytes: Count
     body: Annotated[str, msgspec.Meta(max_length=4 * INLINE_INPUT_BYTES // 3 + 4)] = ""
+    sealed: SealedRef | None = None
 
 
 class UploadRef(msgspec.Struct, frozen=True, kw_only=True):
     """Where answers go that do not fit into a message: PUT `url`/{sha256} with this bearer token."""
 
     url: Text
-    token: Annotated[str, msgspec.Meta(min_length=16, max_length=128, pattern=r"^[A-Za-z0-9_-]+$")]
+    token: Annotated[str, msgspec.Meta(min_length=16, max_length=128, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
 
 
 class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +255,7 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
 
     job: Identifier
     epoch: Count
-    nonce: Annotated[str, msgspec.Meta(min_length=16, max_length=64, pattern=r"^[0-9a-f]+$")]
+    nonce: Annotated[str, msgspec.Meta(min_length=16, max_length=64, pattern=r"^[0-9a-f]+$(?!\n)")]
     customer: Identifier
     package: PackageRef
     input: ObjectRef
@@ -221,7 +264,7 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
     slices: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=1024)]
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)]
     price_micro_per_item: PriceMicro
-    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$")]
+    currency: Annotated[str, msgspec.Meta(min_length=3, max_length=3, pattern=r"^[A-Z]+$(?!\n)")]
     workload_class: WorkloadClass | None = None
     expected_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     renew_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
@@ -229,13 +272,17 @@ class JobGrant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a grant envelope. No job: ask again in `retry_s`."""
+    """The payload of a grant envelope. No job: ask again in `retry_s`.
+
+    `want_sealing_key`: the dispatcher would seal inputs to this unit and knows no key of it; it is to be told one.
+    """
 
     v: int = VERSION
     rid: Identifier
     unit: Identifier
     job: JobGrant | None = None
     retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
+    want_sealing_key: bool = False
 
 
 class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -287,6 +334,31 @@ class PaceMessage(msgspec.Struct, frozen=True, kw_only=True):
     detail: Remark = ""
 
 
+class LedgerFault(StrEnum):
+    """What the dispatcher holds against a unit's ledger."""
+
+    NONE = ""
+    FORK = "fork"
+    """It shows another past than the one that was witnessed."""
+    ROLLBACK = "rollback"
+    """It is shorter than what was witnessed, and goes on from there."""
+
+
+class WitnessMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a witness: the newest checkpoint of the unit's ledger that the dispatcher has countersigned.
+
+    The envelope of `checkpoint` has two signatures over one payload, the unit's and the dispatcher's; None as long as
+    none was witnessed. A `fault` stands until the operator has looked into it: no work is granted meanwhile.
+    """
+
+    v: int = VERSION
+    rid: Identifier
+    unit: Identifier
+    checkpoint: Envelope | None = None
+    fault: LedgerFault = LedgerFault.NONE
+    detail: Remark = ""
+
+
 class PricesSlot(msgspec.Struct, frozen=True, array_like=True):
     """The price of energy at the plug within [start, end) of wall time, in millionths of the currency per kWh."""
 
@@ -335,23 +407,75 @@ class DemandMessage(msgspec.Struct, frozen=True, kw_only=True):
     detail: Remark = ""
 
 
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the unit's TPM found in a TpmChallenge, and the time by which that was to come back."""
+
+    secret: Base64
+    until_wall_ms: WallMs
+
+
+class TpmProof(msgspec.Struct, frozen=True, kw_only=True):
+    """That a key lives in a TPM (`agent.trust.tpm_enrolment.TpmEvidence`), for a certificate request (PKCS#10, DER).
+
+    Sent twice: without `activation`, which is answered by a TpmChallenge, and with it.
+    """
+
+    request: Base64
+    ek_certificate: Base64
+    ek: Base64
+    ak: Base64
+    key: Base64
+    certification: Base64
+    signature: Base64
+    activation: Activation | None = None
+
+
+class TpmChallenge(msgspec.Struct, frozen=True, kw_only=True):
+    """The dispatcher's signed answer to evidence: a secret that only the TPM with those keys can open."""
+
+    v: int = VERSION
+    unit: Identifier
+    keyid: Sha256
+    blob: Base64
+    encrypted_seed: Base64
+    until_wall_ms: WallMs
+
+
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a unit sends once, inside a DSSE envelope signed by the key it enrols (which proves possession)."""
+    """What a unit sends once, inside a DSSE envelope signed by the key it enrols (which proves possession).
+
+    A key that is said to be in a TPM comes with the proof of it.
+    """
 
     v: int = VERSION
     code: Text
     unit: Identifier
     public_key_pem: Annotated[str, msgspec.Meta(max_length=1024)]
     key_protection: Identifier
+    tpm: TpmProof | None = None
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a unit sends to take a new key: the succession, signed by both keys; and the proof for one in a TPM."""
+
+    v: int = VERSION
+    succession: Envelope
+    tpm: TpmProof | None = None
 
 
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
-    """The dispatcher's signed answer: the unit is known, and its messages go to this cell."""
+    """The dispatcher's signed answer: the unit is known, and its messages go to this cell.
+
+    The key `keyid` is its one key now, of this `epoch`. `endorsement` is what is known of who made the TPM that it is
+    in: `verified EK` (by the maker's certificate) or `unverified EK`; empty for a key that is in none.
+    """
 
     v: int = VERSION
     unit: Identifier
     cell: Identifier
     keyid: Text
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 1
+    endorsement: Text = ""
 
 
 Message = TypeVar(
@@ -365,11 +489,16 @@ Message = TypeVar(
     GrantMessage,
     VerdictMessage,
     CancelMessage,
+    CheckpointMessage,
+    SealingKeyMessage,
+    WitnessMessage,
     PaceMessage,
     PricesMessage,
     DemandMessage,
     Enrolment,
     Enrolled,
+    Rotation,
+    TpmChallenge,
 )
 
 

@@ -27,11 +27,14 @@ import msgspec
 from agent.errors import FleetError
 from agent.fleet.channel import Channel, Cut, PausedError, TransientError
 from agent.fleet.https import CHUNK_BYTES, Answer, Connection
-from agent.fleet.partials import Partial, Partials
+from agent.fleet.partials import Opening, Partial, Partials
 from agent.fleet.retry import Patience, Retry
 from agent.sealed import InputMemory
+from agent.trust.sealing import CHUNK_BYTES as OPENED_BYTES
+from agent.trust.sealing import SEALED_CHUNK_BYTES, SealedObject, SealError
 
 MAX_OBJECT_BYTES = 64 * 1024 * 1024
+MAX_SEALED_BYTES = MAX_OBJECT_BYTES // OPENED_BYTES * SEALED_CHUNK_BYTES
 CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 LINGER_S = 1.0
 """A thread that waits for a name to be resolved cannot be cut; it is left to itself after so long."""
@@ -40,11 +43,21 @@ Result = TypeVar("Result")
 
 
 class ObjectWanted(msgspec.Struct, frozen=True):
-    """What a grant named: where it is, what it must hash to, and how long it is."""
+    """What a grant named: where it is, what it must hash to, and how long it is.
+
+    With `opening` it comes sealed: `length` is that of the sealed bytes, `name` theirs, `sha256` of what is in them.
+    """
 
     url: str
     sha256: str
     length: int
+    name: str = ""
+    opening: Opening | None = None
+
+    @classmethod
+    def sealed(cls, url: str, what: SealedObject, opening: Opening) -> ObjectWanted:
+        """One that comes sealed."""
+        return cls(url, what.sha256, what.sealed_bytes, what.name, opening)
 
     @property
     def shown(self) -> str:
@@ -56,12 +69,11 @@ async def fetch(channel: Channel, partials: Partials, wanted: ObjectWanted, pati
     """The object, sealed; the caller closes it.
 
     Raises FleetError that names the URL and what was wrong (never what the server said), of which PausedError is a cut,
-    also one from before; and WorkerError when there is no memory for it.
+    also one from before; SealError for what does not open; and WorkerError when there is no memory for it.
     """
-    if wanted.length > MAX_OBJECT_BYTES:
-        raise FleetError(
-            f"the object {wanted.shown} is {wanted.length} bytes, more than the {MAX_OBJECT_BYTES} that are fetched"
-        )
+    most = MAX_OBJECT_BYTES if wanted.opening is None else MAX_SEALED_BYTES
+    if wanted.length > most:
+        raise FleetError(f"the object {wanted.shown} is {wanted.length} bytes, more than the {most} that are fetched")
     return await on_thread(channel.cut, lambda: _download(channel, partials, wanted, patience))
 
 
@@ -87,7 +99,7 @@ async def on_thread(cut: Cut, work: Callable[[], Result]) -> Result:
 
 def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patience: Patience) -> InputMemory:
     retry = Retry(patience, channel.cut)
-    with partials.open(wanted.sha256, wanted.length, channel.cut) as partial:
+    with partials.open(wanted.name or wanted.sha256, wanted.length, channel.cut, wanted.opening) as partial:
         retry.reached(partial.received)
         while True:
             try:
@@ -96,6 +108,12 @@ def _download(channel: Channel, partials: Partials, wanted: ObjectWanted, patien
             except TransientError as error:
                 retry.reached(partial.received)
                 retry.wait(error)
+                continue
+            except SealError:
+                if not partial.resumed:
+                    partial.drop()
+                    raise
+                partial.restart()  # a power cut may have spoiled what was here before
                 continue
             found = partial.sha256
             if found == wanted.sha256:

@@ -72,12 +72,21 @@ class StandingDemand(msgspec.Struct, frozen=True):
 class Orders:
     """Takes orders whose signature holds, in the order of their issue. Use from the event loop's thread.
 
-    `trusted` says whether the wall clock can be believed now. `pace` is the newest of the cell's.
+    `trusted` says whether the wall clock can be believed now. `pace` is the newest of the cell's. `on_issued` hears the
+    time of each order that was taken.
     """
 
     def __init__(
-        self, store: StoreThread, clock: Clock, boot: str, trusted: Callable[[], bool], cell: str = "00"
+        self,
+        store: StoreThread,
+        clock: Clock,
+        boot: str,
+        trusted: Callable[[], bool],
+        cell: str = "00",
+        *,
+        on_issued: Callable[[int], None] = lambda _wall_ms: None,
     ) -> None:
+        self._on_issued = on_issued
         self._store, self._clock, self._boot, self._trusted, self._cell = store, clock, boot, trusted, cell
         self.pace = Pace()
         self._issued_ms: dict[str, int] = {}
@@ -182,6 +191,7 @@ class Orders:
             what = f"an old {kind} order (issued {issued_wall_ms}, the newest is {known_ms}): a replay"
             raise MessageError(what, Refusal.REPLAY)
         self._issued_ms[kind] = issued_wall_ms
+        self._on_issued(issued_wall_ms)
         return issued_wall_ms > known_ms
 
     def _keep(self, row: str, value: msgspec.Struct) -> None:

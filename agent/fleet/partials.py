@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,10 @@ from agent.disk import RESERVE_BYTES, has_room
 from agent.fleet.channel import Cut
 from agent.log import logger
 from agent.sealed import InputMemory
+from agent.trust.sealing import Opener, SealError
+
+Opening = Callable[[Callable[[memoryview], None]], Opener]
+"""Begins to open a sealed object anew; what it opens goes to the function."""
 
 MOST_FILES = 4
 MOST_BYTES = 128 * 1024 * 1024
@@ -53,8 +57,10 @@ class Partials:
         """How many objects the disk had no room for, or refused."""
 
     @contextlib.contextmanager
-    def open(self, sha256: str, length: int, cut: Cut) -> Iterator[Partial]:
+    def open(self, sha256: str, length: int, cut: Cut, opening: Opening | None = None) -> Iterator[Partial]:
         """The object as far as it is here. It is kept for the next time unless it is dropped.
+
+        With `opening` it is sealed: `length` is that of the sealed bytes, and `sha256` their name.
 
         Raises PausedError when cut, also while another transfer, which is on its way out, still has its file; and
         WorkerError when there is no memory for it.
@@ -64,7 +70,7 @@ class Partials:
         while not self._turn.acquire(timeout=TURN_S):
             cut.check()
         try:
-            partial = Partial(self, self._folder / f"{sha256}{SUFFIX}", length)
+            partial = Partial(self, self._folder / f"{sha256}{SUFFIX}", length, opening)
             try:
                 partial.take_up(cut)
                 yield partial
@@ -98,14 +104,19 @@ class Partials:
 
 
 class Partial:
-    """One object on its way: `received` bytes have arrived, of which an earlier transfer left `resumed`."""
+    """One object on its way: `received` bytes have arrived, of which an earlier transfer left `resumed`.
 
-    def __init__(self, folder: Partials, path: Path, length: int) -> None:
+    Of a sealed one the disk has the sealed bytes, and memory what they are; what does not open raises SealError.
+    """
+
+    def __init__(self, folder: Partials, path: Path, length: int, opening: Opening | None = None) -> None:
         self._folder, self._path, self._length = folder, path, length
         self._file: BinaryIO | None = None
         self._memory: InputMemory | None = InputMemory()
         self._digest = hashlib.sha256()
-        self.resumed = 0
+        self._opening = opening
+        self._opener = None if opening is None else opening(self._take)
+        self.received = self.resumed = 0
 
     def take_up(self, cut: Cut) -> None:
         """What an earlier transfer left on the disk; raises PausedError when cut, and WorkerError."""
@@ -121,18 +132,15 @@ class Partial:
                 cut.check()
         except OSError as error:
             self._give_up(str(error))
+        except SealError:  # spoiled on the disk, or it never opened
+            self.restart()
         self.resumed = self.received
         if self.resumed > self._length:  # not of this object: its digest is another's
             self.restart()
 
     @property
-    def received(self) -> int:
-        """How many bytes are here."""
-        return 0 if self._memory is None else self._memory.length
-
-    @property
     def sha256(self) -> str:
-        """The digest of what is here."""
+        """The digest of what is here; of a sealed object, of what is in it."""
         return self._digest.hexdigest()
 
     def add(self, data: bytes) -> None:
@@ -151,7 +159,10 @@ class Partial:
         if self._memory is not None:
             self._memory.restart()
         self._digest = hashlib.sha256()
-        self.resumed = 0
+        if self._opener is not None and self._opening is not None:
+            self._opener.close()
+            self._opener = self._opening(self._take)
+        self.received = self.resumed = 0
         if self._file is not None:
             try:
                 self._file.truncate(0)
@@ -161,6 +172,8 @@ class Partial:
     def whole(self) -> InputMemory:
         """All of it is here and right: sealed, and from now on the caller's to close. Its file is dropped."""
         assert self._memory is not None
+        if self._opener is not None:
+            self._opener.finish()
         self._memory.seal()
         memory, self._memory = self._memory, None
         self.drop()
@@ -178,6 +191,8 @@ class Partial:
         """Keep on disk what is there, and nothing in memory."""
         received, memory = self.received, self._memory
         self._memory = None
+        if self._opener is not None:
+            self._opener.close()
         if memory is not None:
             memory.close()
         file, self._file = self._file, None
@@ -193,6 +208,13 @@ class Partial:
             self.drop()
 
     def _keep(self, data: bytes) -> None:
+        if self._opener is None:
+            self._take(data)
+        else:
+            self._opener.add(data)
+        self.received += len(data)
+
+    def _take(self, data: bytes | memoryview) -> None:
         assert self._memory is not None
         self._memory.add(data)
         self._digest.update(data)

@@ -11,24 +11,48 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 SESSION_S = 24 * 3_600
+CREDENTIAL = "credential:"
+
+
+def credential(name: str) -> Path:
+    """Where the service manager has put the credential `name` (systemd.exec, LoadCredential=); raises OSError."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not folder:
+        raise FileNotFoundError(f"credential {name!r}: the service manager gave this process none")
+    if name in {"", ".", ".."} or "/" in name:
+        raise FileNotFoundError(f"{name!r} is no credential's name")
+    return Path(folder) / name
 
 
 class TlsFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Mutual TLS: the private CA that signed the broker, and this unit's certificate and key (PEM files)."""
+    """Mutual TLS: the private CA that signed the broker, and this unit's certificate and key (PEM files).
+
+    A file may be named as `credential:NAME`: what the service manager unsealed for this service under that name.
+    """
 
     ca: str
     certificate: str
     key: str
+
+    def found(self, path: Callable[[str], Path]) -> TlsFiles:
+        """These with their places, a plain name's being what `path` makes of it; raises OSError for a credential."""
+        names = (self.ca, self.certificate, self.key)
+        ca, certificate, key = (
+            str(credential(one.removeprefix(CREDENTIAL)) if one.startswith(CREDENTIAL) else path(one)) for one in names
+        )
+        return TlsFiles(ca=ca, certificate=certificate, key=key)
 
     def context(self) -> ssl.SSLContext:
         """A TLS 1.3 context; raises OSError or ssl.SSLError when a file is missing or wrong."""

@@ -29,6 +29,8 @@ class PlannedShelf:
         self._shelf, self._cache, self._emit, self._clock, self._memory_mb = shelf, cache, emit, clock, memory_mb
         self.platform: wire.Platform | None = None
         """Where plans are for; None while there was no survey, or none that asked for plans."""
+        self.found: wire.Platform | None = None
+        """What the last survey found, whether or not it asked for plans."""
         self._planned: frozenset[str] = frozenset()
         self._missing: tuple[str, ...] = ()
         self._turn = asyncio.Lock()
@@ -40,11 +42,14 @@ class PlannedShelf:
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The packages (SHA-256) that can be run now."""
+        """The packages (SHA-256) that can be run now, for new work."""
+        if not self._shelf.takes_new():
+            return ()
         return tuple(one for one in self._shelf.packages if not self.needs_plans or one in self._planned)
 
     async def surveyed(self, surveyed: wire.Surveyed) -> None:
         """The accelerator was surveyed: from now on plans are for this platform."""
+        self.found = surveyed.platform
         self.platform = surveyed.platform if surveyed.needs_plan and self._cache is not None else None
         await self.refresh()
 

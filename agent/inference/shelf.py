@@ -1,4 +1,5 @@
-"""The packages this unit holds: found on disk, whole, and signed by the publisher the configuration pins.
+"""The packages this unit holds: found on disk, whole, and signed by the publisher the configuration pins, or listed
+in the operator's catalogue where one is configured (`judge`; then the listing is the signature that counts).
 
 A package that is damaged, signed by nobody we know, or whose model no native parser should see (`agent.onnx`), is named
 with its fault and never offered to the dispatcher. The worker checks digests and model again, and the golden vector,
@@ -7,7 +8,7 @@ when it loads one. What is still on its way to the shelf has a name that begins 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -24,9 +25,20 @@ Found = dict[str, Package | str]
 class Shelf:
     """All packages in one directory. What is put there later is found when somebody looks again (`changed`)."""
 
-    def __init__(self, directory: Path, publisher_keys: Mapping[str, EllipticCurvePublicKey]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        publisher_keys: Mapping[str, EllipticCurvePublicKey],
+        judge: Callable[[Package], str] | None = None,
+        takes_new: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.packages: dict[str, Package] = {}
         self.refused: dict[str, str] = {}
+        self.takes_new = takes_new
+        """Whether anything on the shelf may be offered for new work now."""
+        self._judge = judge
+        self._barred: dict[str, Package] = {}
+        """Whole packages that the catalogue does not admit now, by folder."""
         self._directory, self._publisher_keys = directory, publisher_keys
         self._known: set[str] = set()
         self._listed_ns = 0
@@ -53,7 +65,7 @@ class Shelf:
             if path.name in self._known or path.name.startswith(".") or not path.is_dir():
                 continue
             try:
-                package = open_signed(path, self._publisher_keys)
+                package = open_package(path) if self._judge else open_signed(path, self._publisher_keys)
                 check_package_model(package)
                 found[path.name] = package
             except DrivewayError as error:
@@ -69,13 +81,33 @@ class Shelf:
         self._known.update(found)
         for name, package in found.items():
             if isinstance(package, Package):
-                self.packages[package.package_sha256] = package
+                self._put(package)
             else:
                 self.refused[name] = package
+
+    def _put(self, package: Package) -> None:
+        """Offer a whole package, unless the catalogue does not admit it."""
+        why = self._judge(package) if self._judge else ""
+        if why:
+            self._barred[package.path.name] = package
+            self.refused[package.path.name] = why
+        else:
+            self.packages[package.package_sha256] = package
+
+    def judge_again(self) -> None:
+        """The catalogue has changed: what it admits now is offered, and nothing else."""
+        whole = [*self.packages.values(), *self._barred.values()]
+        for name in self._barred:
+            self.refused.pop(name, None)
+        self.packages.clear()
+        self._barred.clear()
+        for package in whole:
+            self._put(package)
 
     def take_off(self, package: Package, detail: str) -> None:
         """Offer a package no more, since the worker refused it; the next start looks at it again."""
         self.packages.pop(package.package_sha256, None)
+        self._barred.pop(package.path.name, None)
         self.refused[package.path.name] = detail
 
     def find(self, sha256: str) -> Package:

@@ -285,9 +285,14 @@ class Station:
             process.condemn(f"it runs on {message.executor}, and {self._limits.executor} is configured")
             return
         self._memory.loaded()
-        manifest = package.manifest
+        manifest, found = package.manifest, self._plans.found
         self._engine = Engine(
-            message.executor, manifest.files[manifest.model], message.kernels_sha256, self._plan_sha256
+            message.executor,
+            manifest.files[manifest.model],
+            message.kernels_sha256,
+            self._plan_sha256,
+            version="" if found is None else found.version,
+            driver="" if found is None else found.driver,
         )
         self._emit(
             WorkerReady(
@@ -313,6 +318,7 @@ class Station:
             output_sha256=message.output_sha256,
             raw_sha256=message.raw_sha256,
             compute_ms=message.compute_ms,
+            raw_form=_raw_form(message),
         )
         self._on_slice(running.key, StoredSlice(outcome, message.output, engine))
 
@@ -330,3 +336,10 @@ class Station:
         self.items_done = 0
         now_ms = self._clock.boot_ms()
         self._emit(WorkerGone(at_ms=now_ms, pid=pid, expected=expected, detail=detail, lost_accelerator=lost))
+
+
+def _raw_form(message: wire.SliceDone) -> str:
+    """Dtype and shape as a statement says them: `float32[60,2]`; no shape was told of several results."""
+    if message.raw_dtype in {"none", "mixed"} or not message.raw_shape:
+        return message.raw_dtype
+    return f"{message.raw_dtype}[{','.join(map(str, message.raw_shape))}]"

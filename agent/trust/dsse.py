@@ -18,7 +18,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -84,8 +84,23 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
 def sign(payload_type: str, payload: bytes, key: SigningKey) -> bytes:
     """A JSON envelope around `payload`, signed by `key`; raises TrustError when it would be too large to verify."""
-    signature = {"keyid": key.keyid, "sig": _to_base64(key.sign(pae(payload_type, payload)))}
-    envelope = {"payload": _to_base64(payload), "payloadType": payload_type, "signatures": [signature]}
+    return wrap(payload_type, payload, (Signature(key.keyid, key.sign(pae(payload_type, payload))),))
+
+
+def add_signature(envelope: bytes, key: SigningKey) -> bytes:
+    """The envelope with another signature over the same payload; raises TrustError. Verify what is in it first."""
+    parsed = parse(envelope)
+    added = Signature(key.keyid, key.sign(pae(parsed.payload_type, parsed.payload)))
+    others = tuple(one for one in parsed.signatures if one.keyid != key.keyid)
+    return wrap(parsed.payload_type, parsed.payload, (*others, added))
+
+
+def wrap(payload_type: str, payload: bytes, signatures: Sequence[Signature]) -> bytes:
+    """A JSON envelope with signatures that were made before; raises TrustError when nobody would look at it."""
+    if len(signatures) > MAX_SIGNATURES:
+        raise TrustError(f"an envelope with {len(signatures)} signatures; at most {MAX_SIGNATURES} are looked at")
+    entries = [{"keyid": one.keyid, "sig": to_base64(one.sig)} for one in signatures]
+    envelope = {"payload": to_base64(payload), "payloadType": payload_type, "signatures": entries}
     body = json.dumps(envelope, separators=(",", ":")).encode("ascii")
     if len(body) > MAX_BYTES:
         raise TrustError(f"an envelope of {len(body)} bytes is larger than the {MAX_BYTES} anybody will verify")
@@ -108,6 +123,14 @@ def verify(envelope: bytes, payload_type: str, keys: Mapping[str, EllipticCurveP
     raise TrustError("no signature on the envelope was made by a trusted key over these bytes")
 
 
+def signers(envelope: bytes, keys: Mapping[str, EllipticCurvePublicKey]) -> set[str]:
+    """The keyids of those of `keys` that signed what is in the envelope; raises TrustError when it is none."""
+    parsed = parse(envelope)
+    message = pae(parsed.payload_type, parsed.payload)
+    trusted = ((one.keyid, keys[one.keyid], one.sig) for one in parsed.signatures if one.keyid in keys)
+    return {keyid for keyid, key, sig in trusted if signature_holds(key, sig, message)}
+
+
 def signature_holds(key: EllipticCurvePublicKey, sig: bytes, message: bytes) -> bool:
     """Whether `sig` is `key`'s DER-encoded ECDSA signature over SHA-256 of `message`."""
     try:
@@ -121,8 +144,7 @@ def parse(envelope: bytes) -> Envelope:
     """Read a JSON envelope without trusting it; raises TrustError. Unknown fields are ignored, as DSSE asks."""
     if len(envelope) > MAX_BYTES:
         raise TrustError(f"an envelope of {len(envelope)} bytes, more than the {MAX_BYTES} that are looked at")
-    marks = len(envelope) - len(envelope.translate(None, _MARKS))
-    if marks > MAX_MARKS:
+    if (marks := count_marks(envelope)) > MAX_MARKS:
         raise TrustError(f"not a DSSE envelope: {marks} brackets, commas, colons and quotes, more than {MAX_MARKS}")
     match strict_json(envelope):
         case {"payload": str(payload), "payloadType": str(payload_type), "signatures": [_, *_] as signatures}:
@@ -131,17 +153,22 @@ def parse(envelope: bytes) -> Envelope:
             raise TrustError("not a DSSE envelope: payload, payloadType or signatures is missing or of another type")
     if len(signatures) > MAX_SIGNATURES:
         raise TrustError(f"an envelope with {len(signatures)} signatures; at most {MAX_SIGNATURES} are looked at")
-    return Envelope(payload_type, _from_base64(payload), tuple(_signature(entry) for entry in signatures))
+    return Envelope(payload_type, from_base64(payload), tuple(_signature(entry) for entry in signatures))
 
 
-def strict_json(body: bytes) -> JsonValue:
+def count_marks(body: bytes) -> int:
+    """How many brackets, commas, colons and quotes there are: about as many values as a parser would make."""
+    return len(body) - len(body.translate(None, _MARKS))
+
+
+def strict_json(body: bytes, max_bytes: int = MAX_BYTES) -> JsonValue:
     """Parse JSON that means the same to every parser; raises TrustError that names the offence.
 
-    Refused: more than 64 KiB, deeper than 16, not UTF-8, floats, NaN, integers beyond 2^53-1, duplicate keys, keys
+    Refused: more than `max_bytes`, deeper than 16, not UTF-8, floats, NaN, integers beyond 2^53-1, duplicate keys, keys
     that differ in case only, keys that are not ASCII, lone surrogates.
     """
-    if len(body) > MAX_BYTES:
-        raise TrustError(f"{len(body)} bytes of JSON, more than the {MAX_BYTES} that are looked at")
+    if len(body) > max_bytes:
+        raise TrustError(f"{len(body)} bytes of JSON, more than the {max_bytes} that are looked at")
     if _depth(body) > MAX_DEPTH:
         raise TrustError(f"JSON nested deeper than {MAX_DEPTH}")
     try:
@@ -166,7 +193,7 @@ def canonical_json(value: JsonValue) -> bytes:
 def _signature(entry: JsonValue) -> Signature:
     match entry:
         case {"keyid": str(keyid), "sig": str(sig)}:
-            return Signature(keyid, _from_base64(sig))
+            return Signature(keyid, from_base64(sig))
         case _:
             raise TrustError("not a DSSE signature: keyid or sig is missing or of another type")
 
@@ -201,17 +228,18 @@ def _no_float(digits: str) -> NoReturn:
     raise TrustError(f"not strict JSON: {digits[:24]} is not an integer")
 
 
-def _to_base64(data: bytes) -> str:
+def to_base64(data: bytes) -> str:
+    """Standard base64."""
     return base64.b64encode(data).decode("ascii")
 
 
-def _from_base64(text: str) -> bytes:
-    """Standard or URL-safe base64, as DSSE allows, in its one canonical spelling."""
+def from_base64(text: str) -> bytes:
+    """Standard or URL-safe base64, as DSSE allows, in its one canonical spelling; raises TrustError."""
     standard = text.replace("-", "+").replace("_", "/")
     try:
         data = base64.b64decode(standard, validate=True)
     except (binascii.Error, ValueError) as error:
         raise TrustError(f"not base64: {error}") from error
-    if _to_base64(data) != standard:
+    if to_base64(data) != standard:
         raise TrustError("not base64 in its canonical spelling")
     return data

@@ -1,11 +1,15 @@
 """Keys: the file key that signs on computers without a TPM or secure element, and reading public keys of others.
 
+Other kinds of key are in `tpm.py` and `pkcs11.py`; `keyring.py` opens the one that the configuration names, and gives
+it a thread of its own. `KeyAbsentError` and its siblings say why a key of any kind does not sign.
+
 A file key is an ECDSA P-256 private key in PEM (PKCS#8), readable by its owner only. It can be copied by whoever is
 root, which is why every statement says `keyProtection: file`. It is created whole or not at all (`keyfile.py`).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from pathlib import Path
 from typing import Self
@@ -26,9 +30,22 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
+from cryptography.hazmat.primitives.serialization import load_der_public_key as load_der
 
 from agent.errors import TrustError
 from agent.trust.keyfile import create_secret, read_secret
+
+
+class KeyAbsentError(TrustError):
+    """The key's hardware, or the key in it, is not there (yet): try again later."""
+
+
+class KeySlowError(TrustError):
+    """The key's hardware did not answer within its time limit: try again later."""
+
+
+class KeyRefusedError(TrustError):
+    """The hardware refuses to be used like this, as with a wrong PIN: trying again makes it worse."""
 
 
 class FileSigner:
@@ -47,10 +64,18 @@ class FileSigner:
         Raises TrustError when others may read the file, or when it is no P-256 private key.
         """
         try:
-            return cls(_load(path))
-        except FileNotFoundError:
+            return cls.open(path)
+        except KeyAbsentError:
             _create(path)
+            return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The key in `path`; raises KeyAbsentError when there is none, else as `open_or_create`."""
+        try:
             return cls(_load(path))
+        except FileNotFoundError as error:
+            raise KeyAbsentError(f"there is no key {path}", hint="restore it or enrol again") from error
 
     def public_key(self) -> EllipticCurvePublicKey:
         """The public key, as a verifier wants it."""
@@ -58,16 +83,24 @@ class FileSigner:
 
     def public_key_pem(self) -> str:
         """The public key as PEM."""
-        return self.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+        return public_pem(self.public_key())
 
     def sign(self, message: bytes) -> bytes:
         """ECDSA P-256 over SHA-256 of `message`, in DER."""
         return self._key.sign(message, ECDSA(SHA256()))
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def keyid(key: EllipticCurvePublicKey) -> str:
     """SHA-256 of the key's SubjectPublicKeyInfo in DER, as hex."""
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def public_pem(key: EllipticCurvePublicKey) -> str:
+    """The public key as PEM."""
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
 
 
 def load_public_key(pem: str) -> EllipticCurvePublicKey:
@@ -76,6 +109,19 @@ def load_public_key(pem: str) -> EllipticCurvePublicKey:
         key = load_pem_public_key(pem.encode("ascii"))
     except (ValueError, TypeError) as error:
         raise TrustError("not a public key in PEM") from error
+    return _p256(key)
+
+
+def load_der_public_key(text: str) -> EllipticCurvePublicKey:
+    """A P-256 public key from its SubjectPublicKeyInfo in DER, base64; raises TrustError for anything else."""
+    try:
+        key = load_der(base64.b64decode(text, validate=True))
+    except (ValueError, TypeError) as error:
+        raise TrustError("not a public key in DER") from error
+    return _p256(key)
+
+
+def _p256(key: object) -> EllipticCurvePublicKey:
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
         raise TrustError("the public key is not ECDSA P-256")
     return key

@@ -2,39 +2,47 @@
 
 The subjects are the slices' outputs; the predicate binds them to the lease that asked for them, to the code and the
 input they came from, and to when, where and at what cost they were computed. Written as canonical JSON (sorted keys,
-compact, ASCII, integers only) so that a statement has one spelling, and signed inside a DSSE envelope of type
-`application/vnd.in-toto+json`.
+compact, ASCII, integers only) so that a statement has one spelling, and signed by a session key
+(`agent.trust.session`) inside a DSSE envelope of type `application/vnd.in-toto+json`.
 
 `parse_statement` accepts what `Statement.to_bytes` can have written, to the byte, and nothing else: a verifier pays on
 this, so a field that is missing, unknown or out of range refuses the whole. A predicate that says more gets a new type.
-The JSON name of a field is its Python name in camelCase.
+docs/attestation.md describes every field.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import TrustError
+from agent.trust import dsse
 from agent.trust.dsse import JsonValue, canonical_json, strict_json
+from agent.trust.records import (
+    Identifier,
+    KeyProtection,
+    Nonce,
+    Sha256,
+    Sha256OrNone,
+    Text,
+    from_json,
+    to_json,
+)
+from agent.trust.session import Certified, verify_session
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://driveway.example/attestation/inference-result/v1"
-MAX_LIST = 1024
-MAX_TEXT = 512
 
-Sha256 = Annotated[str, re.compile(r"[0-9a-f]{64}")]
-Nonce = Annotated[str, re.compile(r"[0-9a-f]{16,64}")]
-Identifier = Annotated[str, re.compile(r"[A-Za-z0-9_-]{1,64}")]
-Text = Annotated[str, re.compile(rf"[^\x00-\x1f]{{0,{MAX_TEXT}}}")]
 Outcome = Annotated[str, re.compile(r"result|yield")]
-KeyProtection = Annotated[str, re.compile(r"tpm|ftpm|pkcs11|file")]
-Sha256OrNone = Annotated[str, re.compile(r"([0-9a-f]{64})?")]
 GateState = Annotated[str, re.compile(r"open|hold|closed")]
+RawForm = Annotated[str, re.compile(r"none|mixed|[a-z0-9]{1,16}(\[(-?[0-9]{1,10}(,-?[0-9]{1,10}){0,7})?\])?")]
+"""`float32[60,2]`: dtype and shape of one item's raw results, -1 where items differ; `mixed` where dtypes do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +73,36 @@ class Agent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """One finished slice: the digests of the answers handed in and of the engine's raw output."""
+    """One finished slice: the digests of the answers handed in and of what left the accelerator, and its form."""
 
     index: int
     items: int
     failed_items: int
     output_sha256: Sha256
     raw_sha256: Sha256
+    raw_form: RawForm
     compute_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What ran the model: the executor and its library's version, the kernels, and the plan that was built on the car.
+
+    `plan_sha256` is empty for an executor that needs no plan.
+    """
+
+    executor: Identifier
+    version: Text
+    plan_sha256: Sha256OrNone
+    kernels_sha256: Sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What computed: the device class, never a serial number, and the executor."""
+    """What it ran on: the device class, never a serial number, and the accelerator driver's version ("": no driver)."""
 
     class_: Text
-    executor: Identifier
+    driver: Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +135,9 @@ class Gate:
 class Statement:
     """The predicate `inference-result/v1`; the in-toto subjects follow from `slices`.
 
-    `plan_sha256` is the engine plan that ran, built on the car; empty for an executor that needs none.
-    `counter` rises strictly with every statement a key signs. `outcome` is `result` or `yield`.
+    `equivalence_class` is the digest of everything that decides which bits an engine makes (`equivalence_class` below).
+    `session` is the number of the session whose key signs this; `log_index` is where it stands in the unit's ledger.
+    `counter` rises strictly with every statement of a key epoch. `outcome` is `result` or `yield`.
     """
 
     outcome: Outcome
@@ -122,16 +145,18 @@ class Statement:
     unit: Identifier
     package: Package
     model_sha256: Sha256
-    plan_sha256: Sha256OrNone
-    kernels_sha256: Sha256
+    engine: Engine
+    device: Device
+    equivalence_class: Sha256
     agent: Agent
     input_sha256: Sha256
     slices: tuple[Slice, ...]
-    device: Device
     times: Times
     energy: Energy
     gate: Gate
     key_protection: KeyProtection
+    session: int
+    log_index: int
     counter: int
 
     def to_bytes(self) -> bytes:
@@ -139,6 +164,42 @@ class Statement:
         body = _spell(self)
         parse_statement(body)
         return body
+
+
+def equivalence_class(model_sha256: str, engine: Engine, device: Device) -> str:
+    """What units have to share for equal inputs to give equal raw results; other units are compared by value.
+
+    Plans are built on each car and differ in their bytes, so the plan is no part of it.
+    """
+    told: dict[str, JsonValue] = {
+        "model": model_sha256,
+        "executor": engine.executor,
+        "version": engine.version,
+        "kernels": engine.kernels_sha256,
+        "device": device.class_,
+        "driver": device.driver,
+    }
+    return hashlib.sha256(canonical_json(told)).hexdigest()
+
+
+def verify_statement(
+    envelope: bytes, certificate: bytes, unit_keys: Mapping[str, EllipticCurvePublicKey]
+) -> tuple[Statement, Certified]:
+    """The statement in `envelope`, signed by the session key that one of the unit's keys certified; and that session.
+
+    Raises TrustError: the certificate, the signature or the statement does not hold, or they do not belong together.
+    """
+    session = verify_session(certificate, unit_keys)
+    said = parse_statement(dsse.verify(envelope, PAYLOAD_TYPE, {session.keyid: session.key}))
+    certified = session.certificate
+    for name, stated, expected in (
+        ("unit", said.unit, certified.unit),
+        ("session", said.session, certified.session),
+        ("keyProtection", said.key_protection, certified.key_protection),
+    ):
+        if stated != expected:
+            raise TrustError(f"statement: {name} is {stated}, and its session's is {expected}")
+    return said, session
 
 
 def parse_statement(body: bytes) -> Statement:
@@ -152,7 +213,7 @@ def parse_statement(body: bytes) -> Statement:
         raise TrustError(f"statement: _type is {kind!a}, expected {STATEMENT_TYPE!r}")
     if predicate_type != PREDICATE_TYPE:
         raise TrustError(f"statement: predicateType is {predicate_type!a}, expected {PREDICATE_TYPE!r}")
-    statement = _from_json(Statement, predicate, "predicate")
+    statement = from_json(Statement, predicate, "predicate")
     _check_whole(statement)
     if _spell(statement) != body:
         raise TrustError("statement: not canonical, an unknown field, or its subjects are not the slices' outputs")
@@ -169,7 +230,7 @@ def _spell(statement: Statement) -> bytes:
             "_type": STATEMENT_TYPE,
             "subject": subjects,
             "predicateType": PREDICATE_TYPE,
-            "predicate": _to_json(statement),
+            "predicate": to_json(statement),
         }
     )
 
@@ -186,73 +247,6 @@ def _check_whole(statement: Statement) -> None:
             )
     if statement.times.finished_boot_ms < statement.times.started_boot_ms:
         raise TrustError("predicate.times: finished before it started")
-
-
-# --- dataclasses to JSON and back, by their field types --------------------------------------------------------
-
-Value = TypeVar("Value")
-
-
-def _to_json(value: Any) -> JsonValue:
-    if is_dataclass(value):
-        return {_camel(field.name): _to_json(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
-        return [_to_json(entry) for entry in value]
-    assert isinstance(value, int | str)
-    return value
-
-
-def _from_json(kind: type[Value], value: JsonValue, where: str) -> Value:
-    """`value` as the dataclass `kind`, with exactly its fields."""
-    if not isinstance(value, dict):
-        raise TrustError(f"{where}: not an object")
-    readers = _readers(kind)  # type: ignore[arg-type]  # every class is hashable
-    names = {_camel(name) for name in readers}
-    for problem, odd in (("missing", names - value.keys()), ("unknown", value.keys() - names)):
-        if odd:
-            raise TrustError(f"{where}: field {min(odd)!a} is {problem}")
-    return kind(**{name: read(value[_camel(name)], f"{where}.{_camel(name)}") for name, read in readers.items()})
-
-
-@functools.cache
-def _readers(kind: type[Any]) -> dict[str, Callable[[JsonValue, str], Any]]:
-    """What reads each field of a dataclass; type hints are slow to resolve, and always the same."""
-    return {name: _reader(hint) for name, hint in get_type_hints(kind, include_extras=True).items()}
-
-
-def _reader(hint: Any) -> Callable[[JsonValue, str], Any]:
-    """What reads a field of type `hint`: a count, a patterned string, a dataclass, or a tuple of dataclasses."""
-    if hint is int:
-        return _count
-    if get_origin(hint) is Annotated:
-        pattern: re.Pattern[str] = get_args(hint)[1]
-        return lambda value, where: _text(value, where, pattern)
-    if get_origin(hint) is tuple:
-        entry = get_args(hint)[0]
-        return lambda value, where: _entries(value, where, entry)
-    return lambda value, where: _from_json(hint, value, where)
-
-
-def _count(value: JsonValue, where: str) -> int:
-    if type(value) is not int or value < 0:
-        raise TrustError(f"{where}: not a whole number from 0 up")
-    return value
-
-
-def _text(value: JsonValue, where: str, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise TrustError(f"{where}: does not have the form {pattern.pattern}")
-    return value
-
-
-def _entries(value: JsonValue, where: str, kind: type[Any]) -> tuple[Any, ...]:
-    if not isinstance(value, list) or len(value) > MAX_LIST:
-        raise TrustError(f"{where}: not a list of at most {MAX_LIST}")
-    return tuple(_from_json(kind, entry, f"{where}[{position}]") for position, entry in enumerate(value))
-
-
-@functools.cache
-def _camel(name: str) -> str:
-    """`ticket_sha256` -> `ticketSha256`; a trailing underscore, which avoids a Python keyword, goes."""
-    head, *tail = name.rstrip("_").split("_")
-    return head + "".join(word.capitalize() for word in tail)
+    expected = equivalence_class(statement.model_sha256, statement.engine, statement.device)
+    if statement.equivalence_class != expected:
+        raise TrustError("predicate.equivalenceClass: not that of model, engine and device")

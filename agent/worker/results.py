@@ -77,11 +77,11 @@ def check_golden(package: Package, answers: Sequence[Answer]) -> None:
     if not expected or len(expected) != len(answers):
         raise PackageError(f"{where}: {len(answers)} answers, expected {len(expected)} (and at least one)")
     for place, (answer, wanted) in enumerate(zip(answers, expected)):  # noqa: B905 - same length, as checked
-        if not _agree(answer.body, wanted, golden.tolerance_permille):
+        if not answers_agree(answer.body, wanted, golden.tolerance_permille):
             raise PackageError(f"{where}: item {place} gave {answer.body}, expected {wanted}")
 
 
-def _agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
+def answers_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
     """Whether an answer, or a part of one, is what was expected."""
     if isinstance(answer, dict) and isinstance(wanted, dict):
         return answer.keys() == wanted.keys() and all(
@@ -98,13 +98,13 @@ def _named_agree(name: str, answer: object, wanted: object, tolerance_permille: 
         return _permille_agree(answer, wanted, tolerance_permille)
     if name == OUTPUTS and isinstance(answer, dict) and isinstance(wanted, dict):  # the names in it are the model's
         return answer.keys() == wanted.keys() and all(
-            _agree(answer[key], wanted[key], tolerance_permille) for key in wanted
+            answers_agree(answer[key], wanted[key], tolerance_permille) for key in wanted
         )
     if name == FINGERPRINT:
         return _fingerprints_agree(answer, wanted, tolerance_permille)
     if name == MASK:
         return _masks_agree(answer, wanted, tolerance_permille)
-    return _agree(answer, wanted, tolerance_permille)
+    return answers_agree(answer, wanted, tolerance_permille)
 
 
 def _permille_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
@@ -131,7 +131,7 @@ def _value_agrees(answer: object, wanted: object, tolerance_permille: int, scale
     if isinstance(answer, float) and isinstance(wanted, float):
         return abs(answer - wanted) * 1000 <= tolerance_permille * scale
     if isinstance(answer, dict):
-        return _agree(answer, wanted, tolerance_permille)
+        return answers_agree(answer, wanted, tolerance_permille)
     return type(answer) is type(wanted) and answer == wanted
 
 

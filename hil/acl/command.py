@@ -11,8 +11,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from agent.fleet.tls import TlsFiles
+from hil.acl.findings import Finding, Outcome, Report
 from hil.acl.guarded import GuardedMosquitto, Member, dynamic_security
-from hil.acl.probe import Finding, Outcome, Report, probe
+from hil.acl.probe import probe
 from hil.acl.target import Target, reachable
 from hil.broker import HOST, EmbeddedBroker, free_port
 from hil.certificates import Authority
@@ -46,8 +48,16 @@ def broker_here(kind: str) -> Iterator[Target]:
         security = dynamic_security([Member(CAR, CELL), Member(VICTIM, CELL)], [DISPATCHER], SHARE_GROUP)
         server = authority.issue("broker")
         with GuardedMosquitto(folder / "broker", free_port(), tls=server, security=security) as guarded:
+            expired = _expired(authority, folder / "expired.pem")
             tls = (authority.issue(CAR), authority.issue(VICTIM), authority.issue(DISPATCHER))
-            yield msgspec.structs.replace(_target(guarded.port), tls=tls)
+            yield msgspec.structs.replace(_target(guarded.port), tls=tls, expired=expired)
+
+
+def _expired(authority: Authority, copy: Path) -> TlsFiles:
+    """A certificate of the car that has run out; the next one issued to it is good."""
+    files = authority.issue(CAR, valid_s=-60.0, from_s=-3_600.0)
+    copy.write_bytes(Path(files.certificate).read_bytes())
+    return msgspec.structs.replace(files, certificate=str(copy))
 
 
 def _target(port: int) -> Target:
@@ -69,8 +79,9 @@ def _print(report: Report) -> None:
         table.add_row(finding.attack, _said(finding), finding.detail)
     console.print(table)
     worked = [one.attack for one in report.findings if not one.held]
+    untried = [one.attack for one in report.findings if one.outcome is Outcome.UNTRIED]
     if not worked:
-        console.print("every attack was stopped")
+        console.print("no attack worked" + (f"; not tried: {', '.join(untried)}" if untried else ""))
     elif report.findings[0].held:
         console.print(f"[red]{len(worked)} of {len(report.findings) - 1} attacks worked[/red]")
     else:

@@ -10,6 +10,7 @@ may connect under another car's id and end that car's session.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import msgspec
 
 from agent.errors import FleetError
 from agent.fleet.tls import TlsFiles
+from hil.asyncapi import CONTRACT, Upward
 from hil.broker import HOST, Mosquitto
 
 PLUGINS = (
@@ -45,6 +47,9 @@ max_queued_messages 100
 plugin {plugin}
 plugin_opt_config_file {security}
 """
+VERBS = tuple(entry.verb for entry in CONTRACT if isinstance(entry.example, Upward))
+"""What a car says. One by one and not as `+`: this broker cannot refuse a retained message for being retained, so a car
+that may invent topics may fill the broker's memory."""
 CLIENT_ID = "use_username_as_clientid true"
 
 
@@ -63,11 +68,16 @@ class Access(msgspec.Struct, frozen=True):
     allow: bool = True
 
 
+def cell_of(unit: str) -> str:
+    """The cell that a unit of this name is enrolled in: known before it enrols, so that it may be let in to do so."""
+    return hashlib.sha256(unit.encode("utf-8")).hexdigest()[:2]
+
+
 def car_access(car: Member) -> list[Access]:
     """What a car may do: publish under its own name, and hear what is for it and for its cell. Nothing else."""
     down, pace = f"dw/v1/d/{car.unit}/+", f"dw/v1/b/{car.cell}/pace"
     return [
-        Access("publishClientSend", f"dw/v1/u/{car.cell}/{car.unit}/+"),
+        *(Access("publishClientSend", f"dw/v1/u/{car.cell}/{car.unit}/{verb}") for verb in VERBS),
         Access("subscribeLiteral", down),
         Access("subscribeLiteral", pace),
         Access("publishClientReceive", down),
@@ -107,13 +117,16 @@ def dynamic_security(cars: Iterable[Member], dispatchers: Sequence[str], share_g
 
 
 class GuardedMosquitto(Mosquitto):
-    """Mosquitto with mutual TLS; `binds_client_id=False` leaves out what ties the client id to the certificate."""
+    """Mosquitto with mutual TLS; `binds_client_id=False` leaves out what ties the client id to the certificate.
+
+    `more` are lines that its configuration has besides.
+    """
 
     def __init__(
-        self, folder: Path, port: int, *, tls: TlsFiles, security: bytes, binds_client_id: bool = True
+        self, folder: Path, port: int, *, tls: TlsFiles, security: bytes, binds_client_id: bool = True, more: str = ""
     ) -> None:
         super().__init__(folder, port)
-        self._tls, self._security, self._binds_client_id = tls, security, binds_client_id
+        self._tls, self._security, self._binds_client_id, self._more = tls, security, binds_client_id, more
 
     @staticmethod
     def plugin() -> Path | None:
@@ -140,7 +153,8 @@ class GuardedMosquitto(Mosquitto):
                 client_id=CLIENT_ID if self._binds_client_id else "",
                 plugin=plugin,
                 security=security,
-            ),
+            )
+            + self._more,
             "utf-8",
         )
         return command

@@ -1,8 +1,8 @@
 """`driveway-hil acl-probe HOST:PORT …`: runs the known attacks of a hostile car against a broker; any that works fails.
 
 It needs two cars' certificates (one plays the attacker, the other the victim) and a dispatcher's, from the broker's own
-CA, and a broker that nobody else uses at the time: a staging one, or a new one before it goes to work. Nothing it sends
-is retained, and all of it carries a mark of its own, so it disturbs nothing that is left there.
+CA, and a broker that nobody else uses at the time: a staging one, or a new one before it goes to work. All that it
+sends carries a mark of its own, and what it leaves there (retained messages, should that work) it takes away again.
 
 What a SUBACK says proves nothing (Mosquitto with `acl_file` grants what it then drops), so each attack is judged by
 what arrives where. First it checks that both cars can do what they should: a broker that lets nobody do anything stops
@@ -15,56 +15,22 @@ client, or a topic of ours.
 
 from __future__ import annotations
 
-import enum
 import secrets
-import ssl
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 
-from agent.fleet.tls import TlsFiles
+from hil.acl.admission import comes_with_an_expired_certificate, comes_without_certificate, speaks_an_old_tls
+from hil.acl.findings import Finding, Outcome, Report
 from hil.acl.target import Target
 from hil.acl.visitor import Visitor
-from hil.certificates import Authority
 
 MESSAGES = 20
 SETTLE_S = 0.3
 """For what no message tells of: that a broker has found a connection gone, or ends one of its own accord."""
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
-
-
-class Outcome(enum.StrEnum):
-    """What became of an attack."""
-
-    STOPPED = "stopped"
-    WORKED = "worked"
-    UNPROVEN = "unproven"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One attack, or the control (`control`), which has to work."""
-
-    attack: str
-    outcome: Outcome
-    detail: str
-    control: bool = False
-
-    @property
-    def held(self) -> bool:
-        """As it should be."""
-        return self.outcome is (Outcome.WORKED if self.control else Outcome.STOPPED)
-
-
-class Report(msgspec.Struct, frozen=True):
-    """All of them; `held` when every attack was stopped and the control worked."""
-
-    broker: str
-    held: bool
-    findings: tuple[Finding, ...]
 
 
 def probe(target: Target) -> Report:
@@ -116,20 +82,6 @@ def _can_hear(target: Target, car: Visitor, dispatcher: Visitor) -> bool:  # noq
 
 
 # --- attacks ------------------------------------------------------------------------------------------------------
-
-
-def comes_without_certificate(target: Target) -> Iterator[Finding]:
-    """No certificate; one of somebody else's CA."""
-    if target.tls is None:
-        yield Finding("no certificate", Outcome.WORKED, "the broker speaks plain text, and asks for none")
-        return
-    real = target.tls[0]
-    bare = ssl.create_default_context(cafile=real.ca)
-    yield _admitted("no certificate", Visitor(target.host, target.port, target.car, bare))
-    with tempfile.TemporaryDirectory() as folder:
-        foreign = Authority(Path(folder)).issue(target.victim)
-        mixed = TlsFiles(ca=real.ca, certificate=foreign.certificate, key=foreign.key)
-        yield _admitted("certificate of a foreign CA", Visitor(target.host, target.port, target.victim, mixed))
 
 
 def takes_anothers_client_id(target: Target) -> Iterator[Finding]:
@@ -283,14 +235,80 @@ def speaks_for_others(target: Target) -> Iterator[Finding]:
         yield _reached(target, "a will in another's name", mark, dispatcher, victim, dispatcher)
 
 
+def strays_into_another_cell(target: Target) -> Iterator[Finding]:
+    """Its own name, and its own key, in a cell that is not its own: the load, and the pace, of others."""
+    cell = "0a" if target.cell != "0a" else "0b"
+    with ExitStack() as stack:
+        dispatcher, victim = _dispatcher(stack, target), stack.enter_context(target.visit(target.victim))
+        _listen(target, victim)
+        with target.visit(target.car) as attacker:
+            mark = _mark()
+            attacker.publish(f"dw/v1/u/{cell}/{target.car}/request", mark)
+            yield _reached(target, "a request in another cell", mark, dispatcher, victim, dispatcher)
+        with target.visit(target.car) as attacker:
+            _listen(target, attacker)
+            attacker.subscribe(f"dw/v1/b/{cell}/pace")
+            mark = _mark()
+            dispatcher.publish(f"dw/v1/b/{cell}/pace", mark)
+            can_hear = _can_hear(target, attacker, dispatcher)
+            name = "listening to another cell's pace"
+            if mark in attacker.heard:
+                yield Finding(name, Outcome.WORKED, f"{target.car} hears it")
+            elif can_hear:
+                yield Finding(name, Outcome.STOPPED, "hears nothing")
+            else:
+                yield Finding(name, Outcome.UNPROVEN, f"{target.car} does not hear the dispatcher")
+
+
+def leaves_messages_behind(target: Target) -> Iterator[Finding]:
+    """Retained messages: they outlive their sender, fill the broker's memory, and reach whoever comes later.
+
+    Who may publish to a topic of its own invention may retain any number of them; that is judged by who hears it now,
+    since brokers differ in whether a share group hears what was retained.
+    """
+    own, invented = target.up(target.car, "status"), target.up(target.car, "probe")
+    pace = f"dw/v1/b/{target.cell}/pace"
+    marks = {topic: _mark() for topic in (own, invented, pace)}
+    with ExitStack() as stack:
+        dispatcher, victim = _dispatcher(stack, target), stack.enter_context(target.visit(target.victim))
+        _listen(target, victim)
+        _retain(target, marks)
+        name = "a retained message on a topic it invents"
+        yield _reached(target, name, marks[invented], dispatcher, victim, dispatcher)
+    with ExitStack() as stack:  # those who come later
+        dispatcher, victim = _dispatcher(stack, target), stack.enter_context(target.visit(target.victim))
+        _listen(target, victim)
+        name = "a retained message under its own name"
+        found = _reached(target, name, marks[own], dispatcher, victim, dispatcher)
+        if found.outcome is Outcome.WORKED:
+            bound = "kept, one for each kind of message; dispatchers hear it again as they hear any old one"
+            found = Finding(name, Outcome.BOUNDED, bound)
+        yield found
+        yield _reached(target, "a retained pace", marks[pace], dispatcher, victim, victim)
+        if marks[pace] in victim.heard:
+            dispatcher.publish(pace, b"", retain=True)
+    _retain(target, {own: b"", invented: b""})
+
+
+def _retain(target: Target, bodies: Mapping[str, bytes]) -> None:
+    """As the attacker; an empty body takes away what was retained."""
+    with target.visit(target.car) as attacker:
+        for topic, body in bodies.items():
+            attacker.publish(topic, body, retain=True)
+
+
 ATTACKS: tuple[Callable[[Target], Iterator[Finding]], ...] = (
     comes_without_certificate,
+    comes_with_an_expired_certificate,
+    speaks_an_old_tls,
     takes_anothers_client_id,
     joins_the_dispatchers,
     listens_to_others,
     reads_the_brokers_own_topics,
     governs_the_broker,
     speaks_for_others,
+    strays_into_another_cell,
+    leaves_messages_behind,
 )
 
 
@@ -298,13 +316,6 @@ def _dispatcher(stack: ExitStack, target: Target) -> Visitor:
     dispatcher = stack.enter_context(target.visit(target.dispatcher))
     dispatcher.subscribe(f"$share/{target.share_group}/dw/v1/u/+/+/+")
     return dispatcher
-
-
-def _admitted(name: str, visitor: Visitor) -> Finding:
-    with visitor:
-        if visitor.connected:
-            return Finding(name, Outcome.WORKED, "admitted")
-    return Finding(name, Outcome.STOPPED, visitor.refusal)
 
 
 def _reached(  # noqa: PLR0917 - the scene

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     share_group: str = "dispatch"
     tls: tuple[TlsFiles, TlsFiles, TlsFiles] | None = None
     """Of the car, the victim and the dispatcher."""
+    expired: TlsFiles | None = None
+    """A certificate of the same CA, of a car, that has run out."""
 
     def up(self, unit: str, verb: str) -> str:
         """A topic of what a car sends."""
@@ -48,11 +51,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def target_from_files(
-    address: tuple[str, int], ca: Path, pairs: tuple[str, str, str], *, cell: str, share_group: str
+    address: tuple[str, int],
+    ca: Path,
+    pairs: tuple[str, str, str],
+    *,
+    cell: str,
+    share_group: str,
+    expired: str | None = None,
 ) -> Target:
-    """The target, from `CERTIFICATE:KEY` of car, victim and dispatcher; raises ConfigError for a file that is none."""
+    """The target, from `CERTIFICATE:KEY` of car, victim and dispatcher, and of a car whose certificate has run out.
+
+    Raises ConfigError for a file that is none, and for an expired certificate that is not.
+    """
     files = tuple(_files(ca, pair) for pair in pairs)
-    names = [_common_name(Path(one.certificate)) for one in files]
+    names = [_common_name(_certificate(one)) for one in files]
     if len(set(names)) != len(names):
         raise ConfigError(f"the certificates name {', '.join(names)}", hint="two different cars and a dispatcher")
     return Target(
@@ -64,6 +76,7 @@ def target_from_files(
         cell=cell,
         share_group=share_group,
         tls=(files[0], files[1], files[2]),
+        expired=None if expired is None else _run_out(_files(ca, expired)),
     )
 
 
@@ -77,15 +90,28 @@ def _files(ca: Path, pair: str) -> TlsFiles:
     return TlsFiles(ca=str(ca), certificate=certificate, key=key)
 
 
-def _common_name(path: Path) -> str:
+def _certificate(files: TlsFiles) -> x509.Certificate:
     try:
-        subject = x509.load_pem_x509_certificate(path.read_bytes()).subject
+        return x509.load_pem_x509_certificate(Path(files.certificate).read_bytes())
     except ValueError as error:
-        raise ConfigError(f"{path} is no certificate in PEM: {error}") from error
-    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        raise ConfigError(f"{files.certificate} is no certificate in PEM: {error}") from error
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if not names:
-        raise ConfigError(f"{path} has no common name", hint="a unit's certificate names it there")
+        raise ConfigError(
+            f"the certificate of {certificate.subject.rfc4514_string()} has no common name",
+            hint="a unit's certificate names it there",
+        )
     return str(names[0].value)
+
+
+def _run_out(files: TlsFiles) -> TlsFiles:
+    ends = _certificate(files).not_valid_after_utc
+    if ends > dt.datetime.now(dt.UTC):
+        raise ConfigError(f"{files.certificate} is good until {ends}", hint="--expired takes one that has run out")
+    return files
 
 
 @contextmanager

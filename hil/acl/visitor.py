@@ -82,9 +82,9 @@ class Visitor:
             return False
         return all(self._granted[mid])
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send one message, QoS 1, and wait until the broker has dealt with it; what it says is not looked at."""
-        sent = self._client.publish(topic, payload, qos=1)
+        sent = self._client.publish(topic, payload, qos=1, retain=retain)
         self._wait(lambda: sent.is_published() or not self.connected, PATIENCE_S)
 
     def hears(self, payload: bytes, *, patience_s: float = PATIENCE_S) -> bool:

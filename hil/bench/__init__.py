@@ -11,6 +11,7 @@ BENCHMARKS = {
     "idle": "what the daemon costs while the car sends 3,000 frames a second",
     "leases": "items a second with a verdict, publishes and CPU a lease, beside Celery",
     "pipeline": "a lease's share of the engine's throughput; time to the first slice, and until a busy worker is gone",
+    "trust": "what keys, statements, commits and long logs cost, and what cheats gain",
     "sim": "simulated car-nights per minute and core",
     "thermal": "work done under the thermal law, against on/off and the ideal cap",
 }

@@ -82,10 +82,12 @@ def _print_table(console: Console, record: RunRecord) -> None:
 
 def _print_next(console: Console, folder: Path, *, keep: bool) -> None:
     """Where to look next."""
-    config = folder / "agent.toml"
+    config, kept = folder / "agent.toml", folder / "attestations"
+    keys = f"--key {kept}/unit.pub"
     lines = [
         f"report        {folder / 'report.html'}",
-        f"attestations  .venv/bin/driveway verify --key {folder}/attestations/unit.pub {folder}/attestations/*.json",
+        f"attestations  .venv/bin/driveway verify {keys} {kept}/*.result.json",
+        f"proofs        .venv/bin/driveway verify {keys} --witness {kept}/dispatcher.pub {kept}/*.proof.json",
     ]
     if keep:
         lines += [f"{verb:<14}.venv/bin/driveway {verb} --config {config}" for verb in ("why", "ledger", "earnings")]

@@ -5,15 +5,18 @@ Attestations are verified by `securesystemslib`, which shares no code with ours.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as VerificationError
-from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined]  # public, though not in its __all__
+from securesystemslib.signer import SSlibKey
 
+from hil.demo.evidence import Evidence
 from hil.dispatcher.view import Attestation, View
 from hil.images import LineImage, accuracy
 from hil.record import Limit, Outcome
@@ -52,14 +55,26 @@ def assess(
 
 
 def independently_verified(attestation: Attestation) -> bool:
-    """Whether securesystemslib accepts the envelope under the unit's enrolled key."""
+    """Whether securesystemslib accepts the envelope under the session key that the unit's enrolled key certified.
+
+    Without a certificate: under the unit's key itself.
+    """
     key = SSlibKey.from_crypto(load_pem_public_key(attestation.public_key_pem.encode()), keyid=attestation.keyid)
-    envelope = Envelope.from_dict(msgspec.json.decode(attestation.envelope))
     try:
-        envelope.verify([key], 1)
+        if attestation.session is not None:
+            key = _certified(attestation.session, key)
+        Envelope.from_dict(msgspec.json.decode(attestation.envelope)).verify([key], 1)
     except VerificationError:
         return False
     return True
+
+
+def _certified(certificate: bytes, unit_key: SSlibKey) -> SSlibKey:
+    """The session key in a certificate that the unit's key signed; raises securesystemslib's errors."""
+    envelope = Envelope.from_dict(msgspec.json.decode(certificate))
+    envelope.verify([unit_key], 1)
+    der = base64.b64decode(msgspec.json.decode(envelope.payload)["publicKey"])
+    return SSlibKey.from_crypto(load_der_public_key(der), keyid=hashlib.sha256(der).hexdigest())
 
 
 def limits(outcome: Outcome, images_expected: int, paid_micro: int) -> list[Limit]:
@@ -107,6 +122,24 @@ def statements_limit(outcome: Outcome, statements: int) -> Limit:
     return _limit(
         "attestations, by the dispatcher and by the car's ledger", str(outcome.attestations), str(statements), held
     )
+
+
+def evidence_limits(evidence: Evidence) -> list[Limit]:
+    """Every result bundle holds by itself, and the witnessed part of the ledger has work in it that can be proven."""
+    return [
+        _limit(
+            "result bundles that `driveway verify` says hold",
+            str(evidence.results_verified),
+            f"all {evidence.results}",
+            0 < evidence.results == evidence.results_verified,
+        ),
+        _limit(
+            "proofs of witnessed statements that hold",
+            str(evidence.proofs_verified),
+            f"all {evidence.proofs}, at least 1",
+            0 < evidence.proofs == evidence.proofs_verified,
+        ),
+    ]
 
 
 def _limit(name: str, value: str, limit: str, held: bool) -> Limit:  # noqa: FBT001 - the verdict itself

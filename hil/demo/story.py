@@ -14,7 +14,6 @@ import select
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,8 +22,9 @@ import structlog
 from agent.clock import SystemClock
 from agent.core.policy import Policy
 from agent.errors import DrivewayError
+from hil.demo.evidence import keep_evidence
 from hil.demo.observer import Observer, Seen
-from hil.demo.outcome import assess, given_back_limit, limits, statements_limit
+from hil.demo.outcome import assess, evidence_limits, given_back_limit, limits, statements_limit
 from hil.demo.screen import Screen
 from hil.dispatcher.view import View
 from hil.images import LineImage, drawn_lines, scanned_lines
@@ -58,11 +58,15 @@ def tell_story(rig: Rig, screen: Screen) -> RunRecord:
         _finish(rig, observer, total)
         status = rig.status()
         leases = rig.ask("earnings", limit=1000)["leases"]
-        statements = sum(leaf["kind"] == "statement" for leaf in rig.ask("ledger", limit=1000))
+        statements = sum(leaf["kind"] == "statement" for leaf in rig.ask("ledger", limit=1000)["leaves"])
     if status is None:
         raise DrivewayError("the daemon stopped answering", hint=f"see {rig.folder}/daemon.log")
+    with View(rig.folder / "dispatcher") as view:
+        evidence = keep_evidence(rig.folder / "attestations", view, rig)
+    told = f"{evidence.results_verified} results and {evidence.proofs_verified} proofs of its ledger hold"
+    observer.tell("rig", f"`driveway verify` says that {told}")
     record = _record(rig, observer, started_at=started_at, jobs=jobs, status=status, leases=leases, vacate_ms=vacate_ms)
-    more = [given_back_limit(leases), statements_limit(record.outcome, statements)]
+    more = [given_back_limit(leases), statements_limit(record.outcome, statements), *evidence_limits(evidence)]
     return msgspec.structs.replace(record, limits=[*record.limits, *more])
 
 
@@ -187,7 +191,6 @@ def _record(
     with View(rig.folder / "dispatcher") as view:
         outcome = assess(view, jobs, status, vacate_ms)
         paid_micro = sum(payout.paid_micro for payout in view.payouts())
-        _keep_attestations(rig.folder / "attestations", view)
         last_job, last_images = jobs[-1]
         answers = [answer.get("text", answer.get("error", "")) for answer in view.answers(last_job)]
         (rig.folder / "line.png").write_bytes(last_images[0].png)
@@ -206,14 +209,6 @@ def _record(
         die_target_c=policy.die_target_c,
         examples=examples[:5] + examples[-7:],
     )
-
-
-def _keep_attestations(folder: Path, view: View) -> None:
-    """Every accepted envelope as a file, and the key, so that anybody can verify them again."""
-    folder.mkdir()
-    for number, attestation in enumerate(view.attestations(), start=1):
-        (folder / f"{number:02d}-{attestation.job}-{attestation.epoch}.dsse.json").write_bytes(attestation.envelope)
-        (folder / "unit.pub").write_text(attestation.public_key_pem, "ascii")
 
 
 def quiet_logs() -> None:

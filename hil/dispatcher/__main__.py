@@ -1,4 +1,4 @@
-"""The dispatcher as a process: `python -m hil.dispatcher --dir DIR --broker HOST:PORT`.
+"""The dispatcher as a process: `python -m hil.dispatcher --dir DIR --broker HOST:PORT [--broker HOST:PORT …]`.
 
 DIR holds its key, its book, the objects, `dispatcher.pub` (what cars trust), `operator.token` (who may read it may give
 orders) and, once cars can talk to it, `ready`. It runs until SIGTERM or SIGINT.
@@ -11,6 +11,8 @@ away. Any of them may be killed at any moment: what it had not answered, cars sa
 
 DIR is its owner's alone, for what is in it admits cars, proves who the dispatcher is and gives orders. Enrolment codes
 and the database's address may come from files, since everybody on a machine can read a command line.
+
+It serves HTTP to its own machine, and to cars where it is told to (`--listen`, see `hil.dispatcher.doors`).
 
 While the database is locked by others, it waits to start, and says so once; a replica that loses it later leaves the
 broker until it is back.
@@ -44,18 +46,23 @@ from agent.fleet.tls import TlsFiles
 from agent.trust.keys import FileSigner
 from hil.dispatcher.book import Book
 from hil.dispatcher.database import ConflictError, Database, DatabaseLostError
+from hil.dispatcher.doors import Doors, add_listening, address, listening
 from hil.dispatcher.endings import MAX_FAILURES
+from hil.dispatcher.enrolling import makers_in
 from hil.dispatcher.jobs_api import JobsApi
-from hil.dispatcher.leases import Places
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.operator_api import OperatorApi
 from hil.dispatcher.orders import TOKEN_FILE, read_order
 from hil.dispatcher.pump import Intake, Outbox, pump
 from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.replication import AdaptiveReplication, NoReplication
+from hil.dispatcher.sealing import SECRET as SEALING_SECRET
+from hil.dispatcher.sealing import InputSealing
 from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.staging import Staging, StillOpen
 from hil.dispatcher.steady_clock import open_steady
+from hil.dispatcher.tolerance import tolerances_in
+from hil.dispatcher.upload_rights import UploadLease
 from hil.dispatcher.web import WebServer
 from hil.secret import write_secret
 
@@ -83,12 +90,15 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     broker: str
     http_url: str
+    """For this machine."""
     http_port: int
+    public_url: str = ""
+    """For cars; they enrol at `{public_url}/enrol`."""
 
 
 def main() -> None:
     """Run until told to end; exit status 1 with one sentence when it cannot start."""
-    arguments = _parse()
+    arguments = parse()
     try:
         folder: Path = arguments.dir / "replicas" / arguments.replica if arguments.replica else arguments.dir
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,15 +108,18 @@ def main() -> None:
         sys.exit(f"dispatcher: {error}")
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+    """What the command line says; exit status 2 for what it may not say."""
     parser = argparse.ArgumentParser(prog="python -m hil.dispatcher", description=__doc__)
     add = parser.add_argument
     add("--dir", type=Path, required=True, help="where everything it knows is kept")
-    add("--broker", type=_address, required=True, metavar="HOST:PORT")
-    add("--http-port", type=int, default=0, help="0 takes any free port (see `ready`)")
+    add("--broker", type=address, action="append", required=True, metavar="HOST:PORT", help="several: tried in order")
+    add("--http-port", type=int, default=0, help="of this machine; 0 takes any free one (see `ready`)")
+    add_listening(parser)
     add("--retry-s", type=int, default=30, help="when to ask again when there is no work")
     add("--enrol-code", action="append", default=[], help="admit one unit with this code")
     add("--enrol-code-file", type=Path, metavar="FILE", help="admit one unit with each code in it, one a line")
+    add("--ek-roots", type=Path, metavar="DIR", help="makers' certificates: a TPM has to be by one (default: by any)")
     add("--database", default="", metavar="URL", help="postgresql://… (default: SQLite in DIR)")
     add("--database-file", type=Path, metavar="FILE", help="a file with that URL, which may hold a password")
     add("--replica", default="", metavar="NAME", help="one of several: keeps `ready` in DIR/replicas/NAME")
@@ -116,6 +129,8 @@ def _parse() -> argparse.Namespace:
     add("--ramp-per-s", type=float, default=RAMP_PER_S, help="idle cars of a cell that may start a second; 0: any")
     add("--max-failures", type=int, default=MAX_FAILURES, help="failed leases in a row until a job is dead")
     add("--replicate", action="store_true", help="have some jobs done twice, by two units, and compare")
+    add("--seal-inputs", action="store_true", help="seal every input to its car, not only where a job asks for it")
+    add("--packages", type=Path, metavar="FOLDER", help="packages whose tolerances are known: compare by value")
     add("--keepalive-s", type=int, default=KEEPALIVE_S, help="to the broker")
     add("--reconnect-max-s", type=float, default=RECONNECT_MAX_S, help="the longest wait between two attempts")
     for name in ("ca", "certificate", "key"):
@@ -135,13 +150,6 @@ def _is_name(text: str) -> bool:
     return (len(text) <= 64 and text.replace("-", "").replace("_", "").isalnum()) or not text
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
-
-
 def _open(arguments: argparse.Namespace) -> Database:
     """The database that was asked for; raises StoreError, and ConfigError for a file that cannot be read."""
     url = arguments.database or " ".join(_lines(arguments.database_file))
@@ -155,7 +163,15 @@ def _open(arguments: argparse.Namespace) -> Database:
 def _prepare(arguments: argparse.Namespace, database: Database) -> tuple[Book, str]:
     """The book, with the codes that are to be in it, and the share group's name. Raises as `_open` does."""
     replication = AdaptiveReplication() if arguments.replicate else NoReplication()
-    book = Book(database, replication=replication, max_failures=arguments.max_failures)
+    known = {} if arguments.packages is None else tolerances_in(arguments.packages)
+    objects = Objects(arguments.objects or arguments.dir / "objects")
+    book = Book(
+        database,
+        replication=replication,
+        tolerances=known.get,
+        read_object=objects.read,
+        max_failures=arguments.max_failures,
+    )
     for code in arguments.enrol_code + _lines(arguments.enrol_code_file):
         book.units.add_code(code)
     return book, arguments.share_group or book.secret("share_group")
@@ -187,15 +203,33 @@ async def _when_free(call: Callable[[], T], ended: asyncio.Event) -> T | None:
     return None
 
 
+def _told_to_end(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    return ended
+
+
+async def _open_book(arguments: argparse.Namespace, ended: asyncio.Event) -> tuple[Book, str] | None:
+    """The book and the share group's name, once the database is free; None if told to end. Raises as `_open` does."""
+    database = await _when_free(partial(_open, arguments), ended)
+    if database is None:
+        return None
+    with contextlib.ExitStack() as undo:
+        undo.callback(database.close)
+        prepared = await _when_free(partial(_prepare, arguments, database), ended)
+        if prepared is not None:
+            undo.pop_all()
+    return prepared
+
+
 async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
-    ready_file = folder / "ready"
+    ready_file, cars = folder / "ready", listening(arguments)
     ready_file.unlink(missing_ok=True)
     key = FileSigner.open_or_create(arguments.key or arguments.dir / "dispatcher.key")
     (arguments.dir / "dispatcher.pub").write_text(key.public_key_pem(), "ascii")
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+    ended = _told_to_end(loop)
     owner = ThreadPoolExecutor(1, thread_name_prefix="book")
 
     def on_book(question: Callable[[Book], T]) -> T:
@@ -208,39 +242,48 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         log.info("link", connected=connected, broker=broker, detail=detail)
         if connected:
             owner.submit(dispatcher.republish)
-            _write_ready(ready_file, broker, web)
+            _write_ready(ready_file, broker, doors)
 
-    database = await _when_free(partial(_open, arguments), ended)
-    if database is None:
+    ek_roots = [] if arguments.ek_roots is None else makers_in(arguments.ek_roots)
+    prepared = await _open_book(arguments, ended)
+    if prepared is None:
         return
-    with contextlib.ExitStack() as undo:
-        undo.callback(database.close)
-        prepared = await _when_free(partial(_prepare, arguments, database), ended)
-        if prepared is None:
-            return
-        undo.pop_all()
     book, group = prepared
-    objects, token = Objects(arguments.objects or arguments.dir / "objects"), _operator_token(folder)
+    sealing = InputSealing(book.secret(SEALING_SECRET), every=arguments.seal_inputs)
+    objects, token = Objects(arguments.objects or arguments.dir / "objects", sealing), _operator_token(folder)
     staging = Staging(objects)
-    jobs, operator = JobsApi(objects, on_book, token), OperatorApi(on_dispatcher, token)
-    web = WebServer(
+    jobs, operator = JobsApi(objects, on_book, token, key), OperatorApi(on_dispatcher, token)
+
+    def enrol(envelope: bytes) -> bytes:
+        return on_dispatcher(lambda it: it.enrol(envelope))
+
+    def rotate(body: bytes) -> bytes:
+        return on_dispatcher(lambda it: it.rotate(body))
+
+    def may_upload(bearer: str) -> UploadLease | None:
+        return on_book(lambda it: it.upload_rights.of(bearer))
+
+    inner = WebServer(
         arguments.http_port,
         objects,
-        lambda envelope: on_dispatcher(lambda it: it.enrol(envelope)),
+        enrol,
         lambda unit, kind, body: on_dispatcher(lambda it: encode(it.order(unit, read_order(kind, body)))),
         token,
         more=lambda request: jobs(request) or operator(request),
-        may_upload=lambda bearer: on_book(lambda it: it.upload_rights.of(bearer)),
+        may_upload=may_upload,
+        rotate=rotate,
     )
+    doors = Doors(inner, cars, objects, enrol, may_upload, rotate=rotate)
     outbox, intake = Outbox(loop), Intake(loop.time)
     dispatcher = Dispatcher(
         book,
         key,
         publish=outbox.put,
-        places=Places(object_url=web.object_url, upload_url=web.upload_url, small=objects.small),
+        places=doors.places,
         retry_s=arguments.retry_s,
         brought=staging,
         ramp=Ramp(arguments.ramp_per_s),
+        ek_roots=ek_roots,
     )
     link = Link(
         _link_config(arguments, group),
@@ -249,7 +292,7 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         on_undelivered=outbox.undelivered,
     )
     outbox.link = link
-    web.start()
+    doors.start()
     link.start()
     pumping = loop.create_task(pump(dispatcher, intake, outbox, owner, link))
     sweeping = loop.create_task(_sweep(staging, lambda leases: on_book(lambda it: it.upload_rights.still_open(leases))))
@@ -262,7 +305,7 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         sweeping.cancel()
         _forget_ready(ready_file)
         await link.close()
-        await asyncio.to_thread(web.close)
+        await asyncio.to_thread(doors.close)
         await asyncio.to_thread(owner.shutdown)
         book.close()
         log.info("ended", **dispatcher.counts, dropped=dict(intake.dropped + outbox.dropped))
@@ -293,7 +336,7 @@ def _link_config(arguments: argparse.Namespace, group: str) -> LinkConfig:
     if arguments.tls_ca:
         tls = TlsFiles(ca=arguments.tls_ca, certificate=arguments.tls_certificate, key=arguments.tls_key)
     return LinkConfig(
-        brokers=(arguments.broker,),
+        brokers=tuple(arguments.broker),
         client_id=f"dispatcher-{arguments.replica[:32] or 'x'}-{secrets.token_hex(4)}",
         filters=(f"$share/{group}/dw/v1/u/+/+/+",),
         tls=tls,
@@ -312,8 +355,9 @@ def _operator_token(folder: Path) -> str:
     return token
 
 
-def _write_ready(path: Path, broker: str, web: WebServer) -> None:
-    ready = Ready(pid=os.getpid(), broker=broker, http_url=web.url, http_port=int(web.url.rpartition(":")[2]))
+def _write_ready(path: Path, broker: str, doors: Doors) -> None:
+    port = int(doors.url.rpartition(":")[2])
+    ready = Ready(pid=os.getpid(), broker=broker, http_url=doors.url, http_port=port, public_url=doors.public_url)
     temporary = path.with_suffix(f".{os.getpid()}.part")
     temporary.write_bytes(msgspec.json.encode(ready))
     temporary.replace(path)

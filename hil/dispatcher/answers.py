@@ -21,6 +21,7 @@ from agent.fleet.messages import (
     PACE_TYPE,
     PRICES_TYPE,
     VERDICT_TYPE,
+    WITNESS_TYPE,
     CancelMessage,
     Count,
     GrantMessage,
@@ -29,6 +30,7 @@ from agent.fleet.messages import (
     PaceMessage,
     PricesMessage,
     VerdictMessage,
+    WitnessMessage,
     encode,
 )
 from agent.ports import Signer
@@ -40,6 +42,7 @@ from hil.dispatcher.orders import Order
 
 VERDICT_EXPIRY_S = 300
 NO_WORK_EXPIRY_S = 60
+WITNESS_EXPIRY_S = 300
 ORDER_EXPIRY_S = 300
 """A broker need not keep an order longer: it is sent again when the unit's link comes up."""
 
@@ -79,6 +82,11 @@ class Answers:
         """The answer to a hand-in, with the next grant where there is one."""
         topic, job = f"dw/v1/d/{message.unit}/verdict", message.next_grant
         self._add(topic, VERDICT_TYPE, encode(message), VERDICT_EXPIRY_S, message.verdict.value, job=job)
+
+    def witness(self, message: WitnessMessage) -> None:
+        """What is witnessed of a unit's ledger, and what stands against it."""
+        topic, counts_as = f"dw/v1/d/{message.unit}/witness", "in_dispute" if message.fault else "witnessed"
+        self._add(topic, WITNESS_TYPE, encode(message), WITNESS_EXPIRY_S, counts_as)
 
     def cancel(self, message: CancelMessage) -> None:
         """A lease is to be given back."""

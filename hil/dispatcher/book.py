@@ -11,7 +11,7 @@ How leases are given out is in `hil.dispatcher.leases`, how they end without a r
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -22,14 +22,19 @@ from agent.core.model import JobKey, Outlook, Verdict, YieldReason
 from agent.errors import FleetError
 from agent.fleet.messages import JobGrant
 from agent.trust.statement import Statement
+from hil.dispatcher.copies import Checking, Copies, ReadObject, Tolerances
 from hil.dispatcher.database import Database, Row, SqliteDatabase
 from hil.dispatcher.endings import EXPIRED_AT_ONCE, MAX_FAILURES
 from hil.dispatcher.judge import Accepted, Lease
 from hil.dispatcher.leases import Holding, Leases, Places, job_grant, longest_ms
+from hil.dispatcher.ledgers import Ledgers
 from hil.dispatcher.orders import Orders
 from hil.dispatcher.paces import Paces
+from hil.dispatcher.pay import HoldBack, Pay
 from hil.dispatcher.rates import Rates
-from hil.dispatcher.replication import Comparator, Copies, NoReplication, Replication, SameDigest
+from hil.dispatcher.replication import ByClassOrValue, Comparator, NoReplication, Replication
+from hil.dispatcher.sealing import SealingKeyBook
+from hil.dispatcher.sessions import Sessions, UsedSession
 from hil.dispatcher.submissions import Submissions
 from hil.dispatcher.tickets import MOST_KEPT, Tickets
 from hil.dispatcher.units import Unit, Units
@@ -38,14 +43,19 @@ from hil.dispatcher.upload_rights import UploadRights
 MOST_MICRO = 10**12
 """What a verdict can say that was paid: a million units of the currency."""
 EXPIRE_EVERY_MS = 1_000
+RELEASE_EVERY_MS = 60_000
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may run a job, and when: an executor or device class of "" is any; more priority comes first."""
+    """Who may run a job, and when: an executor or device class of "" is any; more priority comes first.
+
+    `sealed`: only a unit that its input can be sealed to.
+    """
 
     executor: str = ""
     device_class: str = ""
     priority: int = 0
+    sealed: bool = False
 
 
 class HandedIn(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +80,10 @@ class Book:
         *,
         replication: Replication | None = None,
         comparator: Comparator | None = None,
+        tolerances: Tolerances = lambda _package_sha256: None,
+        read_object: ReadObject = lambda _sha256: None,
+        has_referee: bool = False,
+        hold_back: HoldBack | None = None,
         max_failures: int = MAX_FAILURES,
     ) -> None:
         self.database = database
@@ -78,11 +92,21 @@ class Book:
         self.orders = Orders(database)
         self.paces = Paces(database)
         self.upload_rights = UploadRights(database)
+        self.ledgers, self._sessions = Ledgers(database), Sessions(database)
         self._rates, self._tickets = Rates(database), Tickets(database)
         self.leases = Leases(database, self.units, self._rates, self._tickets, max_failures=max_failures)
         self.submissions = Submissions(database)
-        self._copies = Copies(database, replication or NoReplication(), comparator or SameDigest())
-        self._expired_ms = 0
+        self.sealing_keys = SealingKeyBook(database)
+        checking = Checking(
+            replication=replication or NoReplication(),
+            comparator=comparator or ByClassOrValue(),
+            tolerances=tolerances,
+            read_object=read_object,
+            has_referee=has_referee,
+        )
+        self._pay = Pay(database, hold_back or HoldBack())
+        self.copies = Copies(database, checking, self._pay, lambda: self.secret("audit_draw"))
+        self._expired_ms, self._released_ms = 0, 0
 
     @classmethod
     def open(cls, folder: Path, now_ms: Callable[[], int]) -> Self:
@@ -105,6 +129,16 @@ class Book:
         with self.database.transaction():
             if self.leases.expire(now_ms) < EXPIRED_AT_ONCE:
                 self._expired_ms = now_ms
+        if not 0 <= now_ms - self._released_ms < RELEASE_EVERY_MS:
+            with self.database.transaction():
+                self._pay.release_aged(now_ms)
+            self._released_ms = now_ms
+
+    def know(self, job: str, answers: Mapping[int, bytes]) -> None:
+        """What is right for slices of a job, known beforehand or computed by the operator (see `Copies.know`)."""
+        now_ms = self.now_ms()
+        with self.database.transaction():
+            self.copies.know(job, answers, now_ms)
 
     def secret(self, name: str) -> str:
         """A random word that all who share this database agree on, made when it is first asked for."""
@@ -128,12 +162,14 @@ class Book:
         if job.price_micro_per_item * job.items > MOST_MICRO:
             raise FleetError(f"the job {job.job} may cost more than a verdict can say", hint="cut it into smaller jobs")
         wanted = terms or Terms()
+        sealed = self.sealing_keys.must_seal(job.input.sha256, wanted=wanted.sealed)
         self.database.execute(
             "INSERT INTO jobs (job, seq, customer, package, package_sha256, input_sha256, input_bytes, items,"
             " slice_items, price_micro_per_item, currency, ttl_s, workload_class, executor, device_class, priority,"
-            " estimate_us_per_item) VALUES (:job, (SELECT coalesce(max(seq), 0) + 1 FROM jobs), :customer, :package,"
-            " :package_sha256, :input_sha256, :input_bytes, :items, :slice_items, :price, :currency, :ttl_s, :class,"
-            " :executor, :device_class, :priority, :estimate)",
+            " estimate_us_per_item, sealed) VALUES"
+            " (:job, (SELECT coalesce(max(seq), 0) + 1 FROM jobs), :customer, :package, :package_sha256, :input_sha256,"
+            " :input_bytes, :items, :slice_items, :price, :currency, :ttl_s, :class, :executor, :device_class,"
+            " :priority, :estimate, :sealed)",
             **{
                 "job": job.job,
                 "customer": job.customer,
@@ -150,6 +186,7 @@ class Book:
                 "executor": wanted.executor,
                 "device_class": wanted.device_class,
                 "priority": wanted.priority,
+                "sealed": int(sealed),
                 "estimate": job.expected_s * 1_000_000 // job.items,
             },
         )
@@ -177,8 +214,11 @@ class Book:
             job = self.leases.renew(unit.unit, key, done, now_ms)
             return None if job is None else self._as_granted(job, now_ms, places)
 
-    def _as_granted(self, job: Row, now_ms: int, places: Places) -> JobGrant:
-        return job_grant(job, self.leases.missing(job)[: job["granted_slices"]], now_ms, places)
+    def _as_granted(self, job: Row, now_ms: int, places: Places) -> JobGrant | None:
+        """None for a lease from before its input had to be sealed, whose unit has no key."""
+        slices = self.leases.missing(job)[: job["granted_slices"]]
+        seal_to = None if places.sealing is None else self.sealing_keys.of(job["holder"])
+        return None if job["sealed"] and seal_to is None else job_grant(job, slices, now_ms, places, seal_to)
 
     def record_ticket(self, key: JobKey, sha256: str) -> None:
         """Note the digest of a signed payload that carries this grant. Call it before the payload is sent."""
@@ -236,12 +276,16 @@ class Book:
             replica_of=row["replica_of"],
         )
 
-    def counter_is_new(self, keyid: str, counter: int) -> bool:
-        """Whether no accepted statement of this key has this counter."""
+    def statement_with(self, keyid: str, counter: int) -> bytes | None:
+        """The envelope of the accepted statement of this unit's key with this counter; None: there is none."""
         row = self.database.row(
-            "SELECT counter FROM handins WHERE keyid = :keyid AND counter = :counter", keyid=keyid, counter=counter
+            "SELECT envelope FROM handins WHERE keyid = :keyid AND counter = :counter", keyid=keyid, counter=counter
         )
-        return row is None
+        return None if row is None else bytes(row["envelope"])
+
+    def session(self, keyid: str, number: int) -> UsedSession | None:
+        """The session of this number that this unit's key certified, as it came first; None: there was none."""
+        return self._sessions.of(keyid, number)
 
     def settle(
         self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str, *, forgive: bool = True
@@ -256,14 +300,18 @@ class Book:
         paid_micro = sum(paid_by_slice.values())
         done = len(paid_by_slice) == lease.left_over
         statement = accepted.statement
+        raw_sha256 = {entry.index: entry.raw_sha256 for entry in statement.slices}
         now_ms = self.now_ms()
         with self.database.transaction():
             if not self._end_lease(lease, "done" if done else "free", progress=bool(paid_by_slice)):
                 return None
+            if accepted.session is not None:
+                self._sessions.note(accepted.keyid, accepted.session)
             self.database.execute(
-                "INSERT INTO handins (job, epoch, unit, verdict, statement_sha256, paid_micro, micro_wh, at_ms, keyid,"
-                " counter, envelope) VALUES (:job, :epoch, :unit, 'settled', :statement, :paid, :micro_wh, :now,"
-                " :keyid, :counter, :envelope)",
+                "INSERT INTO handins (job, epoch, unit, verdict, statement_sha256, paid_micro, micro_wh, at_ms,"
+                " equivalence_class, items, compute_ms, session, keyid, counter, envelope) VALUES (:job, :epoch, :unit,"
+                " 'settled', :statement, :paid, :micro_wh, :now, :class, :items, :compute_ms, :session, :keyid,"
+                " :counter, :envelope)",
                 job=lease.key.job,
                 epoch=lease.key.epoch,
                 unit=lease.unit,
@@ -271,13 +319,18 @@ class Book:
                 paid=paid_micro,
                 micro_wh=statement.energy.micro_wh,
                 now=now_ms,
+                session=None if accepted.session is None else accepted.session.number,
                 keyid=accepted.keyid,
                 counter=statement.counter,
                 envelope=accepted.envelope,
+                items=sum(entry.items for entry in statement.slices),
+                compute_ms=sum(entry.compute_ms for entry in statement.slices),
+                **{"class": statement.equivalence_class},
             )
+            self.copies.note_class(unit.unit, lease.package_sha256, statement.equivalence_class)
             self.database.many(
-                "INSERT INTO results (job, slice, epoch, items, failed_items, paid_micro, output_sha256, body)"
-                " VALUES (:job, :slice, :epoch, :items, :failed, :paid, :sha256, :body)",
+                "INSERT INTO results (job, slice, epoch, items, failed_items, raw_sha256, paid_micro, output_sha256,"
+                " body) VALUES (:job, :slice, :epoch, :items, :failed, :raw, :paid, :sha256, :body)",
                 [
                     {
                         "job": lease.key.job,
@@ -288,6 +341,7 @@ class Book:
                         "paid": paid_by_slice[entry.index],
                         "sha256": entry.output_sha256,
                         "body": entry.body,
+                        "raw": raw_sha256[entry.index],
                     }
                     for entry in accepted.slices
                 ],
@@ -296,7 +350,7 @@ class Book:
             if forgive:
                 self.units.note_settled(unit)
             if done:
-                self._copies.on_done(lease.key.job, lease.replica_of, now_ms)
+                self.copies.on_done(lease.key.job, lease.replica_of, now_ms)
             self.database.on_commit(partial(self._note_rate, lease, unit, statement))
         return paid_micro
 

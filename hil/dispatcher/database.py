@@ -187,7 +187,7 @@ class SqliteDatabase(Database):
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _keep_private(folder)
-            self._connection = _connect(str(folder / FILE))
+            self._connection = connect(str(folder / FILE))
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
@@ -252,7 +252,7 @@ class SqliteReader(SqliteDatabase):
     def __init__(self, folder: Path) -> None:
         Database.__init__(self)
         try:
-            self._connection = _connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro")
+            self._connection = connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro")
             self._connection.execute("SELECT count(*) FROM jobs").fetchone()
         except sqlite3.Error as error:
             raise StoreError(f"cannot read the dispatcher's book in {folder}: {error}") from error
@@ -269,7 +269,7 @@ def check_version(database: Database, where: str) -> None:
         raise _other_version(where)
 
 
-def _connect(name: str) -> sqlite3.Connection:
+def connect(name: str) -> sqlite3.Connection:
     """The thread that opens it need not be the one that uses it; the caller sees to it that there is one at a time."""
     connection = sqlite3.connect(
         name,

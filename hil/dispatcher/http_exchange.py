@@ -13,11 +13,13 @@ import io
 import math
 import secrets
 import socket
+import ssl
 import sys
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ import msgspec
 import structlog
 
 from agent.errors import DrivewayError
+from hil.dispatcher.server_tls import ServerTls
 
 CLIENT_TIMEOUT_S = 10.0
 """For the next bytes of a request, or for a client to take some of an answer."""
@@ -109,21 +112,34 @@ class Exchange(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each client, of which any may leave in the middle: cars do."""
+    """A thread for each client, of which any may leave in the middle: cars do. Over TLS where there is `tls`."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], handler: type[Exchange], max_clients: int = MAX_CLIENTS) -> None:
-        self._room = threading.BoundedSemaphore(max_clients)
+    def __init__(
+        self,
+        address: tuple[str, int],
+        handler: type[Exchange],
+        max_clients: int = MAX_CLIENTS,
+        tls: ServerTls | None = None,
+    ) -> None:
+        self._room, self._tls = threading.BoundedSemaphore(max_clients), tls
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        """Take the port, and ask no name server what this machine is called, as the standard library would."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin a thread, or say that there are too many."""
         if not self._room.acquire(blocking=False):
             with contextlib.suppress(OSError):
                 request.setblocking(False)
-                request.send(BUSY)
+                if self._tls is None:
+                    request.send(BUSY)
             self.shutdown_request(request)
             return
         try:
@@ -139,10 +155,21 @@ class Server(ThreadingHTTPServer):
         finally:
             self._room.release()
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve one client, after its handshake: on its own thread, since it may take its time."""
+        if self._tls is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(CLIENT_TIMEOUT_S)
+        with self._tls.now().wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+            with contextlib.suppress(OSError):
+                secured.shutdown(socket.SHUT_WR)
+
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the standard library's
         """A client that is gone is no news; a bug is."""
         error = sys.exception()
-        if not isinstance(error, (ConnectionError, TimeoutError)):
+        if not isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError)):
             structlog.get_logger("dispatcher").error("web_failed", error=repr(error))
 
 

@@ -5,6 +5,8 @@
     GET  /jobs/{job}                        a JobReport
     GET  /jobs/{job}/results                the settled slices, a list of SliceResult
     GET  /jobs/{job}/results/{slice}        that slice's answers: a JSON array, one an item
+    GET  /jobs/{job}/verdict?first=N        what the dispatcher signs about slices N and up to 127 more of a job that is
+                                            over: a DSSE envelope (`hil.dispatcher.job_verdict`)
     GET  /submissions/{submission}?first=N  up to 256 of its jobs from number N on: a SubmissionPage
 
 All with the operator's token (`Authorization: Bearer …`). A job is named by whoever puts it up
@@ -34,7 +36,8 @@ import msgspec
 from agent.core.policy import WorkloadClass
 from agent.errors import DrivewayError, StoreError
 from agent.fleet.messages import MAX_MESSAGE_BYTES, Count, Identifier, ObjectRef, PackageRef, Sha256
-from hil.dispatcher.book import Book
+from agent.trust.dsse import SigningKey
+from hil.dispatcher.book import Book, Terms
 from hil.dispatcher.database import ConflictError
 from hil.dispatcher.http_exchange import (
     BULK_S,
@@ -47,6 +50,7 @@ from hil.dispatcher.http_exchange import (
     refuse,
     send,
 )
+from hil.dispatcher.job_verdict import read_job_verdict, sign_job_verdict
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submissions import PAGE_JOBS, JobProgress, SliceResult, job_name
 from hil.dispatcher.submit import job_grant
@@ -61,6 +65,7 @@ OBJECT = re.compile(r"/objects/([0-9a-f]{64})")
 JOB = re.compile(rf"/jobs/({JOB_NAME.pattern})")
 RESULTS = re.compile(rf"/jobs/({JOB_NAME.pattern})/results")
 SLICE = re.compile(rf"/jobs/({JOB_NAME.pattern})/results/(0|[1-9][0-9]{{0,6}})")
+VERDICT = re.compile(rf"/jobs/({JOB_NAME.pattern})/verdict")
 SUBMISSION = re.compile(r"/submissions/([a-z0-9]{4,32})")
 
 T = TypeVar("T")
@@ -84,7 +89,8 @@ class InputRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class JobOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator asks for: these items through this package, in slices, for a price.
 
-    The price is in millionths of `currency` for each item that is answered; a lease of it lasts `ttl_s`.
+    The price is in millionths of `currency` for each item that is answered; a lease of it lasts `ttl_s`. With `sealed`
+    its input leaves the dispatcher only encrypted to the unit that has the lease.
     """
 
     job: Annotated[str, msgspec.Meta(pattern=f"^{JOB_NAME.pattern}$")]
@@ -97,6 +103,7 @@ class JobOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     currency: str
     ttl_s: int
     workload_class: WorkloadClass | None = None
+    sealed: bool = False
 
 
 class JobTaken(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,8 +138,9 @@ class Answer(msgspec.Struct, frozen=True):
 class JobsApi:
     """Give it to `hil.dispatcher.web.WebServer` as `more`; called on its threads."""
 
-    def __init__(self, objects: Objects, on_book: OnBook, token: str) -> None:
-        self._objects, self._on_book, self._token = objects, on_book, token
+    def __init__(self, objects: Objects, on_book: OnBook, token: str, key: SigningKey) -> None:
+        """`key` is the dispatcher's, which may be used on any thread."""
+        self._objects, self._on_book, self._token, self._key = objects, on_book, token, key
 
     def __call__(self, request: Exchange) -> bool:
         """Answer a request for one of the resources above; False for any other, of which nothing has been read."""
@@ -164,6 +172,7 @@ class JobsApi:
             ("GET", JOB, lambda found: self._job(found[1])),
             ("GET", RESULTS, lambda found: self._results(found[1])),
             ("GET", SLICE, lambda found: self._answers(found[1], int(found[4]))),
+            ("GET", VERDICT, lambda found: self._verdict(found[1], query)),
             ("GET", SUBMISSION, lambda found: self._submission(found[1], query)),
         )
         for method, pattern, work in routes:
@@ -194,6 +203,11 @@ class JobsApi:
             temporary.unlink(missing_ok=True)
         return Answer(HTTPStatus.CREATED, b"{}")
 
+    def _seal(self, sha256: str) -> None:
+        if self._objects.sealing is None:
+            raise RequestError(HTTPStatus.BAD_REQUEST, "this dispatcher seals no inputs")
+        self._objects.only_sealed(sha256)
+
     def _take(self, request: Exchange) -> Answer:
         body = read_body(request, MAX_MESSAGE_BYTES)
         try:
@@ -205,6 +219,8 @@ class JobsApi:
             raise RequestError(HTTPStatus.BAD_REQUEST, "the job's input was not put to /objects before")
         if _items_of(path) != order.items:
             raise RequestError(HTTPStatus.BAD_REQUEST, f"the input is not a msgpack array of {order.items} items")
+        if order.sealed:
+            self._seal(order.input.sha256)
         grant = job_grant(
             job=order.job,
             customer=order.customer,
@@ -222,7 +238,7 @@ class JobsApi:
             there = book.submissions.progress((order.job,))
             if not there:
                 try:
-                    book.add_job(grant)
+                    book.add_job(grant, Terms(sealed=order.sealed))
                 except ConflictError:  # another replica, or the same request twice
                     there = book.submissions.progress((order.job,))
             if there and not _same(there[0], order):
@@ -260,17 +276,29 @@ class JobsApi:
             raise RequestError(HTTPStatus.NOT_FOUND, f"the answers of slice {index} of {job} are gone")
         return Answer(HTTPStatus.OK, path.read_bytes())
 
+    def _verdict(self, job: str, query: str) -> Answer:
+        first = _first(query, "a slice")
+        verdict = self._on_book(lambda book: read_job_verdict(book.database, job, first))
+        if verdict is None:
+            raise RequestError(HTTPStatus.NOT_FOUND, f"there is nothing to be said of {job} from slice {first} on")
+        return Answer(HTTPStatus.OK, sign_job_verdict(verdict, self._key))
+
     def _submission(self, submission: str, query: str) -> Answer:
-        first = parse_qs(query).get("first", ["0"])[-1]
-        if not re.fullmatch(r"[0-9]{1,7}", first) or int(first) > MAX_JOBS:
-            raise RequestError(HTTPStatus.BAD_REQUEST, "first is not the number of a job")
-        numbers = range(int(first), int(first) + PAGE_JOBS)
+        first = _first(query, "a job")
+        numbers = range(first, first + PAGE_JOBS)
         names = tuple(job_name(submission, number) for number in numbers)
         jobs = self._on_book(lambda book: book.submissions.progress(names))
         if not jobs:
             raise RequestError(HTTPStatus.NOT_FOUND, f"there is no job of {submission} from number {first} on")
-        page = SubmissionPage(submission=submission, first=int(first), jobs=tuple(jobs))
+        page = SubmissionPage(submission=submission, first=first, jobs=tuple(jobs))
         return Answer(HTTPStatus.OK, msgspec.json.encode(page))
+
+
+def _first(query: str, what: str) -> int:
+    first = parse_qs(query).get("first", ["0"])[-1]
+    if not re.fullmatch(r"[0-9]{1,7}", first) or int(first) > MAX_JOBS:
+        raise RequestError(HTTPStatus.BAD_REQUEST, f"first is not the number of {what}")
+    return int(first)
 
 
 def _only(book: Book, job: str) -> JobProgress:

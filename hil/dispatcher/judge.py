@@ -5,8 +5,12 @@
   `later`, and an honest unit's own copy still counts.
 * `MisstatementError`: the unit itself signed, for this very lease, something that is wrong. That is final: `bad`.
 
-A counter has to be new for the key, not higher than the last one seen: hand-ins may overtake each other on the way, and
-arriving late is not a crime. Two different statements with one counter are.
+A statement is signed by a session key, whose certificate by the unit's key comes with it; without a certificate, by the
+unit's key itself. A certificate that does not hold, or is not this unit's, proves nothing.
+
+A counter has to be new for the unit's key, not higher than the last one seen: hand-ins may overtake each other on the
+way, and arriving late is not a crime. Two different statements with one counter are, and two keys for one session:
+either shows that the unit's ledger has two pasts (`ContradictionError`), which is more than this lease's affair.
 
 Answers are in the message, or were uploaded before; until they are all there the answer is `later`, too. What was
 uploaded is not read here: its digest was compared and its answers were counted when it came.
@@ -16,22 +20,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.core.model import HandInKind, JobKey
 from agent.errors import TrustError
 from agent.fleet.messages import Envelope, SliceOutput, UploadedObject
 from agent.trust import dsse
-from agent.trust.keys import load_public_key
+from agent.trust.session import verify_session
 from agent.trust.statement import PAYLOAD_TYPE, Slice, Statement, parse_statement
 from hil.dispatcher.item_errors import count_failed
+from hil.dispatcher.sessions import UsedSession
 from hil.dispatcher.staging import Upload
-from hil.dispatcher.units import Unit
+from hil.dispatcher.units import Unit, UnitKey, verified_by
 
 MAX_POWER_W = 2000
 """More than any inference computer in a car draws; a lease that claims more was not measured."""
@@ -53,6 +58,26 @@ class MissingUploadError(UnprovenError):
 
 class MisstatementError(TrustError):
     """The unit signed something wrong about this lease."""
+
+
+class ContradictionError(MisstatementError):
+    """The unit's key signed two things that cannot be of one ledger; `evidence` are their envelopes."""
+
+    def __init__(self, what: str, evidence: tuple[bytes, bytes]) -> None:
+        super().__init__(what)
+        self.evidence = evidence
+
+
+class SaidBefore(Protocol):
+    """What units' keys have said before (`hil.dispatcher.book.Book`)."""
+
+    def statement_with(self, keyid: str, counter: int) -> bytes | None:
+        """The envelope of the accepted statement of this key with this counter."""
+        ...
+
+    def session(self, keyid: str, number: int) -> UsedSession | None:
+        """The session of this number that this key certified, as it came first."""
+        ...
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +117,7 @@ class HandIn(msgspec.Struct, frozen=True, kw_only=True):
     kind: HandInKind
     statement: Envelope
     outputs: tuple[SliceOutput, ...]
+    session: Envelope | None = None
 
 
 class AcceptedSlice(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,12 +131,25 @@ class AcceptedSlice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A hand-in that holds, with the envelope that proves it."""
+    """A hand-in that holds, with what proves it: the envelope, and the session whose key signed it.
+
+    `keyid` is the unit's own key: it certified the session, or (no session) signed the statement.
+    """
 
     statement: Statement
     slices: tuple[AcceptedSlice, ...]
     keyid: str
     envelope: bytes
+    session: UsedSession | None = None
+
+
+class _Signed(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement whose signature holds."""
+
+    statement: Statement
+    keyid: str
+    envelope: bytes
+    session: UsedSession | None
 
 
 def judge(
@@ -118,42 +157,85 @@ def judge(
     lease: Lease,
     unit: Unit,
     *,
-    counter_is_new: Callable[[str, int], bool],
+    keys: Mapping[str, UnitKey],
+    before: SaidBefore,
     uploaded: Callable[[str], Upload | None],
 ) -> Accepted:
     """The hand-in, verified; raises UnprovenError or MisstatementError with the reason.
 
-    `uploaded` says what the lease has brought under a digest, None where it is not there.
+    `keys` are the unit's (`Units.keys_of`), `before` is what they said before, and `uploaded` says what the lease has
+    brought under a digest, None where it is not there.
     """
-    envelope = msgspec.json.encode(hand_in.statement)
-    statement = _authentic(envelope, hand_in.kind, lease, unit)
-    _check_bindings(statement, lease, unit)
+    signed = _authentic(hand_in, lease, unit, keys)
+    statement = signed.statement
+    _check_bindings(signed, lease, keys[signed.keyid])
     _check_slices(statement.slices, lease)
     _check_plausible(statement, lease)
-    if not counter_is_new(unit.keyid, statement.counter):
-        raise MisstatementError(f"counter {statement.counter} was used in another statement of this key")
+    _check_said_before(signed, before)
     return Accepted(
         statement=statement,
         slices=_answers(hand_in.outputs, statement.slices, uploaded),
-        keyid=unit.keyid,
-        envelope=envelope,
+        keyid=signed.keyid,
+        envelope=signed.envelope,
+        session=signed.session,
     )
 
 
-def _authentic(envelope: bytes, kind: HandInKind, lease: Lease, unit: Unit) -> Statement:
+def _authentic(hand_in: HandIn, lease: Lease, unit: Unit, keys: Mapping[str, UnitKey]) -> _Signed:
     """The statement, if this unit signed it for this lease."""
-    key = _public_key(unit.public_key_pem)
     try:
-        statement = parse_statement(dsse.verify(envelope, PAYLOAD_TYPE, {unit.keyid: key}))
+        signed = _signed(hand_in, unit, keys)
     except TrustError as error:
         raise UnprovenError(error.what) from error
+    statement = signed.statement
     about = (statement.lease.job, statement.lease.epoch, statement.unit, statement.outcome)
-    if about != (lease.key.job, lease.key.epoch, unit.unit, kind.value):
+    if about != (lease.key.job, lease.key.epoch, unit.unit, hand_in.kind.value):
         raise UnprovenError("the statement is about another lease, unit or outcome than the message around it")
-    return statement
+    return signed
 
 
-def _check_bindings(statement: Statement, lease: Lease, unit: Unit) -> None:
+def _signed(hand_in: HandIn, unit: Unit, keys: Mapping[str, UnitKey]) -> _Signed:
+    """The statement, signed by a key of the unit, or by one that such a key certified; raises TrustError."""
+    envelope = msgspec.json.encode(hand_in.statement)
+    if hand_in.session is None:
+        keyid, body = verified_by(keys, partial(dsse.verify, envelope, PAYLOAD_TYPE))
+        _check_overlap(keys[keyid])
+        return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=None)
+    certificate = msgspec.json.encode(hand_in.session)
+    keyid, session = verified_by(keys, partial(verify_session, certificate))
+    said, own = session.certificate, keys[keyid]
+    _check_overlap(own, said.session)
+    if (said.unit, said.key_epoch, said.key_protection) != (unit.unit, own.epoch, own.protection):
+        of = f"unit {said.unit} in key epoch {said.key_epoch} with a key in {said.key_protection}"
+        raise UnprovenError(f"the session's certificate is of {of}, which is not this unit's")
+    body = dsse.verify(envelope, PAYLOAD_TYPE, {session.keyid: session.key})
+    used = UsedSession(said.session, session.keyid, certificate)
+    return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=used)
+
+
+def _check_overlap(key: UnitKey, session: int = 0) -> None:
+    """A key that handed over counts for a while, for the sessions that it had certified; raises UnprovenError."""
+    if key.is_over:
+        raise UnprovenError(f"the unit's key of epoch {key.epoch} handed over to the next, and its overlap is over")
+    if key.last_session is not None and session > key.last_session:
+        what = f"session {session} was certified by the unit's key of epoch {key.epoch} after it had handed over"
+        raise UnprovenError(f"{what} (its last session is {key.last_session})")
+
+
+def _check_said_before(signed: _Signed, before: SaidBefore) -> None:
+    counter, session = signed.statement.counter, signed.session
+    earlier = before.statement_with(signed.keyid, counter)
+    if earlier is not None:
+        what = f"counter {counter} was used in another statement of this key"
+        raise ContradictionError(what, (earlier, signed.envelope))
+    known = None if session is None else before.session(signed.keyid, session.number)
+    if session is not None and known is not None and known.keyid != session.keyid:
+        what = f"session {session.number} was certified for another key"
+        raise ContradictionError(what, (known.certificate, session.certificate))
+
+
+def _check_bindings(signed: _Signed, lease: Lease, key: UnitKey) -> None:
+    statement = signed.statement
     if statement.lease.ticket_sha256 not in lease.tickets:
         if lease.tickets_dropped:
             raise UnprovenError("ticketSha256 is not among the grants that are remembered of this lease")
@@ -163,7 +245,8 @@ def _check_bindings(statement: Statement, lease: Lease, unit: Unit) -> None:
         ("package", statement.package.name, lease.package),
         ("package digest", statement.package.sha256, lease.package_sha256),
         ("input digest", statement.input_sha256, lease.input_sha256),
-        ("keyProtection", statement.key_protection, unit.key_protection),
+        ("keyProtection", statement.key_protection, key.protection),
+        ("session", statement.session, statement.session if signed.session is None else signed.session.number),
     ):
         if said != granted:
             raise MisstatementError(f"{name} is {said}, expected {granted}")
@@ -268,9 +351,3 @@ def _from_base64(output: SliceOutput) -> bytes:
         return base64.b64decode(output.body, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UnprovenError(f"the output of slice {output.index} is not base64") from error
-
-
-@functools.lru_cache(maxsize=4096)
-def _public_key(pem: str) -> EllipticCurvePublicKey:
-    """Parsing a key costs a fifth of using it, and a unit keeps its own."""
-    return load_public_key(pem)

@@ -13,7 +13,6 @@ when two different requests do not name it: requests are not signed, and an old 
 
 from __future__ import annotations
 
-import base64
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -22,10 +21,12 @@ from functools import partial
 import msgspec
 
 from agent.core.model import JobKey, Outlook
-from agent.fleet.messages import INLINE_INPUT_BYTES, JobGrant, ObjectRef, PackageRef, UploadRef
+from agent.fleet.messages import JobGrant, PackageRef, UploadRef
 from hil.dispatcher.database import Database, Row
 from hil.dispatcher.endings import MAX_FAILURES, Endings
+from hil.dispatcher.inputs import input_ref
 from hil.dispatcher.rates import TRY_EVERY_MS, Rates
+from hil.dispatcher.sealing import InputSealing, KnownKey
 from hil.dispatcher.tickets import Tickets
 from hil.dispatcher.units import Unit, Units
 
@@ -46,18 +47,18 @@ LOST_AFTER_MS = 10_000
 RIDS_KEPT = 8
 UNITS_KEPT = 10_000
 NO_LIMIT = 2**62
-INLINE_SLICES = 256
-"""More slices than these are a list too long to leave room for an input in a message of 16 KiB."""
 
 
 class Places(msgspec.Struct, frozen=True, kw_only=True):
     """Where cars fetch an object and bring their answers; no `upload_url`: answers have to fit into messages.
 
-    `small` gives an object that may travel inside its grant; it is asked for no other.
+    `small` gives an object that may travel inside its grant; it is asked for no other. Without `sealing` no input can
+    be sealed, and no job that asks for it is granted.
     """
 
     object_url: Callable[[str], str]
     upload_url: str = ""
+    sealing: InputSealing | None = None
     small: Callable[[str], bytes | None] = lambda _sha256: None
 
 
@@ -211,14 +212,25 @@ class Leases(Endings):
         return (
             f"{held} AND (:any_class = 1 OR {taken})"  # noqa: S608 - constants of ours
             " AND executor IN ('', :executor) AND jobs.device_class IN ('', :device_class)"
+            " AND (jobs.sealed = 0 OR EXISTS (SELECT 1 FROM sealing_keys WHERE sealing_keys.unit = :unit))"
             " AND NOT EXISTS (SELECT 1 FROM refusals WHERE refusals.unit = :unit AND until_ms > :now"
             " AND what IN (jobs.package_sha256, jobs.job))"
         )
 
     @staticmethod
     def _not_its_own() -> str:
-        """SQL: the job is no copy of one that the unit worked on itself."""
-        return "NOT EXISTS (SELECT 1 FROM handins WHERE handins.job = jobs.replica_of AND handins.unit = :unit)"
+        """SQL: the job is no copy of one that the unit worked on itself, nor another copy of what it has copied.
+
+        And where only units of one class can check each other, the unit is known to be of it.
+        """
+        return (
+            "(replica_of IS NULL OR NOT EXISTS (SELECT 1 FROM handins JOIN jobs AS mine ON mine.job = handins.job"
+            " WHERE handins.unit = :unit AND mine.job != jobs.job"
+            " AND (mine.job = jobs.replica_of OR mine.replica_of = jobs.replica_of))"
+            " AND (jobs.equivalence_class = '' OR EXISTS (SELECT 1 FROM unit_classes WHERE unit_classes.unit = :unit"
+            " AND unit_classes.package_sha256 = jobs.package_sha256"
+            " AND unit_classes.equivalence_class = jobs.equivalence_class)))"
+        )
 
     def _lease(self, job: Row, unit: Unit, fit_us: int, now_ms: int) -> Row | None:
         """Compare-and-set: FREE becomes LEASED with the next epoch."""
@@ -334,8 +346,10 @@ def longest_ms(ttl_s: int) -> int:
     return 1000 * ttl_s + (RENEWED_LONGEST_MS if renew_s(ttl_s) else 0)
 
 
-def job_grant(job: Row, slices: tuple[int, ...], now_ms: int, places: Places) -> JobGrant:
-    """The lease of `slices` as a signed payload carries it.
+def job_grant(
+    job: Row, slices: tuple[int, ...], now_ms: int, places: Places, seal_to: KnownKey | None = None
+) -> JobGrant:
+    """The lease of `slices` as a signed payload carries it. Raises StoreError for one that cannot be sealed and must.
 
     `ttl_s` counts from now on, so a unit that counts from when it asked always stops first.
     """
@@ -345,7 +359,7 @@ def job_grant(job: Row, slices: tuple[int, ...], now_ms: int, places: Places) ->
         nonce=job["nonce"],
         customer=job["customer"],
         package=PackageRef(name=job["package"], sha256=job["package_sha256"]),
-        input=input_ref(job, slices, places),
+        input=input_ref(job, slices, places, seal_to),
         items=job["items"],
         slice_items=job["slice_items"],
         slices=slices,
@@ -357,15 +371,6 @@ def job_grant(job: Row, slices: tuple[int, ...], now_ms: int, places: Places) ->
         renew_s=renew_s(job["ttl_s"]),
         upload=UploadRef(url=places.upload_url, token=job["upload_token"]) if places.upload_url else None,
     )
-
-
-def input_ref(job: Row, slices: tuple[int, ...], places: Places) -> ObjectRef:
-    """The lease's input, in the grant itself where both it and the list of slices are short."""
-    sha256, length = job["input_sha256"], job["input_bytes"]
-    short = length <= INLINE_INPUT_BYTES and len(slices) <= INLINE_SLICES
-    body = places.small(sha256) if short else None
-    inside = "" if body is None else base64.b64encode(body).decode("ascii")
-    return ObjectRef(url=places.object_url(sha256), sha256=sha256, bytes=length, body=inside)
 
 
 def _takes(unit: Unit, workload_class: str) -> bool:

@@ -13,15 +13,18 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from hil.dispatcher.sealing import InputSealing
+
 SMALL_KEPT = 256
 SHA256 = re.compile(r"[0-9a-f]{64}")
+ONLY_SEALED = ".sealed"
 
 
 class Objects:
-    """A folder of immutable objects."""
+    """A folder of immutable objects. With `sealing`, inputs leave sealed to whom they are for, where that is wanted."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sealing: InputSealing | None = None) -> None:
+        self.folder, self.sealing = folder, sealing
         self._small: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,20 +51,33 @@ class Objects:
             (self.folder / name).hardlink_to(file)
             sync_folder(self.folder)
 
+    def only_sealed(self, name: str) -> None:
+        """From now on the object leaves in no other way: not even whoever knows its digest is given it."""
+        (self.folder / f"{name}{ONLY_SEALED}").touch()
+        sync_folder(self.folder)
+
+    def is_only_sealed(self, name: str) -> bool:
+        """Whether `only_sealed` was said of it."""
+        return bool(SHA256.fullmatch(name)) and (self.folder / f"{name}{ONLY_SEALED}").exists()
+
     def small(self, name: str) -> bytes | None:
         """An object that a message carries; the newest few are kept in memory, since jobs often share an input."""
         with self._lock:
             if name in self._small:
                 self._small.move_to_end(name)
                 return self._small[name]
-        path = self.path(name)
-        body = None if path is None else path.read_bytes()
+        body = self.read(name)
         if body is not None:
             with self._lock:
                 self._small[name] = body
                 while len(self._small) > SMALL_KEPT:
                     self._small.popitem(last=False)
         return body
+
+    def read(self, name: str) -> bytes | None:
+        """The object's bytes; None when there is none."""
+        path = self.path(name)
+        return None if path is None else path.read_bytes()
 
     def path(self, name: str) -> Path | None:
         """The file of object `name`; None when there is none, or when `name` is not the name of an object."""

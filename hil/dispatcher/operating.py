@@ -1,4 +1,4 @@
-"""What the dispatcher does because an operator says so: admit units, order, cancel, and set the pace.
+"""What the dispatcher does because an operator says so: admit units, order, cancel, set the pace, end a dispute.
 
 Each is written down before it is said. What is said once may get lost, so all of it is said again: orders and cancels
 when the car is heard of, paces when a link comes up.
@@ -11,21 +11,11 @@ import re
 import msgspec
 import structlog
 
-from agent.fleet.messages import (
-    ENROLMENT_TYPE,
-    CancelMessage,
-    Enrolled,
-    Enrolment,
-    MessageError,
-    PaceMessage,
-    decode,
-    encode,
-)
-from agent.ports import Signer
-from agent.trust import dsse
-from agent.trust.keys import keyid, load_public_key
+from agent.fleet.messages import CancelMessage, MessageError, PaceMessage
 from hil.dispatcher.answers import Answers
 from hil.dispatcher.book import Book
+from hil.dispatcher.enrolling import Enrolling
+from hil.dispatcher.ledgers import HeldFault
 from hil.dispatcher.orders import DemandOrder, Order, PricesOrder
 from hil.dispatcher.paces import ALL_CELLS, PaceOrder
 from hil.dispatcher.view import Counts, counts
@@ -42,21 +32,16 @@ class Operating:
     Every method raises StoreError when the database does not answer; then nothing was done.
     """
 
-    def __init__(self, book: Book, key: Signer, answers: Answers) -> None:
-        self._book, self._key, self.answers = book, key, answers
+    def __init__(self, book: Book, answers: Answers, enrolling: Enrolling) -> None:
+        self._book, self.answers, self._enrolling = book, answers, enrolling
 
     def enrol(self, envelope: bytes) -> bytes:
-        """Enrol the unit whose key signed `envelope`; the signed answer.
+        """See `Enrolling.enrol`."""
+        return self._enrolling.enrol(envelope)
 
-        Raises EnrolmentRefusedError when it may not be, TrustError or MessageError when the request is not one.
-        """
-        claimed = decode(dsse.parse(envelope).payload, Enrolment)
-        key = load_public_key(claimed.public_key_pem)
-        enrolment = decode(dsse.verify(envelope, ENROLMENT_TYPE, {keyid(key): key}), Enrolment)
-        unit = self._book.units.enrol(enrolment, keyid(key))
-        log.info("unit_enrolled", unit=unit.unit, cell=unit.cell, key_protection=unit.key_protection)
-        answer = Enrolled(unit=unit.unit, cell=unit.cell, keyid=unit.keyid)
-        return dsse.sign(ENROLMENT_TYPE, encode(answer), self._key)
+    def rotate(self, body: bytes) -> bytes:
+        """See `Enrolling.rotate`."""
+        return self._enrolling.rotate(body)
 
     def order(self, unit: str, wanted: PricesOrder | DemandOrder) -> Order:
         """Give an order to a unit, now if it is there, else when its link comes up.
@@ -108,6 +93,22 @@ class Operating:
             self.answers.pace(pace)
         self.answers.flush()
         return paces
+
+    def ledger_faults(self, first: int, most: int) -> list[HeldFault]:
+        """What stands, and what ever stood, against units' ledgers: see `Ledgers.faults`."""
+        return self._book.ledgers.faults(first, most)
+
+    def clear_ledger_fault(self, unit: str, why: str) -> HeldFault | None:
+        """Grant a unit work again whose ledger was in dispute; what stood against it, None when nothing did.
+
+        Raises MessageError for a unit that never enrolled.
+        """
+        if self._book.units.get(unit) is None:
+            raise MessageError(f"no unit {unit!r} is enrolled")
+        held = self._book.ledgers.clear(unit, why, self._book.now_ms())
+        if held is not None:
+            log.info("ledger_dispute_ended", unit=unit, fault=held.fault.value, detail=held.detail, why=why)
+        return held
 
     def book_counts(self) -> Counts:
         """How many of everything the book has."""

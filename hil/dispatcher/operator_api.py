@@ -1,8 +1,10 @@
-"""The operator's word over HTTP: take a lease back, set a cell's pace, and see how the dispatcher is doing.
+"""The operator's word over HTTP: leases, paces, units whose ledgers are in dispute, and how the dispatcher is doing.
 
     POST /jobs/{job}/cancel    a CancelOrder -> a Cancelled, which says whose lease ends (or that nobody had one)
     POST /cells/{cell}/pace    a PaceOrder; the cell is two hex digits, or `all` -> a Paced
     GET  /counts               Counts: jobs by state, copies, messages
+    GET  /ledgers/faults?first=N    up to 64 faults of units' ledgers with their evidence, those that stand first
+    POST /ledgers/{unit}/clear      a ClearOrder -> a Cleared: the unit is granted work again
 
 All with the operator's token (`Authorization: Bearer …`); what is wrong is answered with one sentence (`{"error": …}`).
 Orders to a single unit are in `hil.dispatcher.web`, jobs in `hil.dispatcher.jobs_api`.
@@ -12,20 +14,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Protocol, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
 from agent.errors import StoreError
-from agent.fleet.messages import MAX_MESSAGE_BYTES, MessageError
+from agent.fleet.messages import MAX_MESSAGE_BYTES, MessageError, Remark
 from hil.dispatcher.http_exchange import NO_OPERATOR, Exchange, RequestError, is_operator, read_body, refuse, send
+from hil.dispatcher.ledgers import HeldFault
 from hil.dispatcher.paces import PaceOrder
 from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.view import Counts
 
 CANCEL = re.compile(r"/jobs/([A-Za-z0-9_-]{1,64})/cancel")
 PACE = re.compile(r"/cells/([0-9a-f]{2}|all)/pace")
+CLEAR = re.compile(r"/ledgers/([A-Za-z0-9_-]{1,64})/clear")
+FAULTS = "/ledgers/faults"
+PAGE_FAULTS = 64
 
 T = TypeVar("T")
 
@@ -61,6 +69,26 @@ class Paced(msgspec.Struct, frozen=True, kw_only=True):
     issued_wall_ms: int
 
 
+class ClearOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The operator has looked into it; `why` is kept with the fault."""
+
+    why: Remark = ""
+
+
+class Cleared(msgspec.Struct, frozen=True, kw_only=True):
+    """What stood against the unit's ledger; None: nothing did."""
+
+    unit: str
+    fault: HeldFault | None = None
+
+
+class FaultsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Faults of units' ledgers, from number `first` on."""
+
+    first: int
+    faults: list[HeldFault]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What the book has, and what this replica has heard and said since it started."""
 
@@ -76,19 +104,13 @@ class OperatorApi:
 
     def __call__(self, request: Exchange) -> bool:
         """Answer a request for one of the resources above; False for any other, of which nothing has been read."""
-        cancel = CANCEL.fullmatch(request.path) if request.command == "POST" else None
-        pace = PACE.fullmatch(request.path) if request.command == "POST" else None
-        if cancel is None and pace is None and (request.command, request.path) != ("GET", "/counts"):
+        work = self._resource(request)
+        if work is None:
             return False
         try:
             if not is_operator(request, self._token):
                 raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
-            if cancel is not None:
-                answer = self._cancel(cancel[1], read_body(request, MAX_MESSAGE_BYTES, usual="0"))
-            elif pace is not None:
-                answer = self._pace(pace[1], read_body(request, MAX_MESSAGE_BYTES, usual="0"))
-            else:
-                answer = msgspec.json.encode(self._on_dispatcher(_report))
+            answer = work()
         except RequestError as error:
             refuse(request, error.status, error.what)
         except MessageError as error:
@@ -100,6 +122,36 @@ class OperatorApi:
         else:
             send(request, HTTPStatus.OK, answer)
         return True
+
+    def _resource(self, request: Exchange) -> Callable[[], bytes] | None:
+        """What answers the request; None for what is not ours."""
+        if request.command == "GET":
+            split = urlsplit(request.path)
+            if split.path == FAULTS:
+                return lambda: self._faults(split.query)
+            return (lambda: msgspec.json.encode(self._on_dispatcher(_report))) if request.path == "/counts" else None
+        orders: tuple[tuple[re.Pattern[str], Callable[[str, bytes], bytes]], ...] = (
+            (CANCEL, self._cancel),
+            (PACE, self._pace),
+            (CLEAR, self._clear),
+        )
+        for pattern, work in orders if request.command == "POST" else ():
+            found = pattern.fullmatch(request.path)
+            if found is not None:
+                return partial(_obey, work, found[1], request)
+        return None
+
+    def _faults(self, query: str) -> bytes:
+        first = parse_qs(query).get("first", ["0"])[-1]
+        if not re.fullmatch(r"[0-9]{1,9}", first):
+            raise RequestError(HTTPStatus.BAD_REQUEST, "first is not the number of a fault")
+        found = self._on_dispatcher(lambda dispatcher: dispatcher.ledger_faults(int(first), PAGE_FAULTS))
+        return msgspec.json.encode(FaultsPage(first=int(first), faults=found))
+
+    def _clear(self, unit: str, body: bytes) -> bytes:
+        wanted = _read(body, ClearOrder)
+        held = self._on_dispatcher(lambda dispatcher: dispatcher.clear_ledger_fault(unit, wanted.why))
+        return msgspec.json.encode(Cleared(unit=unit, fault=held))
 
     def _cancel(self, job: str, body: bytes) -> bytes:
         wanted = _read(body, CancelOrder)
@@ -115,7 +167,12 @@ class OperatorApi:
         return msgspec.json.encode(Paced(cells=len(paces), issued_wall_ms=max(one.issued_wall_ms for one in paces)))
 
 
-Order = TypeVar("Order", CancelOrder, PaceOrder)
+Order = TypeVar("Order", CancelOrder, PaceOrder, ClearOrder)
+
+
+def _obey(work: Callable[[str, bytes], bytes], name: str, request: Exchange) -> bytes:
+    """Carry out what is in the request's body."""
+    return work(name, read_body(request, MAX_MESSAGE_BYTES, usual="0"))
 
 
 def _report(dispatcher: Dispatcher) -> Report:

@@ -1,35 +1,47 @@
-"""Is the answer right? Now and then the same work is done twice, by two units, and what they said is compared.
+"""Is the answer right? Now and then the same work is done once more, by somebody else, and what they said is compared.
 
-The idea is BOINC's adaptive replication: a unit that nobody knows has every job of its copied; each slice that a copy
-agrees with builds trust, and a trusted unit is still checked at random, so that it never pays to begin cheating. A
-disagreement takes the trust of both away, since the comparison does not say who was wrong.
+This page decides, and touches nothing: which job is checked, whether two answers are the same, and who was wrong.
 
-A copy is a job of its own, of lower priority than the customer's and never granted to a unit that worked on the
-original; it is settled and paid like any other. So replication checks what was settled; it never settles anything.
+* `AdaptiveReplication` is BOINC's rule: every job of a unit is checked until ten in a row were right, then one in as
+  many as were right in a row, never less than one in `RAREST_CHECK`; one wrong answer begins it anew. Whether a job is
+  drawn comes of a secret and of the statement's digest: nobody, the operator included, can know it before the statement
+  is here, and nobody can argue about it afterwards.
+* `ByClassOrValue` compares: equal answers are equal, and all else is compared by value, with what the package allows.
+  Where nothing says what that is, digests decide, between units of one equivalence class only.
+* `judge_results` finds who was wrong. Two that disagree prove nothing, so a third is asked, and more. Only he who
+  disagrees with a majority that agrees among itself is outvoted; what the operator computed himself outvotes anyone.
+* `odd_ones` finds whose values are right and whose bits are not those of his class, where the class was often seen to
+  repeat itself: a lower precision, or a computer that only looks like the others. So it costs trust, and never pay:
+  plans are built on each car, and a class of processors can differ inside.
 
-`Replication` decides and `Comparator` compares; both can be replaced. Off by default: a rig with one car has nobody to
-ask.
+`NoReplication` is the default: a rig with one car has nobody to ask.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable
+import hashlib
+import hmac
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from hil.dispatcher.database import Database
+from hil.dispatcher.tolerance import Agreement, Tolerance, compare_slices
 
-AGREEMENTS_FOR_TRUST = 10
-RAREST_CHECK = 20
-"""One job in so many of a trusted unit is copied."""
-COPY_PRIORITY = -1
-SECRET = secrets.SystemRandom()
+VALIDS_FOR_TRUST = 10
+RAREST_CHECK = 50
+"""One job in so many of the most trusted unit is checked: it never pays to begin cheating."""
+REPEATS_FOR_EXACT = 20
+INEXACT_SHARE = 5
+"""A class repeats itself when so many pairs were the same to the bit, and at least so many for each that was not."""
+MOST_RESULTS = 5
+"""Of one slice; when that many do not show who is right, nobody is held to be wrong."""
 
 
 class UnitRecord(msgspec.Struct, frozen=True):
-    """What copies said of a unit: slices that agreed since the last disagreement, and disagreements ever."""
+    """What checks said of a unit: jobs in a row that were right, and jobs ever that were wrong."""
 
     unit: str
     agreed: int
@@ -39,119 +51,170 @@ class UnitRecord(msgspec.Struct, frozen=True):
 class Replication(Protocol):
     """Decides which finished jobs are done once more."""
 
-    def wants_copy(self, unit_record: UnitRecord, job: str) -> bool:
-        """Whether `job`, which this unit worked on, is to be copied."""
-        ...
-
-
-class Comparator(Protocol):
-    """Says whether two answers to one slice are the same. Digests, for now: packages that are exact."""
-
-    def same(self, output_sha256: str, copy_sha256: str) -> bool:
-        """Whether a slice's answers and its copy's agree."""
+    def wants_copy(self, unit_record: UnitRecord, draw: float) -> bool:
+        """Whether a job that this unit worked on is to be copied; `draw` is in [0, 1), see `drawn`."""
         ...
 
 
 class NoReplication:
     """Nothing is copied."""
 
-    def wants_copy(self, unit_record: UnitRecord, job: str) -> bool:  # noqa: ARG002 - the protocol's
+    def wants_copy(self, unit_record: UnitRecord, draw: float) -> bool:  # noqa: ARG002 - the protocol's
         """Never."""
         return False
 
 
 class AdaptiveReplication:
-    """Everything of a unit without `trust` agreements, then ever less, down to one job in `rarest`.
+    """Everything of a unit without `trust` valid jobs in a row, then ever less, down to one job in `rarest`."""
 
-    `draw` gives a number in [0, 1) that no unit can foresee.
+    def __init__(self, *, trust: int = VALIDS_FOR_TRUST, rarest: int = RAREST_CHECK) -> None:
+        self._trust, self._rarest = trust, rarest
+
+    def share(self, agreed: int) -> float:
+        """Of the jobs of a unit with so many valid ones in a row, which share is checked; never 0."""
+        return 1.0 if agreed < self._trust else 1.0 / max(1, min(agreed, self._rarest))
+
+    def wants_copy(self, unit_record: UnitRecord, draw: float) -> bool:
+        """With probability `share`."""
+        return draw < self.share(unit_record.agreed)
+
+
+def drawn(secret: str, statement_sha256: str) -> float:
+    """A number in [0, 1) that follows from the statement and a secret of the operator's, and from nothing else."""
+    mac = hmac.new(secret.encode(), statement_sha256.encode(), hashlib.sha256).digest()
+    return int.from_bytes(mac[:6], "big") / 2**48
+
+
+class SliceResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Who said what about a slice. `answers` reads the JSON array; None: it is gone.
+
+    `equivalence_class` is "" where nobody knows. `reference`: the operator's own.
     """
 
-    def __init__(
-        self,
-        *,
-        trust: int = AGREEMENTS_FOR_TRUST,
-        rarest: int = RAREST_CHECK,
-        draw: Callable[[], float] = SECRET.random,
-    ) -> None:
-        self._trust, self._rarest, self._draw = trust, rarest, draw
-
-    def wants_copy(self, unit_record: UnitRecord, job: str) -> bool:  # noqa: ARG002 - any of its jobs
-        """With probability `trust`/`agreed`, at most 1 and at least 1 in `rarest`."""
-        if unit_record.agreed < self._trust:
-            return True
-        return self._draw() < max(1.0 / self._rarest, self._trust / unit_record.agreed)
+    unit: str
+    equivalence_class: str
+    output_sha256: str
+    raw_sha256: str
+    answers: Callable[[], bytes | None]
+    reference: bool = False
 
 
-class SameDigest:
-    """Two answers are the same when every byte is."""
+class ClassRecord(msgspec.Struct, frozen=True):
+    """How often two units of a class gave one slice the same raw results, and how often only the same values."""
 
-    def same(self, output_sha256: str, copy_sha256: str) -> bool:
-        """Whether the digests are equal."""
-        return output_sha256 == copy_sha256
+    exact: int = 0
+    inexact: int = 0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether equal bits can be expected of this class."""
+        return self.exact >= REPEATS_FOR_EXACT and self.inexact * INEXACT_SHARE <= self.exact
 
 
-class Copies:
-    """Part of the book: makes copies of finished jobs, and compares them when they are finished themselves."""
+class Comparator(Protocol):
+    """Says whether two results of one slice are the same."""
 
-    def __init__(self, database: Database, replication: Replication, comparator: Comparator) -> None:
-        self._database, self._replication, self._comparator = database, replication, comparator
+    def compare(self, one: SliceResult, other: SliceResult, tolerance: Tolerance | None) -> Agreement:
+        """`tolerance` is the package's, None where nobody knows it."""
+        ...
 
-    def on_done(self, job: str, replica_of: str | None, now_ms: int) -> None:
-        """A job was finished in this transaction: copy it where that is wanted, or compare it if it is a copy."""
-        if replica_of is not None:
-            self._compare(replica_of, job, now_ms)
-        elif not isinstance(self._replication, NoReplication) and self._wanted(job):
-            self._make(job)
 
-    def _wanted(self, job: str) -> bool:
-        workers = self._database.rows(
-            "SELECT unit, agreed, disagreed FROM units WHERE unit IN (SELECT unit FROM handins WHERE job = :job"
-            " AND verdict = 'settled')",
-            job=job,
-        )
-        records = [UnitRecord(row["unit"], row["agreed"], row["disagreed"]) for row in workers]
-        return any(self._replication.wants_copy(record, job) for record in records)
+class ByClassOrValue:
+    """By the digest where that is enough, and inside a class only; by value elsewhere; see above."""
 
-    def _make(self, job: str) -> None:
-        self._database.execute(
-            "INSERT INTO jobs (job, seq, customer, package, package_sha256, input_sha256, input_bytes, items,"
-            " slice_items, price_micro_per_item, currency, ttl_s, workload_class, executor, device_class, priority,"
-            " estimate_us_per_item, replica_of)"
-            " SELECT :copy, (SELECT max(seq) + 1 FROM jobs), customer, package, package_sha256, input_sha256,"
-            " input_bytes, items, slice_items, price_micro_per_item, currency, ttl_s, workload_class, executor,"
-            " device_class, :priority, estimate_us_per_item, job FROM jobs WHERE job = :job"
-            " ON CONFLICT DO NOTHING",
-            copy=f"copy-{secrets.token_hex(8)}",
-            job=job,
-            priority=COPY_PRIORITY,
-        )
+    def compare(self, one: SliceResult, other: SliceResult, tolerance: Tolerance | None) -> Agreement:
+        """See `Comparator`."""
+        if one.output_sha256 == other.output_sha256:
+            return Agreement.SAME
+        if tolerance is not None:
+            return by_value(one, other, tolerance)
+        return Agreement.DIFFERENT if same_class(one, other) else Agreement.UNKNOWN
 
-    def _compare(self, original: str, copy: str, now_ms: int) -> None:
-        pairs = self._database.rows(
-            "SELECT one.slice, one.output_sha256, two.output_sha256 AS copy_sha256, first.unit,"
-            " second.unit AS copy_unit"
-            " FROM results AS one JOIN results AS two ON two.job = :copy AND two.slice = one.slice"
-            " JOIN handins AS first ON first.job = one.job AND first.epoch = one.epoch"
-            " JOIN handins AS second ON second.job = two.job AND second.epoch = two.epoch WHERE one.job = :original"
-            " ORDER BY one.slice",
-            original=original,
-            copy=copy,
-        )
-        for pair in pairs:
-            same = self._comparator.same(pair["output_sha256"], pair["copy_sha256"])
-            self._database.execute(
-                "INSERT INTO comparisons (job, slice, unit, copy_unit, same, at_ms)"
-                " VALUES (:job, :slice, :unit, :copy_unit, :same, :now)",
-                job=original,
-                slice=pair["slice"],
-                unit=pair["unit"],
-                copy_unit=pair["copy_unit"],
-                same=int(same),
-                now=now_ms,
-            )
-            self._note(sorted({pair["unit"], pair["copy_unit"]}), same=same)
 
-    def _note(self, units: Iterable[str], *, same: bool) -> None:
-        change = "agreed = agreed + 1" if same else "agreed = 0, disagreed = disagreed + 1"
-        for unit in units:
-            self._database.execute(f"UPDATE units SET {change} WHERE unit = :unit", unit=unit)  # noqa: S608 - ours
+def same_class(one: SliceResult, other: SliceResult) -> bool:
+    """Whether both ran what can be expected to give the same bits."""
+    return one.equivalence_class == other.equivalence_class != ""
+
+
+def by_value(one: SliceResult, other: SliceResult, tolerance: Tolerance) -> Agreement:
+    """Whether the answers themselves agree."""
+    mine, theirs = one.answers(), other.answers()
+    if mine is None or theirs is None:
+        return Agreement.UNKNOWN
+    return compare_slices(mine, theirs, tolerance)
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """Of the results of a slice, by their places: who is upheld, and who was outvoted. Neither: nobody can say."""
+
+    upheld: frozenset[int] = frozenset()
+    outvoted: frozenset[int] = frozenset()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known what is right."""
+        return bool(self.upheld)
+
+
+def judge_results(
+    results: Sequence[SliceResult], compare: Callable[[SliceResult, SliceResult], Agreement]
+) -> Judgement:
+    """Who is right about a slice, of those few who worked on it (`MOST_RESULTS`, and the operator).
+
+    Upheld is the largest group whose members all agree with each other, if it is more than half and no other is as
+    large; a group with the operator's own result in it needs no majority. Outvoted is who disagrees with every one of
+    them. Who agrees with some and not with others stands at the edge of the tolerance, and nothing is held against him.
+    """
+    agreement: dict[tuple[int, int], Agreement] = {}
+    for one, other in itertools.combinations(range(len(results)), 2):
+        agreement[one, other] = agreement[other, one] = compare(results[one], results[other])
+    group = _upheld(results, agreement)
+    outvoted = frozenset(
+        place
+        for place in range(len(results))
+        if group and place not in group and all(agreement[place, member] is Agreement.DIFFERENT for member in group)
+    )
+    return Judgement(group, outvoted)
+
+
+def _upheld(results: Sequence[SliceResult], agreement: Mapping[tuple[int, int], Agreement]) -> frozenset[int]:
+    everybody = range(len(results))
+    reference = next((place for place in everybody if results[place].reference), None)
+    if reference is not None:
+        agreeing = {one for one in everybody if one != reference and agreement[reference, one] is Agreement.SAME}
+        return frozenset({reference, *agreeing})
+    for size in range(len(results), len(results) // 2, -1):
+        groups = [
+            frozenset(group)
+            for group in itertools.combinations(everybody, size)
+            if size > 1 and all(agreement[pair] is Agreement.SAME for pair in itertools.combinations(group, 2))
+        ]
+        if groups:
+            return groups[0] if len(groups) == 1 else frozenset()
+    return frozenset()
+
+
+class Bits(msgspec.Struct, frozen=True):
+    """Of results that are right: by their places, whose bits are not their class's.
+
+    `unclear` is a class in which one more result would show that; "": there is none.
+    """
+
+    odd: frozenset[int] = frozenset()
+    unclear: str = ""
+
+
+def odd_ones(results: Sequence[SliceResult], upheld: frozenset[int], records: Mapping[str, ClassRecord]) -> Bits:
+    """Whose bits are not those that most of his class gave, where that class repeats itself."""
+    odd: set[int] = set()
+    unclear = ""
+    for name in sorted({results[place].equivalence_class for place in upheld} - {""}):
+        members = [place for place in upheld if results[place].equivalence_class == name]
+        bits, times = Counter(results[place].raw_sha256 for place in members).most_common(1)[0]
+        if not records.get(name, ClassRecord()).repeats or times == len(members):
+            continue
+        if 2 * times > len(members):
+            odd |= {place for place in members if results[place].raw_sha256 != bits}
+        else:
+            unclear = name
+    return Bits(frozenset(odd), unclear)

@@ -20,36 +20,47 @@ from functools import partial
 
 import msgspec
 import structlog
+from cryptography.x509 import Certificate
 
 from agent.core.model import JobKey, Outlook, PaceState, Verdict
+from agent.errors import TrustError
 from agent.fleet.messages import (
     CancelMessage,
+    CheckpointMessage,
     GrantMessage,
     JobGrant,
     MessageError,
     Renew,
     Request,
     Result,
+    SealingKeyMessage,
     Status,
     Yield,
     decode,
 )
 from agent.ports import Signer
+from agent.trust.sealing_key import verify_sealing_key
 from hil.dispatcher.answers import Answers, Publish, later
 from hil.dispatcher.book import Book
 from hil.dispatcher.complaints import STRANGERS, Complaints
 from hil.dispatcher.database import ConflictError, DatabaseLostError, UnfitValueError
+from hil.dispatcher.enrolling import Enrolling
 from hil.dispatcher.leases import Holding, Places
 from hil.dispatcher.operating import Operating
 from hil.dispatcher.ramp import Ramp
-from hil.dispatcher.units import Unit
+from hil.dispatcher.units import Unit, verified_by
 from hil.dispatcher.verdicts import LATER_S, STALE, Brought, NothingBrought, Verdicts
+from hil.dispatcher.witness import Witness
 
 TOPIC = re.compile(r"dw/v1/u/(?P<cell>[0-9a-f]{2})/(?P<unit>[A-Za-z0-9_-]{1,64})/(?P<verb>[a-z]{1,16})")
 CLOSED_RETRY_S = 300
 """When to ask again in a cell that is closed; its pace tells the car when that is over."""
+IN_DISPUTE_S = 3_600
+"""When to ask again while the unit's ledger is in dispute: an operator has to look into it."""
 BUSY_S = 30
 REFRESH_EVERY_MS = 1_000
+MOST_EPOCH = 2**40
+"""Of a sealing key: no clock shows more."""
 TRIES = 3
 """So often a batch that met another replica is done again before its messages are handled one by one."""
 SINGLY_S = 10.0
@@ -64,7 +75,8 @@ log = structlog.get_logger("dispatcher")
 class Dispatcher(Operating):
     """Use from the thread that owns the book. `brought` is what cars have uploaded; without it, nothing.
 
-    `retry_s` is when a car asks again that got nothing; `ramp` how many idle cars of a cell may start at once.
+    `retry_s` is when a car asks again that got nothing; `ramp` how many idle cars of a cell may start at once;
+    `ek_roots` are the makers of TPMs that are trusted (`hil.dispatcher.enrolling`).
     """
 
     def __init__(
@@ -77,13 +89,15 @@ class Dispatcher(Operating):
         retry_s: int,
         brought: Brought | None = None,
         ramp: Ramp | None = None,
+        ek_roots: Sequence[Certificate] = (),
     ) -> None:
         self.counts: Counter[str] = Counter()
-        super().__init__(book, key, Answers(book, key, publish, self.counts))
+        super().__init__(book, Answers(book, key, publish, self.counts), Enrolling(book, key, ek_roots))
         self._places, self._retry_s = places, retry_s
         self._ramp = ramp or Ramp(0)
         self._complaints = Complaints()
-        self._verdicts = Verdicts(book, brought or NothingBrought(), self._complain)
+        self._witness = Witness(book, key, self._complain)
+        self._verdicts = Verdicts(book, brought or NothingBrought(), self._complain, self._witness.hold)
         self._refreshed_ms, self._all_paces = 0, False
 
     # --- messages ----------------------------------------------------------------------------------------------
@@ -190,6 +204,10 @@ class Dispatcher(Operating):
                     self._on_result(unit, decode(payload, Result))
                 case "yield":
                     self._on_yield(unit, decode(payload, Yield))
+                case "checkpoint":
+                    self._on_checkpoint(unit, decode(payload, CheckpointMessage))
+                case "sealing":
+                    self._on_sealing_key(unit, decode(payload, SealingKeyMessage))
                 case "status":
                     self._on_status(unit, decode(payload, Status))
                 case verb:
@@ -203,17 +221,41 @@ class Dispatcher(Operating):
         job, retry_s = None, self._retry_s
         if request.credit:
             job, retry_s = self._next_job(unit, request.have, request.outlook, asked=request.rid)
-        self.answers.grant(GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=retry_s))
+        unknown = self._places.sealing is not None and self._book.sealing_keys.of(unit.unit) is None
+        self.answers.grant(
+            GrantMessage(rid=request.rid, unit=unit.unit, job=job, retry_s=retry_s, want_sealing_key=unknown)
+        )
+        if unit.ledger_fault:
+            self.answers.witness(self._witness.word(unit.unit, request.rid))
+
+    def _on_checkpoint(self, unit: Unit, message: CheckpointMessage) -> None:
+        witnessed = self._witness.on_checkpoint(unit, message)
+        if witnessed is not None:
+            self.answers.witness(witnessed)
+
+    def _on_sealing_key(self, unit: Unit, message: SealingKeyMessage) -> None:
+        """Believed by the unit's own key alone, and never an older one than is known."""
+        keys = {unit.keyid: self._book.units.keys_of(unit)[unit.keyid]}  # none that handed over
+        try:
+            _, (record, key) = verified_by(
+                keys, lambda known: verify_sealing_key(msgspec.json.encode(message.sealing_key), unit.unit, known)
+            )
+        except TrustError as error:
+            self._complain(unit.unit, str(error))
+            return
+        if record.epoch <= MOST_EPOCH and self._book.sealing_keys.note(unit.unit, record.epoch, key):
+            self._count("sealing_keys")
 
     def _on_renew(self, unit: Unit, renew: Renew) -> None:
         key = JobKey(renew.job, renew.epoch)
         pace = self._book.paces.of(unit.cell)
-        stopped = pace is not None and pace.state is PaceState.STOP
+        stopped = "the operator stopped the cell" if pace is not None and pace.state is PaceState.STOP else ""
+        stopped = "the unit's ledger is in dispute" if unit.ledger_fault else stopped
         job = None if stopped else self._book.renew(unit, key, renew.done, self._places)
         if job is not None:
             self.answers.grant(GrantMessage(rid=renew.rid, unit=unit.unit, job=job))
             return
-        why = "the operator stopped the cell" if stopped else STALE
+        why = stopped or STALE
         held = {holding.key: holding for holding in self._book.leases.held_by(unit.unit, self._book.now_ms())}
         if key in held and held[key].cancel_why is not None:
             self._cancel_again(unit, held[key])
@@ -228,6 +270,8 @@ class Dispatcher(Operating):
 
     def _on_result(self, unit: Unit, result: Result) -> None:
         judged = self._verdicts.on_result(unit, result)
+        if judged.verdict is Verdict.BAD:
+            unit = self._book.units.get(unit.unit) or unit  # something may stand against it since
         if result.credit and judged.verdict is not Verdict.LATER:
             job, retry_s = self._next_job(unit, result.have, result.outlook)
             judged = msgspec.structs.replace(judged, next_grant=job, retry_s=retry_s)
@@ -246,6 +290,8 @@ class Dispatcher(Operating):
         for holding in held:
             if holding.cancel_why is not None and holding.key in known:
                 self._cancel_again(unit, holding)
+        if unit.ledger_fault:
+            return None, max(self._retry_s, IN_DISPUTE_S)
         pace = self._book.paces.of(unit.cell)
         if pace is not None and pace.state is not PaceState.OPEN:
             return None, max(self._retry_s, CLOSED_RETRY_S)

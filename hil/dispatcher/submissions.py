@@ -102,11 +102,16 @@ class Submissions:
         return str(row["output_sha256"]) if row["body"] is None else bytes(row["body"])
 
     def why_dead(self, job: str) -> str:
-        """What the last lease that came to nothing said; "" when none did."""
+        """What the last lease that came to nothing said, without who said it; "" when none did."""
         row = self._database.row(
-            "SELECT why, detail FROM attempts WHERE job = :job ORDER BY epoch DESC LIMIT 1", job=job
+            "SELECT why, detail, units.unit, keyid FROM attempts JOIN units ON units.unit = attempts.unit"
+            " WHERE job = :job ORDER BY epoch DESC LIMIT 1",
+            job=job,
         )
-        return "" if row is None else f"{row['why']}: {row['detail']}".removesuffix(": ")
+        if row is None:
+            return ""
+        detail = str(row["detail"]).replace(row["keyid"], "its key").replace(row["unit"], "the unit")
+        return f"{row['why']}: {detail}".removesuffix(": ")
 
     def cars_with(self, package_sha256: str) -> int:
         """How many units have said that they hold this package."""

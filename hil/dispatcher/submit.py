@@ -6,6 +6,7 @@ could not be granted in one message (16 KiB) is refused here.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -40,6 +41,8 @@ def add_job(
     if not items or slice_items < 1:
         raise FleetError("a job needs at least one item, and slices of at least one item")
     body = msgspec.msgpack.encode(list(items))
+    if terms is not None and terms.sealed:
+        objects.only_sealed(hashlib.sha256(body).hexdigest())  # before it is there
     grant = job_grant(
         job=f"job-{secrets.token_hex(6)}",
         customer=customer,

@@ -16,10 +16,19 @@ from typing import Protocol
 import structlog
 
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
-from agent.fleet.messages import Envelope, Result, VerdictMessage, Yield
+from agent.fleet.messages import Envelope, LedgerFault, Result, VerdictMessage, Yield
 from hil.dispatcher.answers import verdict
 from hil.dispatcher.book import Book, HandedIn
-from hil.dispatcher.judge import Accepted, HandIn, Lease, MissingUploadError, MisstatementError, UnprovenError, judge
+from hil.dispatcher.judge import (
+    Accepted,
+    ContradictionError,
+    HandIn,
+    Lease,
+    MissingUploadError,
+    MisstatementError,
+    UnprovenError,
+    judge,
+)
 from hil.dispatcher.staging import Upload
 from hil.dispatcher.units import Unit
 
@@ -51,6 +60,14 @@ class Brought(Protocol):
         ...
 
 
+class Hold(Protocol):
+    """Holds a fault against a unit's ledger (`hil.dispatcher.witness.Witness.hold`)."""
+
+    def __call__(self, unit: str, fault: LedgerFault, detail: str, evidence: tuple[bytes, ...], /) -> None:
+        """`evidence` are envelopes that the unit signed."""
+        ...
+
+
 class NothingBrought:
     """Where answers have to fit into messages."""
 
@@ -67,14 +84,19 @@ class NothingBrought:
 
 
 class Verdicts:
-    """Use from the thread that owns the book, inside its transaction. `complain(who, reason)` counts what is odd."""
+    """Use from the thread that owns the book, inside its transaction.
 
-    def __init__(self, book: Book, brought: Brought, complain: Callable[[str, str], None]) -> None:
-        self._book, self._brought, self._complain = book, brought, complain
+    `complain(who, reason)` counts what is odd; `hold` is told of two things that cannot be of one ledger.
+    """
+
+    def __init__(self, book: Book, brought: Brought, complain: Callable[[str, str], None], hold: Hold) -> None:
+        self._book, self._brought, self._complain, self._hold = book, brought, complain, hold
 
     def on_result(self, unit: Unit, result: Result) -> VerdictMessage:
         """The verdict on a finished lease."""
-        hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
+        hand_in = HandIn(
+            kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs, session=result.session
+        )
         return self._judge(unit, JobKey(result.job, result.epoch), result.rid, hand_in)
 
     def on_yield(self, unit: Unit, yielded: Yield) -> VerdictMessage:
@@ -82,7 +104,9 @@ class Verdicts:
         key = JobKey(yielded.job, yielded.epoch)
         if yielded.statement is None:
             return self._give_back(unit, key, yielded)
-        hand_in = HandIn(kind=HandInKind.YIELD, statement=yielded.statement, outputs=yielded.outputs)
+        hand_in = HandIn(
+            kind=HandInKind.YIELD, statement=yielded.statement, outputs=yielded.outputs, session=yielded.session
+        )
         return self._judge(unit, key, yielded.rid, hand_in, yielded)
 
     def _judge(
@@ -94,7 +118,8 @@ class Verdicts:
             return _again(unit, key, rid, standing, judged)
         try:
             find = partial(self._brought.find, unit.unit, key)
-            accepted = judge(hand_in, standing, unit, counter_is_new=self._book.counter_is_new, uploaded=find)
+            keys = self._book.units.keys_of(unit)
+            accepted = judge(hand_in, standing, unit, keys=keys, before=self._book, uploaded=find)
             self._keep(unit, key, accepted)
         except MissingUploadError as error:
             self._book.wait_for_uploads(standing, self._brought.arrived_bytes(unit.unit, key))
@@ -105,6 +130,8 @@ class Verdicts:
             self._complain(unit.unit, f"unproven: {error.what}")
             return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
         except MisstatementError as error:
+            if isinstance(error, ContradictionError):
+                self._hold(unit.unit, LedgerFault.FORK, error.what, error.evidence)
             self._book.refuse(standing, error.what, judged)
             refused = partial(log.warning, "hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
             self._book.database.on_commit(refused)

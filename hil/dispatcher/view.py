@@ -40,7 +40,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How the dispatcher is doing: jobs by state, leases that run, slices whose copy said the same and another."""
+    """How the dispatcher is doing: jobs by state, leases that run, slices whose copy said the same and another.
+
+    `units_in_dispute` are granted nothing until an operator has looked into their ledgers.
+    """
 
     free: int
     leased: int
@@ -52,6 +55,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     slices_disagreeing: int
     units: int
     units_benched: int
+    units_in_dispute: int
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +91,10 @@ class Payout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attestation(msgspec.Struct, frozen=True, kw_only=True):
-    """One accepted hand-in: its DSSE envelope, and the key that an independent tool verifies it with."""
+    """One accepted hand-in: its DSSE envelope, and what an independent tool verifies it with.
+
+    That is the key in the certificate `session`, an envelope that the unit's key signed; None: the unit's key itself.
+    """
 
     job: str
     epoch: int
@@ -95,6 +102,7 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
     keyid: str
     public_key_pem: str
     envelope: bytes
+    session: bytes | None = None
 
 
 class View(contextlib.AbstractContextManager["View"]):
@@ -188,9 +196,12 @@ class View(contextlib.AbstractContextManager["View"]):
     def attestations(self) -> list[Attestation]:
         """Every accepted hand-in, in the order of acceptance."""
         rows = self._database.rows(
-            "SELECT job, epoch, handins.unit, handins.keyid, public_key_pem, envelope"
-            " FROM handins JOIN units ON units.unit = handins.unit"
-            " WHERE verdict = 'settled' ORDER BY at_ms, counter, job, epoch"
+            "SELECT job, handins.epoch, handins.unit, handins.keyid,"
+            " coalesce(former_keys.public_key_pem, units.public_key_pem) AS public_key_pem, envelope,"
+            " certificate AS session FROM handins JOIN units ON units.unit = handins.unit"
+            " LEFT JOIN former_keys ON former_keys.keyid = handins.keyid"
+            " LEFT JOIN sessions ON sessions.keyid = handins.keyid AND sessions.session = handins.session"
+            " WHERE verdict = 'settled' ORDER BY at_ms, counter, job, handins.epoch"
         )
         return [Attestation(**dict(row)) for row in rows]
 
@@ -201,7 +212,8 @@ def counts(database: Database, now_ms: int) -> Counts:
     same = _by(database, "SELECT same AS key, count(*) AS many FROM comparisons GROUP BY same")
     copies = database.row("SELECT count(*) AS many FROM jobs WHERE replica_of IS NOT NULL")
     units = database.row(
-        "SELECT count(*) AS many, count(CASE WHEN benched_until_ms > :now THEN 1 END) AS benched FROM units",
+        "SELECT count(*) AS many, count(CASE WHEN benched_until_ms > :now THEN 1 END) AS benched,"
+        " count(CASE WHEN ledger_fault != '' THEN 1 END) AS in_dispute FROM units",
         now=now_ms,
     )
     return Counts(
@@ -215,6 +227,7 @@ def counts(database: Database, now_ms: int) -> Counts:
         slices_disagreeing=same[0],
         units=0 if units is None else units["many"],
         units_benched=0 if units is None else units["benched"],
+        units_in_dispute=0 if units is None else units["in_dispute"],
     )
 
 

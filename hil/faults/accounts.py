@@ -1,13 +1,15 @@
 """The accounts of a fault run: was anything lost, was anything paid twice? Pure, and able to say yes.
 
 Three books, kept by parties who do not share code paths: what was ordered, what the dispatcher's rows say, and what
-every agent's store says (its own ledger of signed statements and signed verdicts). Every signature is verified anew.
+every agent's store says (its own ledger: session certificates, signed statements, signed verdicts). Every signature is
+verified anew, a statement's by the session key that the unit's key certified.
 
 `lost`: work that was done and signed, or money that was promised, and which is nowhere now.
 
 * a statement in an agent's ledger that has neither a verdict there nor a place in the outbox;
 * a settled verdict that the dispatcher's rows do not have, or have with other money or another statement;
-* a settled hand-in of which the unit's ledger knows nothing; a ledger whose leaves do not lead to its head;
+* a settled hand-in of which the unit's ledger knows nothing; a ledger whose leaves do not lead to its head, or that is
+  not the one whose checkpoint the dispatcher witnessed;
 * a verdict `stale` or `bad` on honest work that still held the lease;
 * answers that are not those that were signed, or not those to what was asked; a job called done whose slices are not
   all there.
@@ -15,7 +17,8 @@ every agent's store says (its own ledger of signed statements and signed verdict
 `doubled`: the same work counted more than once.
 
 * a slice in two settled statements, or settled for two units, whichever book says so;
-* two settled verdicts in one ledger for one lease; one statement settled twice; one counter of a key used twice;
+* two settled verdicts in one ledger for one lease; one statement settled twice; one counter of a key used twice; one
+  session number certified for two keys;
 * more money for a slice than its items cost; sums that differ between the books.
 
 A database constraint that makes a double impossible is no excuse for not looking: the envelopes are counted, too.
@@ -35,9 +38,11 @@ from agent.core.model import Verdict
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.trust import dsse
+from agent.trust.checkpoint import verify_countersigned
 from agent.trust.keys import keyid, load_public_key
 from agent.trust.merkle import leaf_hash, tree_root
-from agent.trust.statement import PAYLOAD_TYPE, Statement, parse_statement
+from agent.trust.session import Certified, verify_session
+from agent.trust.statement import Statement, parse_statement, verify_statement
 from hil.faults.books import AgentBook, DispatcherBook, HandInRow, Ordered, ResultRow
 
 Key = tuple[str, int]
@@ -112,24 +117,73 @@ def _ledger(
     findings: list[Finding],
 ) -> Ledger:
     own = load_public_key(dispatcher.keys[book.unit])
+    own_keys = {keyid(own): own}
     statements: dict[Key, list[Said]] = defaultdict(list)
     verdicts: dict[Key, list[Said]] = defaultdict(list)
-    for leaf in book.ledger:
+    sessions: dict[int, bytes] = {}
+    for index, leaf in enumerate(book.ledger):
         key = (leaf.job, leaf.epoch)
         try:
-            if leaf.kind == "statement":
-                payload = dsse.verify(leaf.envelope, PAYLOAD_TYPE, {keyid(own): own})
-                statements[key].append(Said(_sha256(payload), statement=parse_statement(payload)))
-            else:
-                payload = dsse.verify(leaf.envelope, messages.VERDICT_TYPE, dispatcher_keys)
-                verdict = messages.decode(payload, messages.VerdictMessage)
-                verdicts[key].append(Said(_sha256(payload), verdict=verdict))
+            match leaf.kind:
+                case "session":
+                    _note_session(verify_session(leaf.envelope, own_keys), leaf.envelope, sessions)
+                case "statement":
+                    statements[key].append(_statement(leaf.envelope, index, sessions, own_keys))
+                case _:
+                    payload = dsse.verify(leaf.envelope, messages.VERDICT_TYPE, dispatcher_keys)
+                    verdict = messages.decode(payload, messages.VerdictMessage)
+                    verdicts[key].append(Said(_sha256(payload), verdict=verdict))
+        except _TwiceError as error:
+            findings.append(Finding(Loss.DOUBLED, "session_used_twice", "", book.unit, str(error)))
         except (TrustError, messages.MessageError) as error:
             findings.append(Finding(Loss.LOST, "leaf_unreadable", leaf.job, book.unit, str(error)))
+    findings += _whole(book, dispatcher, own_keys, dispatcher_keys)
+    return Ledger(book, dict(statements), dict(verdicts))
+
+
+class _TwiceError(TrustError):
+    """A session's number was certified for a second key."""
+
+
+def _note_session(certified: Certified, envelope: bytes, sessions: dict[int, bytes]) -> None:
+    number = certified.certificate.session
+    if number in sessions:
+        raise _TwiceError(f"session {number} was certified twice")
+    sessions[number] = envelope
+
+
+def _statement(
+    envelope: bytes, index: int, sessions: dict[int, bytes], own_keys: dict[str, EllipticCurvePublicKey]
+) -> Said:
+    """A statement's leaf, signed in a session whose certificate came before it, and saying where it stands."""
+    body = dsse.parse(envelope).payload
+    number = parse_statement(body).session
+    if number not in sessions:
+        raise TrustError(f"no certificate of session {number} comes before the statement at {index}")
+    statement, _session = verify_statement(envelope, sessions[number], own_keys)
+    if statement.log_index != index:
+        raise TrustError(f"the statement at {index} says that it is at {statement.log_index}")
+    return Said(_sha256(body), statement=statement)
+
+
+def _whole(
+    book: AgentBook,
+    dispatcher: DispatcherBook,
+    own_keys: dict[str, EllipticCurvePublicKey],
+    dispatcher_keys: dict[str, EllipticCurvePublicKey],
+) -> Iterator[Finding]:
+    """The leaves lead to the head, and to what was witnessed of them."""
     hashes = [leaf_hash(leaf.envelope) for leaf in book.ledger]
     if hashes != [leaf.hash for leaf in book.ledger] or book.head != (len(hashes), tree_root(hashes).hex()):
-        findings.append(Finding(Loss.LOST, "ledger_torn", "", book.unit, f"{len(hashes)} leaves, head {book.head}"))
-    return Ledger(book, dict(statements), dict(verdicts))
+        yield Finding(Loss.LOST, "ledger_torn", "", book.unit, f"{len(hashes)} leaves, head {book.head}")
+    if book.unit in dispatcher.witnessed:
+        try:
+            said = verify_countersigned(dispatcher.witnessed[book.unit], own_keys, dispatcher_keys)
+        except TrustError as error:
+            yield Finding(Loss.LOST, "witness_unreadable", "", book.unit, str(error))
+            return
+        if said.size > len(hashes) or tree_root(hashes[: said.size]).hex() != said.root:
+            yield Finding(Loss.LOST, "ledger_not_as_witnessed", "", book.unit, f"{len(hashes)} of {said.size} leaves")
 
 
 def _sha256(payload: bytes) -> str:
@@ -196,7 +250,7 @@ def _rows(dispatcher: DispatcherBook, ledgers: Sequence[Ledger]) -> Iterator[Fin
         said = () if ledger is None else ledger.statements.get((row.job, row.epoch), ())
         if row.statement_sha256 not in {one.sha256 for one in said}:
             yield Finding(Loss.LOST, "settled_not_in_ledger", row.job, row.unit, f"epoch {row.epoch}")
-        for index, output_sha256 in _settled_slices(row, dispatcher.keys):
+        for index, output_sha256 in _settled_slices(row, dispatcher):
             signed[row.job, row.epoch, index] = output_sha256
     for result in dispatcher.results:
         expected = signed.get((result.job, result.epoch, result.slice))
@@ -231,11 +285,12 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     outputs: dict[str, int]
 
 
-def _settled_slices(row: HandInRow, keys: dict[str, str]) -> list[tuple[int, str]]:
+def _settled_slices(row: HandInRow, dispatcher: DispatcherBook) -> list[tuple[int, str]]:
     """(slice, digest of its answers) that the envelope of a settled row signs; none when it does not hold."""
     try:
-        key = load_public_key(keys[row.unit])
-        statement = parse_statement(dsse.verify(row.envelope, PAYLOAD_TYPE, {keyid(key): key}))
+        key = load_public_key(dispatcher.keys[row.unit])
+        certificate = dispatcher.sessions[row.keyid or "", row.session or 0]
+        statement, _session = verify_statement(row.envelope, certificate, {keyid(key): key})
     except (TrustError, KeyError):
         return []
     return [(one.index, one.output_sha256) for one in statement.slices]
@@ -249,7 +304,7 @@ def _paid_once(ordered: Iterable[Ordered], dispatcher: DispatcherBook, ledgers: 
     settled = [row for row in dispatcher.hand_ins if row.verdict == "settled"]
     yield from _twice(
         "slice_settled_twice",
-        [(row.job, index) for row in settled for index, _ in _settled_slices(row, dispatcher.keys)],
+        [(row.job, index) for row in settled for index, _ in _settled_slices(row, dispatcher)],
     )
     yield from _twice("slice_rows_twice", [(row.job, row.slice) for row in dispatcher.results])
     yield from _twice("statement_settled_twice", [(row.job, row.statement_sha256) for row in settled])

@@ -57,7 +57,10 @@ class JobRow(msgspec.Struct, frozen=True):
 
 
 class HandInRow(msgspec.Struct, frozen=True):
-    """A hand-in that the dispatcher judged; `at_ms` is its wall clock."""
+    """A hand-in that the dispatcher judged; `at_ms` is its wall clock.
+
+    `session` is the number of the session whose key signed it, whose certificate is among the dispatcher's sessions.
+    """
 
     job: str
     epoch: int
@@ -68,6 +71,7 @@ class HandInRow(msgspec.Struct, frozen=True):
     at_ms: int
     keyid: str | None
     counter: int | None
+    session: int | None
     envelope: bytes
 
 
@@ -84,12 +88,18 @@ class ResultRow(msgspec.Struct, frozen=True):
 
 
 class DispatcherBook(msgspec.Struct, frozen=True):
-    """The dispatcher's side: `keys` are the units' public keys, in PEM."""
+    """The dispatcher's side: `keys` are the units' public keys, in PEM.
+
+    `sessions` are the certificates that it kept, by the id of the unit's key and the session's number; `witnessed` is
+    the checkpoint, as the envelope it is, that it countersigned last for each unit.
+    """
 
     jobs: list[JobRow]
     hand_ins: list[HandInRow]
     results: list[ResultRow]
     keys: dict[str, str]
+    sessions: dict[tuple[str, int], bytes] = {}
+    witnessed: dict[str, bytes] = {}
 
 
 class LeaseRow(msgspec.Struct, frozen=True):
@@ -105,7 +115,10 @@ class LeaseRow(msgspec.Struct, frozen=True):
 
 
 class Leaf(msgspec.Struct, frozen=True):
-    """One leaf of an agent's ledger, `statement` or `verdict`, as the envelope it is."""
+    """One leaf of an agent's ledger, `statement`, `verdict` or `session`, as the envelope it is.
+
+    For a session `job` is empty and `epoch` its number.
+    """
 
     kind: str
     job: str
@@ -129,15 +142,20 @@ def read_dispatcher(query: Query) -> DispatcherBook:
     """The dispatcher's book, through `query`."""
     jobs = query("SELECT job, state, epoch, holder FROM jobs")
     hand_ins = query(
-        "SELECT job, epoch, unit, verdict, statement_sha256, paid_micro, at_ms, keyid, counter, envelope FROM handins"
+        "SELECT job, epoch, unit, verdict, statement_sha256, paid_micro, at_ms, keyid, counter, session, envelope"
+        " FROM handins"
     )
     results = query("SELECT job, slice, epoch, items, failed_items, paid_micro, body FROM results")
     keys = query("SELECT unit, public_key_pem FROM units")
+    sessions = query("SELECT keyid, session, certificate FROM sessions")
+    witnessed = query("SELECT unit, envelope FROM ledgers")
     return DispatcherBook(
         jobs=[JobRow(*row) for row in jobs],
         hand_ins=[HandInRow(*_with_bytes(row)) for row in hand_ins],
         results=[ResultRow(*_with_bytes(row)) for row in results],
         keys={unit: pem for unit, pem in keys},  # noqa: C416 - rows may be of any sequence type
+        sessions={(keyid, number): bytes(certificate) for keyid, number, certificate in sessions},
+        witnessed={unit: bytes(envelope) for unit, envelope in witnessed},
     )
 
 

@@ -1,7 +1,7 @@
 """The fleet of a fault run: a broker, dispatcher replicas, agents and their cars, each a process, a proxy in between.
 
-Everything is exactly what a rig or a vehicle runs: `driveway run`, `python -m hil.dispatcher`, Mosquitto with TLS and
-client certificates (or the embedded broker, plain, since it checks none); `settings.py` says what is shortened. An
+Everything is exactly what a rig or a vehicle runs: `driveway run`, `python -m hil.dispatcher`, Mosquitto as it is
+guarded for a fleet (or the embedded broker, plain, since it checks none); `settings.py` says what is shortened. An
 agent is watched through its control socket alone.
 """
 
@@ -23,12 +23,13 @@ from typing import Any, Literal, Self
 import msgspec
 import psutil
 
-from agent.errors import ConfigError, DrivewayError
+from agent.errors import ConfigError
 from agent.fleet.messages import PackageRef
 from agent.fleet.tls import TlsFiles
 from agent.package import Package, open_package
 from agent.trust.keys import FileSigner
-from hil.broker import EmbeddedBroker, Mosquitto, free_port
+from hil.acl.guarded import GuardedMosquitto, Member, cell_of, dynamic_security
+from hil.broker import EmbeddedBroker, free_port
 from hil.certificates import Authority
 from hil.dispatcher.book import Book
 from hil.dispatcher.objects import Objects
@@ -41,13 +42,12 @@ from hil.faults.proxy import FaultyLink
 from hil.faults.settings import (
     AGENT_CONFIG,
     BUS,
-    DISPATCHER_ACL,
     DISPATCHER_ARGUMENTS,
     ITEMS_PER_JOB,
     LEASE_TTL_S,
-    MOSQUITTO_ACL,
-    MOSQUITTO_TLS,
+    MOSQUITTO_MORE,
     PRICE_MICRO,
+    SHARE_GROUP,
     SLICE_ITEMS,
     TLS,
 )
@@ -314,18 +314,13 @@ class Ground:
         folder.mkdir()
         if self.authority is None:
             return EmbeddedBroker(folder, self._broker_port).command()
-        binary = Mosquitto.binary()
-        if binary is None:
-            raise DrivewayError("mosquitto is not installed", hint="apt-get install mosquitto, or --broker embedded")
-        names = (f"dispatcher-{number}" for number in range(self._replicas))
-        acl, config, tls = folder / "acl", folder / "mosquitto.conf", self.authority.issue("broker")
-        acl.write_text(MOSQUITTO_ACL + "".join(DISPATCHER_ACL.format(name=name) for name in names), "ascii")
-        text = MOSQUITTO_TLS.format(
-            port=self._broker_port, acl=acl, ca=tls.ca, certificate=tls.certificate, key=tls.key
+        units = map(unit_of, range(self._cars))
+        names = [f"dispatcher-{number}" for number in range(self._replicas)]
+        security = dynamic_security([Member(unit, cell_of(unit)) for unit in units], names, SHARE_GROUP)
+        guarded = GuardedMosquitto(
+            folder, self._broker_port, tls=self.authority.issue("broker"), security=security, more=MOSQUITTO_MORE
         )
-        config.write_text(text, "utf-8")
-        acl.chmod(0o600)
-        return [binary, "-c", str(config)]
+        return guarded.command()
 
 
 def unit_of(number: int) -> str:

@@ -15,38 +15,16 @@ from __future__ import annotations
 LEASE_TTL_S = 20
 ITEMS_PER_JOB, SLICE_ITEMS, PRICE_MICRO = 12, 4, 7
 
-MOSQUITTO_TLS = """\
-listener {port} 127.0.0.1
+SHARE_GROUP = "faults"
+MOSQUITTO_MORE = """\
 user root
-allow_anonymous false
-cafile {ca}
-certfile {certificate}
-keyfile {key}
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-acl_file {acl}
-set_tcp_nodelay true
-persistence false
-message_size_limit 262144
 log_dest stdout
 log_type error
 log_type warning
 log_type notice
 log_type debug
 """
-"""Nothing is kept over a restart. `debug` writes a line a packet, from which publishes are counted."""
-MOSQUITTO_ACL = """\
-pattern write dw/v1/u/+/%u/+
-pattern read dw/v1/d/%u/+
-topic read dw/v1/b/+/pace
-"""
-DISPATCHER_ACL = """
-user {name}
-topic read dw/v1/u/#
-topic write dw/v1/d/#
-topic write dw/v1/b/#
-"""
+"""Beside what guards it (`hil.acl.guarded`): `debug` writes a line a packet, from which publishes are counted."""
 
 AGENT_CONFIG = """\
 state_dir = "state"
@@ -92,7 +70,7 @@ name = "{name}"
 interface = "unixgram"
 channel = "{cars}/{number}.{name}"
 """
-DISPATCHER_ARGUMENTS = ("--retry-s", "1", "--keepalive-s", "10", "--reconnect-max-s", "5")
+DISPATCHER_ARGUMENTS = ("--retry-s", "1", "--keepalive-s", "10", "--reconnect-max-s", "5", "--share-group", SHARE_GROUP)
 TLS = """
 [fleet.tls]
 ca = "{ca}"

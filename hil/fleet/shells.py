@@ -58,6 +58,7 @@ from agent.fleet import messages
 from agent.fleet.desk import Desk
 from agent.ports import Clock, Emit, Signer
 from agent.rows import Engine, HandInRow, StoredSlice
+from agent.trust import session
 from hil.fleet.parked import POLICY
 
 DEVICE_CLASS, EXECUTOR, PACKAGE = "fleet-car", "virtual", "fleet-work"
@@ -94,8 +95,9 @@ class Shells:
     def __init__(
         self, unit: str, *, desk: Desk, signer: Signer, emit: Emit, clock: Clock, work: Work, settled: list[Settled]
     ) -> None:
-        self._desk, self._signer, self._emit, self._clock, self._work = desk, signer, emit, clock, work
+        self._desk, self._emit, self._clock, self._work = desk, emit, clock, work
         self._unit = handin.Unit(unit, DEVICE_CLASS, boot_id(), AGENT_SHA256)
+        self._session = session.begin(signer, signer.protection, unit=unit, number=1, boot_id=boot_id())
         self._chance = random.Random(unit)
         self._pace = self._chance.random()
         """Of the first lease: cars that start together do not go on in step."""
@@ -202,7 +204,7 @@ class Shells:
         self._counter += 1
         row = handin.build(
             unit=self._unit,
-            signer=self._signer,
+            session=self._session,
             grant=effect.grant,
             facts=effect.facts,
             kind=effect.kind,
@@ -211,6 +213,7 @@ class Shells:
             policy_sha256=POLICY_SHA256,
             wall_ms=self._clock.wall_ms(),
             counter=self._counter,
+            log_index=2 * self._counter,
             slices=self._slices.pop(effect.grant.key, []),
         )
         self.outbox[effect.grant.key] = row

@@ -28,19 +28,19 @@ _NUMBERS = {name: number for number, name in DTYPES.items()}
 
 def make_model(op_type: str, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
     """A model of one operator of ONNX without attributes, as bytes that are always the same."""
-    node = [_field(_NODE_INPUT, one.name) for one in inputs] + [_field(_NODE_OUTPUT, one.name) for one in outputs]
+    node = [field(_NODE_INPUT, one.name) for one in inputs] + [field(_NODE_OUTPUT, one.name) for one in outputs]
     graph = [
-        _field(_GRAPH_NODE, b"".join((*node, _field(_NODE_OPERATOR, op_type)))),
-        _field(_GRAPH_NAME, op_type),
-        *(_field(_GRAPH_INPUT, _described(one)) for one in inputs),
-        *(_field(_GRAPH_OUTPUT, _described(one)) for one in outputs),
+        field(_GRAPH_NODE, b"".join((*node, field(_NODE_OPERATOR, op_type)))),
+        field(_GRAPH_NAME, op_type),
+        *(field(_GRAPH_INPUT, _described(one)) for one in inputs),
+        *(field(_GRAPH_OUTPUT, _described(one)) for one in outputs),
     ]
     return b"".join(
         (
-            _field(_MODEL_IR, IR_VERSION),
-            _field(_MODEL_PRODUCER, "driveway"),
-            _field(_MODEL_GRAPH, b"".join(graph)),
-            _field(_MODEL_OPSET, _field(2, OPSET)),
+            field(_MODEL_IR, IR_VERSION),
+            field(_MODEL_PRODUCER, "driveway"),
+            field(_MODEL_GRAPH, b"".join(graph)),
+            field(_MODEL_OPSET, field(2, OPSET)),
         )
     )
 
@@ -49,19 +49,19 @@ def make_stack(times: int, weight: NDArray[np.float32], source: Port, result: Po
     """A model that multiplies by the same matrix so often: as much work as one likes, of few bytes."""
     names = [source.name, *(f"t{step}" for step in range(1, times)), result.name]
     nodes = [
-        b"".join((_field(_NODE_INPUT, left), _field(_NODE_INPUT, "w"), _field(_NODE_OUTPUT, right), _MATMUL))
+        b"".join((field(_NODE_INPUT, left), field(_NODE_INPUT, "w"), field(_NODE_OUTPUT, right), _MATMUL))
         for left, right in itertools.pairwise(names)
     ]
-    tensor = [*(_field(1, size) for size in weight.shape), _field(2, _NUMBERS["float32"]), _field(8, "w")]
+    tensor = [*(field(1, size) for size in weight.shape), field(2, _NUMBERS["float32"]), field(8, "w")]
     graph = [
-        *(_field(_GRAPH_NODE, node) for node in nodes),
-        _field(_GRAPH_NAME, "stack"),
-        _field(_GRAPH_WEIGHT, b"".join((*tensor, _field(9, weight.astype("<f4").tobytes())))),
-        _field(_GRAPH_INPUT, _described(source)),
-        _field(_GRAPH_OUTPUT, _described(result)),
+        *(field(_GRAPH_NODE, node) for node in nodes),
+        field(_GRAPH_NAME, "stack"),
+        field(_GRAPH_WEIGHT, b"".join((*tensor, field(9, weight.astype("<f4").tobytes())))),
+        field(_GRAPH_INPUT, _described(source)),
+        field(_GRAPH_OUTPUT, _described(result)),
     ]
-    head = _field(_MODEL_IR, IR_VERSION) + _field(_MODEL_PRODUCER, "driveway")
-    return head + _field(_MODEL_GRAPH, b"".join(graph)) + _field(_MODEL_OPSET, _field(2, OPSET))
+    head = field(_MODEL_IR, IR_VERSION) + field(_MODEL_PRODUCER, "driveway")
+    return head + field(_MODEL_GRAPH, b"".join(graph)) + field(_MODEL_OPSET, field(2, OPSET))
 
 
 def metadata(model: bytes, where: str) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _with_graph(model: bytes, changed: Callable[[memoryview], Iterator[bytes]], 
         graphs = [_bytes(value) for number, _, value in fields(memoryview(model)) if number == _MODEL_GRAPH]
         (graph,) = [b"".join(changed(one)) for one in graphs]
         parts = [
-            _field(number, graph) if number == _MODEL_GRAPH else _copied(number, kind, value)
+            field(number, graph) if number == _MODEL_GRAPH else copied(number, kind, value)
             for number, kind, value in fields(memoryview(model))
         ]
     except ValueError as error:  # ProtobufError is one
@@ -113,7 +113,7 @@ def _without_softmax(graph: memoryview) -> Iterator[bytes]:
             continue
         if number == _GRAPH_VALUE and _name(_bytes(value)) in cut | {source}:
             continue  # what is described as an output is described once
-        yield _renamed(output, source) if number == _GRAPH_OUTPUT else _copied(number, kind, value)
+        yield _renamed(output, source) if number == _GRAPH_OUTPUT else copied(number, kind, value)
 
 
 def _with_logits(graph: memoryview) -> Iterator[bytes]:
@@ -121,7 +121,7 @@ def _with_logits(graph: memoryview) -> Iterator[bytes]:
     source, _ = _before(graph, _name(output), "Sigmoid")
     for number, kind, value in fields(graph):
         if number != _GRAPH_VALUE or _name(_bytes(value)) != source:
-            yield _copied(number, kind, value)
+            yield copied(number, kind, value)
     yield _renamed(output, source)
 
 
@@ -133,9 +133,9 @@ def _only_output(graph: memoryview) -> memoryview:
 def _renamed(output: memoryview, name: str) -> bytes:
     """An output of the same type under another name."""
     described = [
-        _field(1, name) if number == 1 else _copied(number, kind, value) for number, kind, value in fields(output)
+        field(1, name) if number == 1 else copied(number, kind, value) for number, kind, value in fields(output)
     ]
-    return _field(_GRAPH_OUTPUT, b"".join(described))
+    return field(_GRAPH_OUTPUT, b"".join(described))
 
 
 def _before(graph: memoryview, output: str, wanted: str) -> tuple[str, set[str]]:
@@ -169,13 +169,13 @@ def _texts(message: memoryview, wanted: int) -> list[str]:
 def _described(port: Port) -> bytes:
     """A ValueInfoProto; a size that is None becomes one that is free."""
     sizes = [
-        _field(1, _field(2, f"d{place}") if size is None else _field(1, size)) for place, size in enumerate(port.shape)
+        field(1, field(2, f"d{place}") if size is None else field(1, size)) for place, size in enumerate(port.shape)
     ]
-    tensor = _field(1, _NUMBERS[port.dtype]) + _field(2, b"".join(sizes))
-    return _field(1, port.name) + _field(2, _field(1, tensor))
+    tensor = field(1, _NUMBERS[port.dtype]) + field(2, b"".join(sizes))
+    return field(1, port.name) + field(2, field(1, tensor))
 
 
-def _field(number: int, value: int | str | bytes) -> bytes:
+def field(number: int, value: int | str | bytes) -> bytes:
     """A field: an integer, or the bytes of a text or a message."""
     if isinstance(value, int):
         return _varint(number << 3 | VARINT) + _varint(value)
@@ -183,12 +183,12 @@ def _field(number: int, value: int | str | bytes) -> bytes:
     return _varint(number << 3 | BYTES) + _varint(len(body)) + body
 
 
-def _copied(number: int, kind: int, value: Value) -> bytes:
+def copied(number: int, kind: int, value: Value) -> bytes:
     """A field as it was read."""
     if isinstance(value, memoryview):
-        return _field(number, bytes(value))
+        return field(number, bytes(value))
     if kind == VARINT:
-        return _field(number, value)
+        return field(number, value)
     return _varint(number << 3 | kind) + value.to_bytes(4 if kind == FIXED32 else 8, "little")
 
 
@@ -208,4 +208,4 @@ def _bytes(value: Value) -> memoryview:
     return value
 
 
-_MATMUL = _field(_NODE_OPERATOR, "MatMul")
+_MATMUL = field(_NODE_OPERATOR, "MatMul")

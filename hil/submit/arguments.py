@@ -31,6 +31,9 @@ def add_verb(verbs: Any) -> argparse.ArgumentParser:
     where.add_argument("--dir", type=Path, metavar="RIG", help="the folder of a rig whose dispatcher runs")
     where.add_argument("--url", metavar="URL", help="a dispatcher's HTTP address, with --token-file")
     where.add_argument("--token-file", type=Path, metavar="FILE", help="the dispatcher's operator.token")
+    where.add_argument(
+        "--dispatcher-key", type=Path, metavar="FILE", help="with --url: its public key, which signs its verdicts"
+    )
     terms = verb.add_argument_group("terms")
     terms.add_argument(
         "--slice-items", type=when.whole(1, 100_000), metavar="N", help="items of a slice: about a second"
@@ -42,10 +45,13 @@ def add_verb(verbs: Any) -> argparse.ArgumentParser:
         "--class", dest="workload_class", metavar="CLASS", help="the kind of work, for owners who choose"
     )
     terms.add_argument("--customer", default="rig", help="whose work it is; a car keeps customers apart (default: rig)")
+    terms.add_argument(
+        "--sealed", action="store_true", help="encrypt inputs to the car that works on them; others get none"
+    )
     results = verb.add_argument_group("results")
     results.add_argument("--wait", action="store_true", help="wait for the answers")
     results.add_argument("--collect", metavar="SUBMISSION", help="collect what an earlier submission gave, so far")
-    results.add_argument("--out", type=Path, metavar="FILE", help="answers as JSON lines (default: standard output)")
+    results.add_argument("--out", type=Path, metavar="FILE", help="answers as JSON lines, signed verdicts beside them")
     results.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     return verb
 
@@ -55,7 +61,7 @@ def check(options: argparse.Namespace, verb: argparse.ArgumentParser) -> None:
     if options.collect is not None:
         if options.files or options.package:
             verb.error("--collect takes no files and no package: it collects what was submitted")
-        for name in ("shape", "slice_items", "price", "currency", "ttl", "workload_class", "customer"):
+        for name in ("shape", "slice_items", "price", "currency", "ttl", "workload_class", "customer", "sealed"):
             if getattr(options, name) != _usual(verb, name):
                 said = "--class" if name == "workload_class" else f"--{name.replace('_', '-')}"
                 verb.error(f"{said} cannot be changed by --collect: it was said when the work was submitted")
@@ -73,6 +79,8 @@ def _check_where(options: argparse.Namespace, verb: argparse.ArgumentParser) -> 
         verb.error("--dir RIG says where the dispatcher is, and --url with --token-file: give one of them")
     if (options.url is None) != (options.token_file is None):
         verb.error("--url and --token-file, the dispatcher's operator.token, go together")
+    if options.dispatcher_key is not None and options.url is None:
+        verb.error("--dispatcher-key goes with --url: a rig's is in its folder")
     if options.url is not None:
         try:
             check_url(options.url)

@@ -71,6 +71,10 @@ class Client:
             raise FleetError(f"the answers of slice {result.slice} of {job} are not those that were settled")
         return _decoded(body, list[Any])
 
+    def verdict(self, job: str, first: int) -> bytes | None:
+        """What the dispatcher signs about a job that is over, from slice `first` on; None: nothing."""
+        return self._ask("GET", f"/jobs/{job}/verdict?first={first}", missing=True)
+
     def _ask(self, method: str, path: str, body: bytes | None = None, *, missing: bool = False) -> bytes | None:
         """The answer's body; None for what is not there, where that may be (`missing`)."""
         pause_s = PAUSE_S

@@ -19,6 +19,7 @@ from hil.dispatcher.item_errors import error_of
 from hil.dispatcher.submissions import JobProgress, job_name
 from hil.submit.client import Client
 from hil.submit.record import JobFiles, Record
+from hil.submit.verdicts import Verdicts
 
 POLL_S = 0.5
 POLL_MAX_S = 5.0
@@ -54,10 +55,10 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collector:
-    """Writes answers to `out` as JSON lines: `{"file", "answer"}` or `{"file", "error"}`."""
+    """Writes answers to `out` as JSON lines: `{"file", "answer"}` or `{"file", "error"}`; `verdicts` keeps its own."""
 
-    def __init__(self, client: Client, record: Record, out: TextIO | None) -> None:
-        self._client, self._record, self._out = client, record, out
+    def __init__(self, client: Client, record: Record, out: TextIO | None, verdicts: Verdicts | None = None) -> None:
+        self._client, self._record, self._out, self._verdicts = client, record, out, verdicts
         self._jobs = record.job_files()
         self._answered = self._failed = self._paid_micro = self._over = 0
         self._failures: list[Failed] = []
@@ -122,7 +123,10 @@ class Collector:
         reason = "" if whole else self._why_not(job)
         place = 0
         if job.slices_done:
-            for result in self._client.slices(job.job):
+            slices = self._client.slices(job.job)
+            if self._verdicts is not None:
+                self._verdicts.take(job.job, slices)
+            for result in slices:
                 first = result.slice * job.slice_items
                 self._none(files.files[place:first], reason)
                 answers = self._client.answers(job.job, result)

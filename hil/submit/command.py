@@ -1,7 +1,8 @@
 """`driveway-hil submit`: from files to answers.
 
-Answers go to standard output or a file; what is going on, and how to collect later, to standard error. Exit status: 0
-every item has an answer (or, without --wait, is up), 1 some have none, 130 after Ctrl-C, which ends this program only.
+Answers go to standard output or a file, and beside that file what the dispatcher signs about them; what is going on,
+and how to collect later, to standard error. Exit status: 0 every item has an answer (or, without --wait, is up), 1 some
+have none, 130 after Ctrl-C, which ends this program only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from hil.submit.record import Heading, Record, Writer, record_folder
 from hil.submit.screen import Screen
 from hil.submit.send import Terms, new_name, send, usual_slice_items
 from hil.submit.sources import find_files, source_for
+from hil.submit.verdicts import Verdicts
 
+VERDICTS = ".verdicts.jsonl"
+"""Ends the name of the file with the dispatcher's verdicts, beside that of the answers."""
 NAMED = 5
 """Failed items named on the screen; the others are in the answers."""
 
@@ -56,14 +60,15 @@ def submit(options: Namespace) -> int:
         if options.collect is not None:
             record = Record(record_folder(), options.collect)
             endpoint = _endpoint(options) if options.dir or options.url else record.heading.endpoint
-            return _collect(options, screen, Client(endpoint), record, began_s)
+            return _collect(options, screen, endpoint, Client(endpoint), record, began_s)
         return _send(options, screen, began_s)
 
 
 def _endpoint(options: Namespace) -> Endpoint:
     if options.dir is not None:
         return Endpoint(folder=str(options.dir.absolute()))
-    return Endpoint(url=options.url, token_file=str(options.token_file.absolute()))
+    key_file = "" if options.dispatcher_key is None else str(options.dispatcher_key.absolute())
+    return Endpoint(url=options.url, token_file=str(options.token_file.absolute()), key_file=key_file)
 
 
 def _send(options: Namespace, screen: Screen, began_s: float) -> int:
@@ -92,6 +97,7 @@ def _send(options: Namespace, screen: Screen, began_s: float) -> int:
         ttl_s=options.ttl,
         customer=options.customer,
         workload_class=options.workload_class,
+        sealed=options.sealed,
     )
     with Writer(record_folder(), heading) as record:
         try:
@@ -112,7 +118,7 @@ def _send(options: Namespace, screen: Screen, began_s: float) -> int:
     if not sent.cars:
         screen.tell(f"no car has said yet that it holds {package.manifest.name}: the jobs wait for one that does")
     if options.wait:
-        return _collect(options, screen, client, Record(record_folder(), submission), began_s)
+        return _collect(options, screen, endpoint, client, Record(record_folder(), submission), began_s)
     screen.tell(_how_to_collect(submission))
     taken = Collected(
         jobs=sent.jobs, jobs_over=0, items=sent.items, answered=0, failed=0, failed_items=(), paid_micro=0
@@ -121,13 +127,15 @@ def _send(options: Namespace, screen: Screen, began_s: float) -> int:
     return 0
 
 
-def _collect(options: Namespace, screen: Screen, client: Client, record: Record, began_s: float) -> int:
+def _collect(  # noqa: PLR0917 - all that a submission is made of
+    options: Namespace, screen: Screen, endpoint: Endpoint, client: Client, record: Record, began_s: float
+) -> int:
     """Fetch the answers; those of a submission that is not over are written as far as they are there."""
     heading = record.heading
     wait = bool(options.wait)
     try:
-        with _answers_file(options.out) as out:
-            collected = Collector(client, record, out).collect(
+        with _answers_file(options.out) as out, _verdicts(options.out, client, endpoint) as verdicts:
+            collected = Collector(client, record, out, verdicts).collect(
                 wait=wait,
                 on_progress=lambda done, failed, paid_micro: screen.show(
                     "computed", done, record.files, _more(failed, paid_micro, heading.currency)
@@ -182,6 +190,17 @@ def _answers_file(path: Path | None) -> Iterator[TextIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _verdicts(out: Path | None, client: Client, endpoint: Endpoint) -> Iterator[Verdicts | None]:
+    """What the dispatcher signs goes beside the file of answers; where there is none, it is not asked for."""
+    if out is None:
+        yield None
+        return
+    keys = endpoint.keys()
+    with _answers_file(out.with_name(f"{out.name}{VERDICTS}")) as file:
+        yield Verdicts(client, file, keys)
 
 
 def _write_report(path: Path | None, heading: Heading, collected: Collected, seconds: float) -> None:

@@ -5,23 +5,42 @@ Looked at before anything is sent, and again for each use: a dispatcher makes a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from agent.errors import ConfigError, FleetError
+from agent.errors import ConfigError, FleetError, TrustError
+from agent.trust.keys import keyid, load_public_key
 from hil.dispatcher.orders import TOKEN_FILE
 
 READY_FILE = "ready"
+PUBLIC_KEY_FILE = "dispatcher.pub"
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A dispatcher and its operator's token: in the folder of a rig, or at a URL and in a file."""
+    """A dispatcher and its operator's token: in the folder of a rig, or at a URL and in a file.
+
+    Its public key is in the folder, too, or in `key_file`.
+    """
 
     folder: str = ""
     url: str = ""
     token_file: str = ""
+    key_file: str = ""
+
+    def keys(self) -> Mapping[str, EllipticCurvePublicKey] | None:
+        """The dispatcher's public keys by keyid; None where nobody has said. Raises ConfigError for what is no key."""
+        path = Path(self.key_file) if self.key_file else Path(self.folder) / "dispatcher" / PUBLIC_KEY_FILE
+        if not self.key_file and not self.folder:
+            return None
+        try:
+            key = load_public_key(path.read_text("ascii"))
+        except (OSError, UnicodeDecodeError, TrustError) as error:
+            raise ConfigError(f"cannot read the dispatcher's public key {path}: {error}") from error
+        return {keyid(key): key}
 
     def find(self) -> tuple[str, str]:
         """URL and token, as they are now. Raises FleetError, and ConfigError for what is no URL of a dispatcher."""

@@ -39,6 +39,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: int
     customer: str
     workload_class: str | None = None
+    sealed: bool = False
 
 
 class Sent(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,7 @@ def send(
             currency=terms.currency,
             ttl_s=terms.ttl_s,
             workload_class=terms.workload_class,
+            sealed=terms.sealed,
         )
         cars = client.put_up(order).cars
         items += len(batch)

@@ -17,8 +17,9 @@ from agent.cli.when import local_text
 from agent.control import ControlRequest, ControlServer
 from agent.core.events import AcceleratorSeen, DemandSeen, LinkChanged, PlansMissing, SourceChanged
 from agent.core.model import Accelerator, Readiness
+from agent.ledger_view import LedgerView
 from agent.printable import printable
-from agent.rows import LedgerHead, Totals, VacateStats
+from agent.rows import Totals, VacateStats
 from tests.core.world import Shell
 
 EVIL = "\x1b[2J\x1b]0;owned\x07all\r\nis\x9bm well\u202e"
@@ -58,7 +59,7 @@ class Answering:
             wall_offset_ms=WALL_MS,
             items_done_in_slice=0,
             pending=0,
-            ledger=LedgerHead(0, "00"),
+            ledger=LedgerView(0, "00"),
             totals=Totals(energy_micro_wh=0, paid_micro=0, cost_micro=0),
             vacate=VacateStats(0, None, None, None),
             refused_messages={},

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from agent.trust.bundle import result_bundle
+from agent.trust.dsse import canonical_json
 from hil.cli import main as driveway_hil
-from hil.dispatcher.view import View
+from hil.dispatcher.view import Attestation, View
 from hil.images import drawn_lines
 from hil.rig import Rig
 
@@ -51,6 +53,11 @@ def driveway(rig: Rig, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def kinds(rig: Rig) -> set[str]:
+    """Of the leaves in the ledger."""
+    return {leaf["kind"] for leaf in rig.ask("ledger", limit=1000)["leaves"]}
+
+
 def all_done(view: View) -> bool:
     return all(job.state == "done" for job in view.jobs())
 
@@ -68,7 +75,7 @@ def test_nothing_is_lost_or_paid_twice_when_daemon_broker_and_dispatcher_die(tmp
         wait(rig, "two slices on disk", lambda status: status["slices"]["kept"] >= 2)
         rig.stop("daemon", signal.SIGKILL)
         rig.start_daemon()
-        wait(rig, "what was left to be handed in", lambda status: status["ledger"]["size"] >= 1)
+        wait(rig, "what was left to be handed in", lambda _status: "statement" in kinds(rig))
         wait(rig, "work to go on", lambda status: status["slices"]["kept"] >= 1)
         rig.broker.kill()
         wait(rig, "the link to be down", lambda status: not status["link"]["connected"])
@@ -86,27 +93,28 @@ def test_nothing_is_lost_or_paid_twice_when_daemon_broker_and_dispatcher_die(tmp
         assert "error" in answers[1][-1], "an image that cannot be decoded says so, and costs the others nothing"
         assert [payout.paid_micro for payout in payouts] == [95 * 10]
         assert status["outbox"]["pending"] == 0
-        _check_attestations(rig, tmp_path, [attestation.envelope for attestation in attestations])
+        _check_attestations(rig, tmp_path, attestations)
         _check_command_line(rig)
 
 
-def _check_attestations(rig: Rig, folder: Path, envelopes: list[bytes]) -> None:
+def _check_attestations(rig: Rig, folder: Path, attestations: list[Attestation]) -> None:
     """`driveway verify` believes every one of them, and none that was touched."""
-    with View(rig.folder / "dispatcher") as view:
-        key = folder / "unit.pub"
-        key.write_text(view.attestations()[0].public_key_pem)
+    key = folder / "unit.pub"
+    key.write_text(attestations[0].public_key_pem)
     files = []
-    for number, envelope in enumerate(envelopes):
+    for number, attestation in enumerate(attestations):
+        assert attestation.session is not None
         files.append(folder / f"{number}.json")
-        files[-1].write_bytes(envelope)
+        files[-1].write_bytes(result_bundle(attestation.envelope, attestation.session))
     good = driveway(rig, "verify", "--key", str(key), *map(str, files))
-    assert (good.returncode, good.stdout.count("holds")) == (0, len(files))
-    touched = json.loads(envelopes[0])
-    touched["payload"] = touched["payload"][:-8] + "AAAA" + touched["payload"][-4:]
-    files[0].write_text(json.dumps(touched))
+    assert (good.returncode, good.stdout.count("holds")) == (0, len(files)), good.stdout
+    touched = json.loads(files[0].read_bytes())
+    payload = touched["statement"]["payload"]
+    touched["statement"]["payload"] = payload[:-8] + "AAAA" + payload[-4:]
+    files[0].write_bytes(canonical_json(touched))
     bad = driveway(rig, "verify", "--key", str(key), *map(str, files))
     assert bad.returncode == 1
-    assert "does NOT hold" in bad.stdout
+    assert bad.stdout.count("does NOT hold") == 1
 
 
 def _check_command_line(rig: Rig) -> None:
@@ -122,7 +130,7 @@ def _check_command_line(rig: Rig) -> None:
         ("signals", ["Vehicle.Speed", "good"]),
         ("leases", ["ocr-line", "settled"]),
         ("earnings", ["NET", "all leases"]),
-        ("ledger", ["statement", "verdict"]),
+        ("ledger", ["statement", "verdict", "session", "witnessed"]),
     ):
         text = driveway(rig, verb)
         assert text.returncode == 0, text.stderr

@@ -111,8 +111,8 @@ def test_what_arrived_is_not_sent_again(tmp_path: Path) -> None:
 
 def test_what_is_there_already_is_not_sent_at_all(dispatcher: Dispatcher) -> None:
     body, channel = b"answers" * 50_000, Channel(RIG)
-    bring(dispatcher.web.upload_url, body)
-    bring(dispatcher.web.upload_url, body, channel=channel)
+    bring(f"{dispatcher.web.url}/uploads", body)
+    bring(f"{dispatcher.web.url}/uploads", body, channel=channel)
     assert channel.moved.total()[0] < 1000
 
 
@@ -124,7 +124,7 @@ def test_what_is_refused_is_told_and_not_tried_again(
     dispatcher: Dispatcher, body: bytes, token: str, said: str
 ) -> None:
     with pytest.raises(FleetError, match=said) as error:
-        bring(dispatcher.web.upload_url, body, token=token)
+        bring(f"{dispatcher.web.url}/uploads", body, token=token)
     assert token not in str(error.value)
 
 
@@ -212,7 +212,7 @@ def test_a_pause_ends_it_and_what_arrived_stays(dispatcher: Dispatcher) -> None:
         channel = Channel(RIG)
         channel.cut.now()
         with pytest.raises(PausedError):
-            await put(channel, UploadRef(url=dispatcher.web.upload_url, token=TOKEN), BODY, SOON)
+            await put(channel, UploadRef(url=f"{dispatcher.web.url}/uploads", token=TOKEN), BODY, SOON)
 
     asyncio.run(story())
     assert not dispatcher.has(BODY)

@@ -10,8 +10,10 @@ import msgspec
 from agent.core.model import Verdict
 from agent.fleet import messages
 from agent.trust import dsse, statement
+from agent.trust.checkpoint import CHECKPOINT_TYPE, Checkpoint, countersign
 from agent.trust.keys import FileSigner
 from agent.trust.merkle import leaf_hash, tree_root
+from agent.trust.session import begin
 from hil.faults.books import (
     AgentBook,
     DispatcherBook,
@@ -24,6 +26,8 @@ from hil.faults.books import (
 )
 
 SHA = "ab" * 32
+ENGINE = statement.Engine(executor="onnxruntime", version="1", plan_sha256="", kernels_sha256=SHA)
+DEVICE = statement.Device(class_="rig", driver="")
 PRICE = 7
 OPENED_MS = 1_790_000_000_000
 
@@ -39,7 +43,11 @@ class Fleet:
         self.hand_ins: list[HandInRow] = []
         self.results: list[ResultRow] = []
         self.leases: dict[str, list[LeaseRow]] = {unit: [] for unit in self.keys}
-        self.ledgers: dict[str, list[tuple[str, str, int, bytes]]] = {unit: [] for unit in self.keys}
+        self.sessions = {unit: begin(key, "file", unit=unit, number=1) for unit, key in self.keys.items()}
+        self.ledgers: dict[str, list[tuple[str, str, int, bytes]]] = {
+            unit: [("session", "", 1, session.certificate)] for unit, session in self.sessions.items()
+        }
+        self.witnessed: dict[str, bytes] = {}
         self.outboxes: dict[str, dict[tuple[str, int], str]] = {unit: {} for unit in self.keys}
 
     def settle(self, unit: str, number: int, *, epoch: int = 1) -> None:
@@ -50,9 +58,9 @@ class Fleet:
 
     def hand_in(self, unit: str, number: int, *, epoch: int = 1) -> str:
         """The unit's half: the statement is in the ledger and in the outbox; the statement's digest."""
-        job, counter = self.ordered[number], len(self.ledgers[unit]) + 1
-        said = _statement(unit, job, epoch, counter)
-        envelope = dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), self.keys[unit])
+        job, index = self.ordered[number], len(self.ledgers[unit])
+        said = _statement(unit, job, epoch, index)
+        envelope = dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), self.sessions[unit].key)
         sha256 = hashlib.sha256(said.to_bytes()).hexdigest()
         self.ledgers[unit].append(("statement", job.job, epoch, envelope))
         self.outboxes[unit][job.job, epoch] = sha256
@@ -66,7 +74,7 @@ class Fleet:
         counter = statement.parse_statement(dsse.parse(envelope).payload).counter
         row = HandInRow(
             *(job.job, epoch, unit, "settled", sha256, paid, OPENED_MS + 1500),
-            *(self.keys[unit].keyid, counter, envelope),
+            *(self.keys[unit].keyid, counter, 1, envelope),
         )
         self.hand_ins.append(row)
         for index in range(job.slices):
@@ -92,7 +100,26 @@ class Fleet:
     def dispatcher(self) -> DispatcherBook:
         """The dispatcher's book as it is now."""
         keys = {unit: key.public_key_pem() for unit, key in self.keys.items()}
-        return DispatcherBook(list(self.jobs.values()), list(self.hand_ins), list(self.results), keys)
+        sessions = {(self.keys[unit].keyid, 1): session.certificate for unit, session in self.sessions.items()}
+        rows = (list(self.jobs.values()), list(self.hand_ins), list(self.results))
+        return DispatcherBook(*rows, keys, sessions, dict(self.witnessed))
+
+    def witness(self, unit: str) -> None:
+        """The unit's ledger as it is now gets a checkpoint, and the dispatcher countersigns it."""
+        hashes = [leaf_hash(envelope) for _, _, _, envelope in self.ledgers[unit]]
+        said = Checkpoint(
+            v=1,
+            unit=unit,
+            key_epoch=1,
+            size=len(hashes),
+            root=tree_root(hashes).hex(),
+            session=1,
+            boot_id="b",
+            issued_boot_ms=1,
+            issued_wall_ms=OPENED_MS,
+        )
+        signed = dsse.sign(CHECKPOINT_TYPE, said.to_bytes(), self.keys[unit])
+        self.witnessed[unit] = countersign(signed, self.dispatcher_key)
 
     @property
     def agents(self) -> list[AgentBook]:
@@ -110,7 +137,7 @@ def body(job: Ordered, index: int) -> bytes:
     return msgspec.json.encode([{"outputs": {"y": number}} for number in job.numbers_of(index)])
 
 
-def _statement(unit: str, job: Ordered, epoch: int, counter: int) -> statement.Statement:
+def _statement(unit: str, job: Ordered, epoch: int, index: int) -> statement.Statement:
     slices = tuple(
         statement.Slice(
             index=index,
@@ -118,6 +145,7 @@ def _statement(unit: str, job: Ordered, epoch: int, counter: int) -> statement.S
             failed_items=0,
             output_sha256=hashlib.sha256(body(job, index)).hexdigest(),
             raw_sha256=SHA,
+            raw_form="none",
             compute_ms=1,
         )
         for index in range(job.slices)
@@ -128,15 +156,17 @@ def _statement(unit: str, job: Ordered, epoch: int, counter: int) -> statement.S
         unit=unit,
         package=statement.Package(name="nothing", sha256=SHA),
         model_sha256=SHA,
-        plan_sha256="",
-        kernels_sha256=SHA,
+        engine=ENGINE,
+        device=DEVICE,
+        equivalence_class=statement.equivalence_class(SHA, ENGINE, DEVICE),
         agent=statement.Agent(version="1", sha256=SHA),
         input_sha256=SHA,
         slices=slices,
-        device=statement.Device(class_="rig", executor="onnxruntime"),
         times=statement.Times(started_boot_ms=1, finished_boot_ms=2, boot_id="b", finished_wall_ms=OPENED_MS),
         energy=statement.Energy(micro_wh=1, sensor="none"),
         gate=statement.Gate(state="open", policy_sha256=SHA),
         key_protection="file",
-        counter=counter,
+        session=1,
+        log_index=index,
+        counter=index,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
+from cryptography.x509 import Certificate
 
 from agent.core.model import JobKey, Outlook, YieldReason
 from agent.fleet.messages import (
@@ -40,34 +41,45 @@ from agent.fleet.messages import (
 )
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
+from agent.trust.session import begin
 from agent.trust.statement import (
     PAYLOAD_TYPE,
     Agent,
     Device,
     Energy,
+    Engine,
     Gate,
     Lease,
     Package,
     Slice,
     Statement,
     Times,
+    equivalence_class,
 )
 from hil.dispatcher.book import Book, Terms
+from hil.dispatcher.copies import Tolerances
 from hil.dispatcher.database import Database, SqliteDatabase
 from hil.dispatcher.leases import Places
 from hil.dispatcher.objects import Objects
+from hil.dispatcher.pay import HoldBack
 from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.ranges import Span
 from hil.dispatcher.replication import Replication
 from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.staging import Staging
 from hil.dispatcher.submit import add_job
+from hil.dispatcher.tolerance import Tolerance
 from hil.dispatcher.uploads import Uploads
+
+ENGINE = Engine(executor="onnxruntime", version="1.24.1", plan_sha256="", kernels_sha256="0b" * 32)
+DEVICE = Device(class_="cpu-x86_64", driver="")
 
 PACKAGE = PackageRef(name="ocr", sha256="ab" * 32)
 PRICE = 250
 TTL_S = 600
 NO_OUTLOOK = Outlook()
+EXACT_VALUES: Tolerances = {PACKAGE.sha256: Tolerance()}.get
+"""The package's answers are the same everywhere, whatever the bits."""
 
 
 def new_signer() -> FileSigner:
@@ -106,15 +118,25 @@ class Desk:
         key: FileSigner | None = None,
         database: Callable[[Callable[[], int]], Database] | None = None,
         replication: Replication | None = None,
+        tolerances: Tolerances = EXACT_VALUES,
+        hold_back: HoldBack | None = None,
         max_failures: int = 10,
         ramp_per_s: float = 0.0,
+        ek_roots: Sequence[Certificate] = (),
     ) -> None:
         self.now_ms = 1_000_000
         self.folder = folder
         self.key = key or new_signer()
         opened = SqliteDatabase(folder, self._clock) if database is None else database(self._clock)
-        self.book = Book(opened, replication=replication, max_failures=max_failures)
         self.objects = Objects(folder / "objects")
+        self.book = Book(
+            opened,
+            replication=replication,
+            tolerances=tolerances,
+            read_object=self.objects.read,
+            hold_back=hold_back,
+            max_failures=max_failures,
+        )
         self.staging = Staging(self.objects)
         self.uploads = Uploads(self.staging, self.book.upload_rights.of)
         self.sent: list[tuple[str, bytes]] = []
@@ -126,6 +148,7 @@ class Desk:
             retry_s=7,
             brought=self.staging,
             ramp=Ramp(ramp_per_s),
+            ek_roots=ek_roots,
         )
 
     def _clock(self) -> int:
@@ -195,6 +218,7 @@ class Car:
         self.peer = peer
         self.unit = unit
         self.signer = new_signer()
+        self.session = begin(self.signer, "file", unit=unit, number=1)
         self.tickets: dict[JobKey, str] = {}
         self.cancelled: list[CancelMessage] = []
         self.last_request = b""
@@ -270,20 +294,21 @@ class Car:
         grant: JobGrant,
         *,
         bend: Callable[[Statement], Statement] = lambda statement: statement,
-        signer: FileSigner | None = None,
+        signer: dsse.SigningKey | None = None,
         have: tuple[JobKey, ...] = (),
         credit: int = 0,
     ) -> Result:
-        """The finished lease; `bend` changes the statement before it is signed by `signer`."""
+        """The finished lease; `bend` changes the statement before it is signed by `signer` (the session's key)."""
         statement, outputs = self.work(grant, grant.slices, "result")
         return Result(
             rid=f"rs{next(self._rid)}",
             job=grant.job,
             epoch=grant.epoch,
-            statement=self.sign(bend(statement), signer or self.signer),
+            statement=self.sign(bend(statement), signer or self.session.key),
             outputs=outputs,
             have=have,
             credit=credit,
+            session=self.certificate(),
         )
 
     def yielded(
@@ -294,7 +319,7 @@ class Car:
         outputs: tuple[SliceOutput, ...] = ()
         if slices:
             statement, outputs = self.work(grant, slices, "yield")
-            envelope = self.sign(statement, self.signer)
+            envelope = self.sign(statement, self.session.key)
         rid = f"ye{next(self._rid)}"
         return Yield(
             rid=rid,
@@ -304,7 +329,12 @@ class Car:
             detail=detail,
             statement=envelope,
             outputs=outputs,
+            session=None if envelope is None else self.certificate(),
         )
+
+    def certificate(self) -> Envelope:
+        """The session's, as a message carries it."""
+        return msgspec.json.decode(self.session.certificate, type=Envelope)
 
     def work(self, grant: JobGrant, slices: tuple[int, ...], outcome: str) -> tuple[Statement, tuple[SliceOutput, ...]]:
         bodies = {index: self.answers(grant, index) for index in slices}
@@ -319,8 +349,9 @@ class Car:
             unit=self.unit,
             package=Package(name=grant.package.name, sha256=grant.package.sha256),
             model_sha256="0a" * 32,
-            plan_sha256="",
-            kernels_sha256="0b" * 32,
+            engine=ENGINE,
+            device=DEVICE,
+            equivalence_class=equivalence_class("0a" * 32, ENGINE, DEVICE),
             agent=Agent(version="0.1.0", sha256="0c" * 32),
             input_sha256=grant.input.sha256,
             slices=tuple(
@@ -330,15 +361,17 @@ class Car:
                     failed_items=body.count(b'"error"'),
                     output_sha256=hashlib.sha256(body).hexdigest(),
                     raw_sha256="0d" * 32,
+                    raw_form="float32[2]",
                     compute_ms=40,
                 )
                 for index, body in bodies.items()
             ),
-            device=Device(class_="cpu-x86_64", executor="onnxruntime"),
             times=Times(started_boot_ms=5000, finished_boot_ms=5200, boot_id="b" * 32, finished_wall_ms=1),
             energy=Energy(micro_wh=900, sensor="simulated"),
             gate=Gate(state="open", policy_sha256="0e" * 32),
             key_protection="file",
+            session=self.session.number,
+            log_index=0,
             counter=next(self._counter),
         )
         return statement, tuple(
@@ -351,7 +384,7 @@ class Car:
         numbers = range(first, min(first + grant.slice_items, grant.items))
         return msgspec.json.encode([answer_to(number) for number in numbers])
 
-    def sign(self, statement: Statement, signer: FileSigner) -> Envelope:
+    def sign(self, statement: Statement, signer: dsse.SigningKey) -> Envelope:
         return msgspec.json.decode(dsse.sign(PAYLOAD_TYPE, statement.to_bytes(), signer), type=Envelope)
 
     def say(self, verb: str, payload: bytes) -> None:

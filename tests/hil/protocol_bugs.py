@@ -21,7 +21,6 @@ from agent.core.world import FAR_MS
 from agent.fleet.messages import VerdictMessage
 from agent.hands import Hands
 from agent.store import Store
-from agent.trust.merkle import Tree
 from agent.trust.statement import Statement
 from hil.dispatcher import answers, judge, service, verdicts
 from hil.dispatcher.answers import Answers
@@ -181,7 +180,7 @@ def a_verdict_said_again_pays_nothing(patch: Patch) -> None:
 
 
 def every_item_is_paid_twice(patch: Patch) -> None:
-    _rewritten(patch, lambda sql: sql.replace(":failed, :paid, :sha256", ":failed, 2 * :paid, :sha256"))
+    _rewritten(patch, lambda sql: sql.replace(":raw, :paid, :sha256", ":raw, 2 * :paid, :sha256"))
 
 
 def a_message_that_says_too_little_is_no_message(patch: Patch) -> None:
@@ -234,14 +233,14 @@ def slices_are_forgotten_when_the_lease_is_opened_again(patch: Patch) -> None:
 
 
 def verdicts_are_no_part_of_the_ledgers_head(patch: Patch) -> None:
-    append, remember = Store._append, Store.remember
+    append, remember = Store.append_leaf, Store.remember
 
-    def appended(self: Store, kind: str, key: JobKey, leaf: bytes) -> Tree:
+    def appended(self: Store, kind: str, key: JobKey, leaf: bytes) -> int:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Store, "remember", remember if kind == "statement" else lambda *_rest: None)
             return append(self, kind, key, leaf)
 
-    patch.setattr(Store, "_append", appended)
+    patch.setattr(Store, "append_leaf", appended)
 
 
 def old_leaves_are_pruned_at_a_start(patch: Patch) -> None:

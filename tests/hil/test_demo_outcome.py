@@ -11,8 +11,10 @@ import pytest
 
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
+from agent.trust.session import begin
 from agent.trust.statement import PAYLOAD_TYPE
-from hil.demo.outcome import independently_verified, limits
+from hil.demo.evidence import Evidence
+from hil.demo.outcome import evidence_limits, independently_verified, limits
 from hil.dispatcher.view import Attestation
 from hil.record import Outcome
 from tests.hil.honest_car import new_signer
@@ -127,6 +129,45 @@ def verified(envelope: dict[str, Any], *, keyid: str = UNIT.keyid, key: FileSign
             envelope=msgspec.json.encode(envelope),
         )
     )
+
+
+def in_session(envelope: dict[str, Any], certificate: bytes) -> bool:
+    """What the tool says of an envelope that came with this session certificate."""
+    return independently_verified(
+        Attestation(
+            job="job-1",
+            epoch=1,
+            unit="car-0001",
+            keyid=UNIT.keyid,
+            public_key_pem=UNIT.public_key_pem(),
+            envelope=msgspec.json.encode(envelope),
+            session=certificate,
+        )
+    )
+
+
+def test_a_session_key_counts_when_the_unit_certified_it() -> None:
+    honest, foreign = (begin(key, "file", unit="car-0001", number=1) for key in (UNIT, STRANGER))
+    envelope = msgspec.json.decode(dsse.sign(PAYLOAD_TYPE, STATEMENT, honest.key))
+    assert in_session(envelope, honest.certificate)
+    assert not in_session(envelope, foreign.certificate)
+    assert not in_session(envelope, begin(UNIT, "file", unit="car-0001", number=1).certificate)
+    assert not in_session(attest(), honest.certificate)
+    assert not verified(envelope), "the unit's own key did not sign it"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "held"),
+    [
+        (Evidence(7, 7, 6, 6), [True, True]),
+        (Evidence(1, 1, 1, 1), [True, True]),
+        (Evidence(7, 6, 6, 6), [False, True]),
+        (Evidence(7, 7, 6, 5), [True, False]),
+        (Evidence(0, 0, 0, 0), [False, False]),
+    ],
+)
+def test_evidence_is_good_when_there_is_some_and_all_of_it_holds(evidence: Evidence, held: list[bool]) -> None:
+    assert [limit.held for limit in evidence_limits(evidence)] == held
 
 
 def flipped(text: str, place: int) -> str:

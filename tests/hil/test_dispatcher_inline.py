@@ -8,7 +8,8 @@ import pytest
 
 from agent.fleet.inline import InlineInputs
 from agent.fleet.messages import INLINE_INPUT_BYTES
-from hil.dispatcher.leases import INLINE_SLICES, Places, input_ref
+from hil.dispatcher.inputs import INLINE_SLICES, input_ref
+from hil.dispatcher.leases import Places
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_an_input_travels_in_its_grant_where_there_is_room(length: int, slices: 
     body = b"x" * length
     sha256 = hashlib.sha256(body).hexdigest()
     places = Places(object_url=lambda name: f"https://objects/{name}", small={sha256: body}.get)
-    found = input_ref({"input_sha256": sha256, "input_bytes": length}, tuple(range(slices)), places)
+    found = input_ref({"input_sha256": sha256, "input_bytes": length, "sealed": 0}, tuple(range(slices)), places)
     assert (found.url, found.bytes) == (f"https://objects/{sha256}", length)
     car = InlineInputs()
     car.keep(found)

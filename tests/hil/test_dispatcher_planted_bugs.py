@@ -63,7 +63,7 @@ def settled_twice(sql: Rewriting, patch: Patch) -> None:
     sql.plant(FENCE, "WHERE job = :job AND epoch = :epoch AND holder = :unit")
     sql.plant(JUDGED, f"{JUDGED} AND 1 = 0")
     sql.plant("WHERE keyid = :keyid AND counter = :counter", "WHERE 1 = 0 AND keyid = :keyid AND counter = :counter")
-    sql.plant(":keyid, :counter, :envelope)", ":keyid, :counter, :envelope) ON CONFLICT DO NOTHING")
+    sql.plant(":counter, :envelope)", ":counter, :envelope) ON CONFLICT DO NOTHING")
     sql.plant(":paid, :sha256, :body)", ":paid, :sha256, :body) ON CONFLICT DO NOTHING")
     patch.setattr(Leases, "missing", lambda self, job: tuple(range(-(-job["items"] // job["slice_items"]))))
 

@@ -31,7 +31,7 @@ def test_another_lease_cannot_name_what_a_lease_has_brought(desk: Desk, car: Car
 def test_what_was_brought_is_not_read_again(desk: Desk, car: Car, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the thread that owns the book, one object that is named by many slices costs no more than its name."""
     car.answers = lambda grant, index: b"[1]"  # type: ignore[method-assign]
-    desk.add_job(items=24, slice_items=1)
+    desk.add_job(items=20, slice_items=1)
     grant = car.must_request()
     plain = car.result(grant)
     car.bring(plain, grant)
@@ -39,7 +39,7 @@ def test_what_was_brought_is_not_read_again(desk: Desk, car: Car, monkeypatch: p
         for name in ("read_bytes", "open"):
             patch.setattr(Path, name, None)
         verdict = car.hand_in(car.bulky(plain, grant))
-    assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 24 * PRICE)
+    assert (verdict.verdict, verdict.paid_micro) == (Verdict.SETTLED, 20 * PRICE)
 
 
 def test_other_answers_than_the_slice_has_items_are_the_units_own_fault(desk: Desk, car: Car) -> None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from google.protobuf.json_format import ParseDict
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement as OtherStatement
@@ -19,7 +21,7 @@ from securesystemslib.signer._key import SSlibKey
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
 from agent.errors import FleetError
 from agent.fleet.messages import JobGrant, SliceOutput
-from agent.trust.keys import load_public_key
+from agent.trust.keys import keyid, load_public_key
 from agent.trust.statement import Statement
 from hil.dispatcher.judge import HandIn, Lease, judge
 from hil.dispatcher.verdicts import statement_sha256
@@ -51,9 +53,16 @@ def test_independent_tools_verify_what_was_kept(desk: Desk, car: Car) -> None:
     assert car.hand_in(car.result(car.must_request())).verdict is Verdict.SETTLED
     with View(desk.folder) as view:
         (attestation,) = view.attestations()
+    assert attestation.session is not None
+    unit_key = SSlibKey.from_crypto(load_public_key(attestation.public_key_pem), keyid=attestation.keyid)
+    certificate = OtherEnvelope.from_dict(json.loads(attestation.session))
+    certificate.verify([unit_key], 1)
+    said = json.loads(certificate.payload)
+    session_key = load_der_public_key(base64.b64decode(said["publicKey"]))
+    assert isinstance(session_key, EllipticCurvePublicKey)
+    assert said["unit"] == car.unit
     envelope = OtherEnvelope.from_dict(json.loads(attestation.envelope))
-    public_key = SSlibKey.from_crypto(load_public_key(attestation.public_key_pem), keyid=attestation.keyid)
-    envelope.verify([public_key], 1)
+    envelope.verify([SSlibKey.from_crypto(session_key, keyid=keyid(session_key))], 1)
     OtherStatement.copy_from_pb(ParseDict(json.loads(envelope.payload), statement_pb2.Statement())).validate()
 
 
@@ -198,6 +207,9 @@ def test_what_is_not_proven_costs_the_unit_nothing(desk: Desk, car: Car, other: 
     forgeries = [
         car.result(grant, signer=new_signer()),
         car.result(grant, signer=other.signer),
+        car.result(grant, signer=car.signer),  # the unit's own key, beside a session's certificate
+        msgspec.structs.replace(good, session=other.certificate()),
+        msgspec.structs.replace(good, session=None),
         msgspec.structs.replace(good, statement=car.result(elsewhere).statement),
         msgspec.structs.replace(good, statement=car.yielded(grant, (0, 1, 2)).statement),
         msgspec.structs.replace(good, statement=msgspec.structs.replace(good.statement, payload=edited)),
@@ -328,8 +340,9 @@ def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, o
     standing = desk.book.standing(unit, key(grant))
     assert isinstance(standing, Lease)
     result = car.result(grant)
-    hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs)
-    accepted = judge(hand_in, standing, unit, counter_is_new=desk.book.counter_is_new, uploaded=lambda _sha256: None)
+    hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs, session=result.session)
+    keys = desk.book.units.keys_of(unit)
+    accepted = judge(hand_in, standing, unit, keys=keys, before=desk.book, uploaded=lambda _sha256: None)
     desk.now_ms += 10_000
     car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
     assert desk.book.settle(standing, unit, accepted, "e" * 64) is None

@@ -10,6 +10,7 @@ import pytest
 
 from agent.core.model import Verdict
 from agent.trust.keys import FileSigner
+from agent.trust.session import begin
 from hil.faults.accounts import Finding, Loss, audit
 from hil.faults.books import JobRow
 from hil.faults.figures import Recovery, by_kind, percentile
@@ -41,6 +42,9 @@ def test_honest_books_have_no_finding(fleet: Fleet) -> None:
     assert findings(fleet) == [], "what is in the outbox is not lost"
     fleet.take("car-0000", 3, fleet.outboxes["car-0000"]["job-3", 1])
     assert findings(fleet) == [], "its verdict is on the way"
+    fleet.witness("car-0000")
+    fleet.tell("car-0000", 3, fleet.outboxes["car-0000"]["job-3", 1])
+    assert findings(fleet) == [], "a ledger grows on what was witnessed"
 
 
 def _outbox_dropped(fleet: Fleet) -> None:
@@ -116,9 +120,51 @@ def _money_unwritten(fleet: Fleet) -> None:
     fleet.leases["car-0000"][0] = REPLACE(fleet.leases["car-0000"][0], paid_micro=0)
 
 
+def _session_dropped(fleet: Fleet) -> None:
+    """An agent that signs with a key that nobody certified in its ledger."""
+    fleet.ledgers["car-0001"].pop(0)
+
+
+def _session_again(fleet: Fleet) -> None:
+    """An agent whose disk went back: it gives a number a second time."""
+    again = begin(fleet.keys["car-0000"], "file", unit="car-0000", number=1)
+    fleet.ledgers["car-0000"].append(("session", "", 1, again.certificate))
+
+
+def _leaves_swapped(fleet: Fleet) -> None:
+    """Statements that are not where they say."""
+    leaves = fleet.ledgers["car-0000"]
+    leaves[1], leaves[3] = leaves[3], leaves[1]
+
+
+def _past_rewritten(fleet: Fleet) -> None:
+    """What the dispatcher witnessed is not what the disk shows, though that is whole in itself."""
+    fleet.witness("car-0000")
+    fleet.tell("car-0000", 2, "", verdict=Verdict.STALE, paid=0)
+    fleet.ledgers["car-0000"].pop(-2)
+
+
+def _disk_went_back(fleet: Fleet) -> None:
+    fleet.hand_in("car-0000", 3)
+    fleet.witness("car-0000")
+    fleet.ledgers["car-0000"].pop()
+    fleet.outboxes["car-0000"].clear()
+
+
+def _witness_forged(fleet: Fleet) -> None:
+    fleet.witness("car-0001")
+    fleet.witnessed["car-0000"] = fleet.witnessed["car-0001"]
+
+
 @pytest.mark.parametrize(
     ("falsify", "loss", "rule"),
     [
+        (_session_dropped, Loss.LOST, "leaf_unreadable"),
+        (_session_again, Loss.DOUBLED, "session_used_twice"),
+        (_leaves_swapped, Loss.LOST, "leaf_unreadable"),
+        (_past_rewritten, Loss.LOST, "ledger_not_as_witnessed"),
+        (_disk_went_back, Loss.LOST, "ledger_not_as_witnessed"),
+        (_witness_forged, Loss.LOST, "witness_unreadable"),
         (_outbox_dropped, Loss.LOST, "statement_without_verdict"),
         (_rows_forgotten, Loss.LOST, "settled_not_in_rows"),
         (_ledger_cut, Loss.LOST, "settled_not_in_ledger"),

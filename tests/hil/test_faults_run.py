@@ -81,7 +81,10 @@ def _the_dispatcher_forgot(folder: Path) -> None:
 
 def _the_dispatcher_settled_twice(folder: Path) -> None:
     """As if its table had no constraint: a hand-in once more, under the next epoch."""
-    copy = "job, epoch + 1, unit, verdict, reason, paid_micro, micro_wh, at_ms, statement_sha256, keyid, -1, envelope"
+    copy = (
+        "job, epoch + 1, unit, verdict, reason, paid_micro, micro_wh, at_ms, statement_sha256, keyid, -1, envelope,"
+        " session"
+    )
     columns = copy.replace("epoch + 1", "epoch").replace("-1", "counter")
     one = f"INSERT INTO handins ({columns}) SELECT {copy} FROM handins WHERE verdict = 'settled' LIMIT 1"
     _write(folder / "dispatcher" / FILE, one)

@@ -18,7 +18,7 @@ from agent.fleet import messages
 from agent.fleet.desk import Desk
 from agent.fleet.orders import Orders
 from agent.store import Store
-from agent.trust import dsse, statement
+from agent.trust import statement
 from agent.trust.keys import FileSigner
 from hil.fleet.car import compressed
 from hil.fleet.rows import Rows
@@ -131,10 +131,9 @@ def test_a_hand_in_is_signed_and_outlives_an_outage_until_its_verdict() -> None:
         assert topic == "dw/v1/u/00/car-1/result"
         result = messages.decode(body, messages.Result)
         assert result.credit == 1
-        said = dsse.verify(
-            msgspec.json.encode(result.statement), statement.PAYLOAD_TYPE, {bench.key.keyid: bench.key.public_key()}
-        )
-        assert b'"job-1"' in said
+        envelope, certificate = map(msgspec.json.encode, (result.statement, result.session))
+        said, _session = statement.verify_statement(envelope, certificate, {bench.key.keyid: bench.key.public_key()})
+        assert said.lease.job == "job-1"
         verdict = SettleHandIn(key=GRANT.key, verdict=Verdict.SETTLED, reason="", paid_micro=40, envelope=b"")
         bench.shells.perform(verdict)
         assert bench.shells.outbox == {}
@@ -164,10 +163,11 @@ def test_counters_rise_and_every_car_signs_with_its_own_key() -> None:
         await bench.finish_lease()
         other = Bench()
         await other.finish_lease()
-        envelopes = [one.shells.outbox[GRANT.key].statement for one in (bench, other)]
-        assert envelopes[0] is not None
+        result = messages.decode(bench.shells.outbox[GRANT.key].body, messages.Result)
+        envelope, certificate = map(msgspec.json.encode, (result.statement, result.session))
+        assert statement.verify_statement(envelope, certificate, {bench.key.keyid: bench.key.public_key()})
         with pytest.raises(TrustError):
-            dsse.verify(envelopes[0], statement.PAYLOAD_TYPE, {other.key.keyid: other.key.public_key()})
+            statement.verify_statement(envelope, certificate, {other.key.keyid: other.key.public_key()})
         assert bench.shells.made == 1
 
     with_bench(two)

@@ -23,7 +23,7 @@ HEAD = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
 
 @pytest.fixture
 def web(desk: Desk) -> Iterator[WebServer]:
-    jobs = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN)
+    jobs = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN, desk.key)
     operator = OperatorApi(lambda question: question(desk.service), TOKEN)
     server = WebServer(0, desk.objects, desk.enrol, token=TOKEN, more=lambda one: jobs(one) or operator(one))
     server.start()

@@ -29,7 +29,7 @@ AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture
 def web(desk: Desk) -> Iterator[WebServer]:
-    api = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN)
+    api = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN, desk.key)
     server = WebServer(0, desk.objects, desk.enrol, token=TOKEN, more=api)
     server.start()
     yield server
@@ -103,7 +103,7 @@ def test_a_job_from_its_input_to_its_answers(web: WebServer, desk: Desk, car: Ca
 
 def test_progress_and_answers_are_the_same_out_of_postgresql(postgres_url: str, tmp_path: Path) -> None:
     desk = Desk(tmp_path, database=lambda clock: PostgresDatabase(postgres_url, clock))
-    api = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN)
+    api = JobsApi(desk.objects, lambda question: question(desk.book), TOKEN, desk.key)
     server = WebServer(0, desk.objects, desk.enrol, token=TOKEN, more=api)
     server.start()
     try:

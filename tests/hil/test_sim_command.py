@@ -69,7 +69,7 @@ def forget_to_vacate(patch: pytest.MonkeyPatch) -> None:
 
 def test_a_failure_shrinks_to_a_few_events_that_still_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_to_vacate(monkeypatch)
-    played = play(1, 0, 1, PEOPLE)
+    played = play(3, 0, 1, PEOPLE)
     assert played.header is not None
     short = shrink(Recording(played.header, played.lines), played.broken[0])
     assert len(short.lines) < min(40, len(played.lines) / 2)
@@ -85,11 +85,11 @@ def test_the_command_says_what_broke_and_where(
     forget_to_vacate(monkeypatch)
     monkeypatch.setattr(engine, "NIGHT", PEOPLE)
     monkeypatch.setattr(engine.play_all, "__defaults__", (1, PEOPLE))
-    arguments = ["sim", "--cars", "1", "--seed", "1", "--trace-dir", str(tmp_path), "--json", str(tmp_path / "x.json")]
+    arguments = ["sim", "--cars", "1", "--seed", "3", "--trace-dir", str(tmp_path), "--json", str(tmp_path / "x.json")]
     assert main(arguments) == 1
     said = capsys.readouterr().out
-    assert f"BROKEN {Promise.VACATES.value}: seed 1, car 0" in said
-    trace = tmp_path / f"1-0-{Promise.VACATES.value}.jsonl"
+    assert f"BROKEN {Promise.VACATES.value}: seed 3, car 0" in said
+    trace = tmp_path / f"3-0-{Promise.VACATES.value}.jsonl"
     assert f"driveway simulate {trace}" in said
     assert replay(read(trace)).broken[0].name == Promise.VACATES
     figures = msgspec.json.decode((tmp_path / "x.json").read_bytes())

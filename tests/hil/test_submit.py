@@ -20,13 +20,14 @@ from agent.trust.keys import FileSigner
 from agent.wire import decode_input
 from hil import cli
 from hil.dispatcher.book import Book
+from hil.dispatcher.job_verdict import verify_job_verdict
 from hil.dispatcher.jobs_api import JobOrder, JobsApi
 from hil.dispatcher.web import WebServer
 from hil.packages.tensors import build_tensor_package, item_of
 from hil.submit import send
 from hil.submit.client import Client
 from hil.submit.record import Record, record_folder
-from tests.hil.honest_car import Car, Desk
+from tests.hil.honest_car import Car, Desk, new_signer
 from tests.hil.tiny_models import add_model, softmax_model
 
 TOKEN = "a-secret-of-the-operator"
@@ -55,7 +56,9 @@ class Bench:
 
     def __init__(self, desk: Desk, folder: Path) -> None:
         self.desk, self.folder, self.lock = desk, folder, threading.Lock()
-        self.web = WebServer(0, desk.objects, desk.enrol, token=TOKEN, more=JobsApi(desk.objects, self.on_book, TOKEN))
+        self.web = WebServer(
+            0, desk.objects, desk.enrol, token=TOKEN, more=JobsApi(desk.objects, self.on_book, TOKEN, desk.key)
+        )
         self.web.start()
         self.token_file = folder / "operator.token"
         self.token_file.write_text(TOKEN + "\n")
@@ -159,6 +162,26 @@ def test_a_folder_now_and_its_answers_later(
     assert (report["items"], report["answered"], report["failed"], report["complete"]) == (10, 9, 1, True)
     assert (report["paid"], report["currency"]) == (4.5, "USD")
     assert report["failed_items"] == [{"file": str(folder / "003.png"), "error": "unreadable"}]
+
+
+def test_signed_verdicts_are_kept_beside_the_answers(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, key = images(tmp_path / "in", 5), tmp_path / "out.jsonl", tmp_path / "dispatcher.pub"
+    verdicts = tmp_path / "out.jsonl.verdicts.jsonl"
+    key.write_text(bench.desk.key.public_key_pem())
+    assert bench.submit(folder, "--package", bench.package, "--slice-items", "2", "--dispatcher-key", key) == 0
+    name = name_in(capsys.readouterr().err)
+    assert cli.main(["submit", "--collect", name, "--out", str(out)]) == 1
+    assert verdicts.read_text() == "", "nothing is said of a job that is not over"
+    bench.work()
+    assert cli.main(["submit", "--collect", name, "--out", str(out)]) == 0
+    (line,) = verdicts.read_bytes().splitlines()
+    said = verify_job_verdict(line, {bench.desk.key.keyid: bench.desk.key.public_key()})
+    assert (said.job, said.job_slices, [one.items for one in said.slices]) == (f"{name}-0", 3, [2, 2, 1])
+    key.write_text(new_signer().public_key_pem())
+    assert cli.main(["submit", "--collect", name, "--out", str(out)]) == 1
+    assert "verdict on" in capsys.readouterr().err
 
 
 def test_waiting_for_a_car(

@@ -72,7 +72,7 @@ def write(folder: Path, number: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("limit", "most"), [("MOST_KEPT", 3), ("MOST_BYTES_KEPT", 500)])
+@pytest.mark.parametrize(("limit", "most"), [("MOST_KEPT", 3), ("MOST_BYTES_KEPT", 560)])
 def test_old_records_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int) -> None:
     monkeypatch.setattr(record, limit, most)
     paths = [write(tmp_path, number) for number in range(6)]

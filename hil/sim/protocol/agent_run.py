@@ -91,7 +91,9 @@ class AgentRun:
             orders=self.orders,
             emit=self.emit,
             clock=self.clock,
+            on_witness=lambda _message: None,
         )
+        self.session = garage.signer.begin_session(garage.unit, garage.lives, boot)
         self.hands = self._hands()
         self.link = SimulatedLink(
             self.desk.link_config(LinkConfig(brokers=(("broker", 8883),), client_id="", filters=())),
@@ -169,7 +171,7 @@ class AgentRun:
             desk=self.desk,
             shelf=shelf,
             plans=plans,
-            signer=garage.signer,
+            session=lambda: self.session,
             unit=handin.Unit(id=garage.unit, device_class="simulated", boot=self.clock.boot_id, agent_sha256="a" * 64),
             limits=limits,
             executor="simulated",

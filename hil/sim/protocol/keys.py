@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from agent.trust import dsse
 from agent.trust.keys import keyid
+from agent.trust.session import FIRST_KEY_EPOCH, SESSION_TYPE, Session, SessionKey, certificate_of
 
 _CURVE_ORDER_BITS = 255
 """Fewer bits than the curve's order has, so that every digest is a key."""
@@ -29,15 +31,24 @@ class SeededSigner:
     protection = "file"
 
     def __init__(self, seed: int, name: str) -> None:
+        self._seed, self._name = seed, name
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         number = int.from_bytes(digest) >> (256 - _CURVE_ORDER_BITS)
-        self._key = derive_private_key(number + 1, SECP256R1())
+        self.private_key = derive_private_key(number + 1, SECP256R1())
         self._algorithm = ECDSA(SHA256(), deterministic_signing=True)
-        self.keyid = keyid(self._key.public_key())
+        self.keyid = keyid(self.private_key.public_key())
 
     def public_key(self) -> EllipticCurvePublicKey:
         """The public key, as a verifier wants it."""
-        return self._key.public_key()
+        return self.private_key.public_key()
+
+    def begin_session(self, unit: str, number: int, boot_id: str) -> Session:
+        """A session that this key certifies, with a key that the seed and the number make."""
+        key = SeededSessionKey(SeededSigner(self._seed, f"{self._name}, session {number}"))
+        said = certificate_of(
+            key, unit=unit, key_epoch=FIRST_KEY_EPOCH, number=number, boot_id=boot_id, boot_ms=0, wall_ms=0
+        )
+        return Session(number, key, dsse.sign(SESSION_TYPE, said.to_bytes(), self))
 
     def public_key_pem(self) -> str:
         """The public key as PEM."""
@@ -45,4 +56,18 @@ class SeededSigner:
 
     def sign(self, message: bytes) -> bytes:
         """ECDSA P-256 over SHA-256 of `message`, in DER, by RFC 6979."""
-        return self._key.sign(message, self._algorithm)
+        return self.private_key.sign(message, self._algorithm)
+
+
+class SeededSessionKey(SessionKey):
+    """A session's key whose every signature is known beforehand."""
+
+    def __init__(self, seeded: SeededSigner) -> None:
+        super().__init__(seeded.protection)
+        self._seeded = seeded
+        self._key = seeded.private_key
+        self.keyid = seeded.keyid
+
+    def sign(self, message: bytes) -> bytes:
+        """ECDSA P-256 over SHA-256 of `message`, in DER, by RFC 6979."""
+        return self._seeded.sign(message)

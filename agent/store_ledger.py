@@ -1,0 +1,185 @@
+"""The ledger's part of the store: leaves, the tree above them, sessions, checkpoints and their witnesses.
+
+A leaf is a statement this car signed, a verdict it was given, or the certificate of a session key. The tree's nodes are
+kept beside the leaves (`agent.trust.ledger`), so that a proof costs a few look-ups, and so that the bodies of old
+leaves can go: their hashes stay, and with them every proof.
+
+A witness's word is never written over: where it speaks of another past than the one kept here, that is remembered as a
+fault, and nothing is healed (`take_witness`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from agent.core.model import JobKey
+from agent.errors import StoreError
+from agent.rows import CheckpointRow, LedgerHead
+from agent.schema import Transaction
+from agent.store_memory import StoreMemory
+from agent.trust import ledger
+from agent.trust.checkpoint import Checkpoint
+from agent.trust.merkle import leaf_hash
+
+HEAD = "ledger_head"
+FAULT = "ledger_fault"
+LAST_SESSION = "last_session"
+RESTORE = "restore driveway.db from a copy, or ask the fleet operator to enrol this unit anew"
+LEAVES_KEPT = 50_000
+"""Bodies of leaves; of a leaf that is older, and that was witnessed, only the hashes are kept."""
+CHECKPOINTS_KEPT = 1_000
+
+
+class SessionNumber(msgspec.Struct, frozen=True):
+    """The last number that was given to a session of a key epoch."""
+
+    key_epoch: int
+    number: int
+
+
+class LedgerFault(msgspec.Struct, frozen=True):
+    """What a witness holds against this ledger, in words for people."""
+
+    detail: str
+
+
+class StoreLedger(StoreMemory):
+    """Part of `agent.store.Store`, and like it of the store's thread alone."""
+
+    _db: sqlite3.Connection
+    _size: int
+
+    def ledger_head(self) -> LedgerHead:
+        """The ledger's size and root."""
+        return LedgerHead(self._size, ledger.root(self.node, self._size).hex())
+
+    def stored_head(self) -> LedgerHead | None:
+        """The ledger's size and root as they were committed with its last leaf."""
+        return self.recall(HEAD, LedgerHead)
+
+    def node(self, level: int, index: int) -> bytes:
+        """The hash of one node of the tree (`agent.trust.ledger.NodeAt`); a leaf's own is kept with the leaf."""
+        if level:
+            found = self._db.execute("SELECT hash FROM nodes WHERE level = ? AND idx = ?", (level, index))
+        else:
+            found = self._db.execute("SELECT hash FROM ledger WHERE idx = ?", (index,))
+        row = found.fetchone()
+        if row is None:
+            raise StoreError(f"the ledger was changed: its tree lacks node {level}/{index}", hint=RESTORE)
+        return bytes(row[0])
+
+    def append_leaf(self, kind: str, key: JobKey, leaf: bytes) -> int:
+        """Write a leaf, its nodes and the new head, within the caller's transaction; the size after the commit."""
+        index, digest = self._size, leaf_hash(leaf)
+        row = (index, kind, key.job, key.epoch, leaf, digest)
+        self._db.execute("INSERT INTO ledger (idx, kind, job, epoch, leaf, hash) VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._keep_nodes(index, digest)
+        root = ledger.root(self.node, index + 1)
+        self.remember(HEAD, LedgerHead(index + 1, root.hex()))
+        return index + 1
+
+    def _keep_nodes(self, index: int, digest: bytes) -> None:
+        for level, at, made in ledger.completed(index, digest, self.node):
+            if level:
+                self._db.execute("INSERT INTO nodes VALUES (?, ?, ?)", (level, at, made))
+
+    def grow_nodes(self) -> None:
+        """Make the tree of a database from before it was kept; within the caller's transaction."""
+        self._db.execute("DELETE FROM nodes")
+        for index, digest in self._db.execute("SELECT idx, hash FROM ledger ORDER BY idx").fetchall():
+            self._keep_nodes(index, bytes(digest))
+
+    def wrong_leaf(self, first: int, count: int) -> int | None:
+        """The first of `count` leaves from `first` on whose body, hash or nodes do not agree; None when all do.
+
+        Every node is held against its children, which were held against theirs before.
+        """
+        query = "SELECT idx, leaf, hash FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?"
+        rows = self._db.execute(query, (first, count)).fetchall()
+        for expected, (index, leaf, digest) in enumerate(rows, first):
+            if index != expected or (leaf is not None and leaf_hash(bytes(leaf)) != bytes(digest)):
+                return expected
+            if any(self.node(level, at) != made for level, at, made in ledger.completed(index, digest, self.node)):
+                return expected
+        seen = first + len(rows)
+        return None if seen >= min(first + count, self._size) else seen
+
+    # --- sessions -----------------------------------------------------------------------------------------------
+
+    def next_session(self, key_epoch: int) -> int:
+        """A number that no session of this key epoch had before; committed, whether or not it will be used."""
+        last = self.recall(LAST_SESSION, SessionNumber)
+        number = last.number + 1 if last is not None and last.key_epoch == key_epoch else 1
+        self.remember(LAST_SESSION, SessionNumber(key_epoch, number))
+        return number
+
+    def last_session(self, key_epoch: int) -> int:
+        """The last number that a session of this key epoch has; 0 where there is none."""
+        last = self.recall(LAST_SESSION, SessionNumber)
+        return last.number if last is not None and last.key_epoch == key_epoch else 0
+
+    def add_session(self, number: int, certificate: bytes) -> None:
+        """The certificate of a session key becomes a leaf, before anything that the key signs."""
+        with Transaction(self._db):
+            size = self.append_leaf("session", JobKey("", number), certificate)
+        self._size = size
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def add_checkpoint(self, checkpoint: Checkpoint, envelope: bytes, wall_ms: int) -> None:
+        """Keep a checkpoint that the unit's key signed, and forget the oldest beyond the bound."""
+        row = (checkpoint.size, checkpoint.root, envelope, wall_ms)
+        with Transaction(self._db):
+            self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 0)", row)
+            self._db.execute(
+                "DELETE FROM checkpoints WHERE size < (SELECT max(size) FROM checkpoints WHERE witnessed)"
+                " AND size NOT IN (SELECT size FROM checkpoints ORDER BY size DESC LIMIT ?)",
+                (CHECKPOINTS_KEPT,),
+            )
+
+    def checkpoint(self, *, witnessed: bool = False) -> CheckpointRow | None:
+        """The newest checkpoint, or the newest that a witness has signed."""
+        row = self._db.execute(
+            "SELECT size, root, envelope, wall_ms, witnessed FROM checkpoints WHERE witnessed >= ?"
+            " ORDER BY size DESC LIMIT 1",
+            (int(witnessed),),
+        ).fetchone()
+        return None if row is None else CheckpointRow(row[0], row[1], bytes(row[2]), row[3], bool(row[4]))
+
+    def consistency(self, size1: int, size2: int) -> tuple[bytes, ...]:
+        """The proof that the ledger at `size2` leaves continues the one at `size1`; raises ProofError."""
+        return tuple(ledger.consistency(self.node, size1, min(size2, self._size)))
+
+    def take_witness(self, checkpoint: Checkpoint, envelope: bytes, wall_ms: int) -> LedgerFault | None:
+        """Keep a countersigned checkpoint; a fault, which is remembered, where it is not of this ledger's past."""
+        if checkpoint.size > self._size:
+            detail = (
+                f"{checkpoint.size} entries of this unit were witnessed, and there are {self._size}: "
+                "the disk shows an older state"
+            )
+        elif ledger.root(self.node, checkpoint.size).hex() != checkpoint.root:
+            detail = f"the first {checkpoint.size} entries are not those that were witnessed: there are two ledgers"
+        else:
+            row = (checkpoint.size, checkpoint.root, envelope, wall_ms)
+            with Transaction(self._db):
+                self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1)", row)
+                self._prune(checkpoint.size)
+            return None
+        return self.hold_against(detail)
+
+    def hold_against(self, detail: str) -> LedgerFault:
+        """Remember a fault of the ledger; the first one stands."""
+        fault = self.ledger_fault() or LedgerFault(detail)
+        self.remember(FAULT, fault)
+        return fault
+
+    def ledger_fault(self) -> LedgerFault | None:
+        """What a witness holds against this ledger."""
+        return self.recall(FAULT, LedgerFault)
+
+    def _prune(self, witnessed: int) -> None:
+        """Let go of the bodies of leaves that are old and witnessed: their hashes prove what is left."""
+        before = min(witnessed, self._size - LEAVES_KEPT)
+        self._db.execute("UPDATE ledger SET leaf = NULL WHERE leaf IS NOT NULL AND idx < ?", (before,))

@@ -1,0 +1,89 @@
+"""The time floor: a time that is certainly past, from what others have signed. It only rises.
+
+A car's clock may be wrong, set back by a dead battery or by an owner who wants an old catalogue to count again. So
+whoever asks whether something has expired asks `TimeFloor.now_ms`: the later one of the wall clock and the floor.
+
+    floor = the newest of   when this version of the agent was made   (`BUILT_MS`)
+                            the newest time that was signed for us    (the catalogue's timestamp, the fleet's orders)
+                            what was kept of both from earlier runs
+            + the boot time that has gone by since
+
+The wall clock itself never raises the floor, so a clock that was once too far ahead does no lasting harm. A signed time
+from more than a day ahead of a wall clock that can be trusted is not believed (`saw`). Nothing here is about safety:
+what the floor can shut is earning. A wall clock behind the floor shows in `behind_ms`.
+
+Standard library only. The clock and where the floor is kept are given, as small ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+BUILT_MS = 1_795_000_000_000
+"""No later than when this version was made (2026-11-18); each release raises it."""
+AHEAD_MS = 24 * 3_600_000
+"""A signed time so far ahead of a clock that can be trusted comes from a wrong clock, or from a stolen key."""
+BEHIND_MS = 5 * 60_000
+"""A wall clock so far behind the floor was set back; less is the drift between two computers."""
+KEEP_STEP_MS = 3_600_000
+"""What passes by itself is kept once in so long, so that the store is not written for every order."""
+
+
+class FloorClock(Protocol):
+    """The two clocks; `agent.ports.Clock` is one."""
+
+    def boot_ms(self) -> int:
+        """Milliseconds of CLOCK_BOOTTIME."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970, not to be trusted."""
+        ...
+
+
+class TimeFloor:
+    """`keep` is called with the floor (wall milliseconds) whenever it should be remembered. Use from one thread."""
+
+    def __init__(self, clock: FloorClock, keep: Callable[[int], None], *, built_ms: int = BUILT_MS) -> None:
+        self._clock, self._keep = clock, keep
+        self._at_ms, self._floor_ms = clock.boot_ms(), built_ms
+        self._kept_ms = 0
+
+    def restore(self, kept_ms: int) -> None:
+        """What an earlier run kept; called once, at the start."""
+        self._kept_ms = kept_ms
+        self._rise(kept_ms)
+
+    def saw(self, signed_ms: int, *, clock_trusted: bool) -> bool:
+        """A time that somebody we trust has signed; False when it is from a future that nobody can know yet."""
+        if clock_trusted and signed_ms > self._clock.wall_ms() + AHEAD_MS:
+            return False
+        self._rise(signed_ms)
+        self.keep()
+        return True
+
+    def keep(self) -> None:
+        """Remember the floor where it has risen by more than is worth a write."""
+        floor_ms = self.floor_ms
+        if floor_ms >= self._kept_ms + KEEP_STEP_MS:
+            self._kept_ms = floor_ms
+            self._keep(floor_ms)
+
+    @property
+    def floor_ms(self) -> int:
+        """The time that is certainly past, in wall milliseconds."""
+        return self._floor_ms + max(0, self._clock.boot_ms() - self._at_ms)
+
+    def now_ms(self) -> int:
+        """What counts as now where something may have expired: the wall clock, and never less than the floor."""
+        return max(self._clock.wall_ms(), self.floor_ms)
+
+    def behind_ms(self) -> int:
+        """How far the wall clock is behind the floor; 0 where that is less than clocks differ by."""
+        behind_ms = self.floor_ms - self._clock.wall_ms()
+        return behind_ms if behind_ms >= BEHIND_MS else 0
+
+    def _rise(self, to_ms: int) -> None:
+        if to_ms > self.floor_ms:
+            self._at_ms, self._floor_ms = self._clock.boot_ms(), to_ms

@@ -1,0 +1,129 @@
+"""Hand-ins signed by session keys: which certificates prove something, what is kept, and what shows two pasts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.core.model import Verdict
+from agent.fleet.messages import Envelope, LedgerFault, Result
+from agent.trust import dsse
+from agent.trust.session import SESSION_TYPE, SessionKey, begin, certificate_of
+from agent.trust.statement import verify_statement
+from hil.dispatcher.database import ConflictError
+from hil.dispatcher.postgres import PostgresDatabase
+from hil.dispatcher.sessions import UsedSession
+from hil.dispatcher.view import View
+from tests.hil.honest_car import Car, Desk, bent, new_signer
+
+
+def certified(car: Car, signer: dsse.SigningKey | None = None, **change: object) -> Envelope:
+    """The car's session certificate, with a field changed, signed by its unit's key or somebody else's."""
+    told = {"unit": car.unit, "key_epoch": 1, "number": 1, "boot_id": "", "boot_ms": 0, "wall_ms": 0}
+    said = certificate_of(car.session.key, **(told | change))  # type: ignore[arg-type]  # a test knows the fields' types
+    envelope = dsse.sign(SESSION_TYPE, said.to_bytes(), signer or car.signer)
+    return msgspec.json.decode(envelope, type=Envelope)
+
+
+def test_each_statement_is_kept_with_what_verifies_it(desk: Desk, car: Car) -> None:
+    desk.add_job()
+    desk.add_job()
+    assert car.hand_in(car.yielded(car.must_request(), slices=(1,))).verdict is Verdict.SETTLED
+    assert car.hand_in(car.result(car.must_request())).verdict is Verdict.SETTLED
+    car.session = begin(car.signer, "file", unit=car.unit, number=2)
+    assert car.hand_in(car.result(car.must_request())).verdict is Verdict.SETTLED
+    with View(desk.folder) as view:
+        attestations = view.attestations()
+    keys = {car.signer.keyid: car.signer.public_key()}
+    numbers = []
+    for one in attestations:
+        assert one.session is not None
+        said, session = verify_statement(one.envelope, one.session, keys)
+        assert (said.unit, one.keyid) == (car.unit, car.signer.keyid)
+        numbers.append(session.certificate.session)
+    assert numbers == [1, 1, 2]
+
+
+def test_without_a_certificate_the_units_own_key_counts(desk: Desk, car: Car) -> None:
+    desk.add_job()
+    result = msgspec.structs.replace(car.result(car.must_request(), signer=car.signer), session=None)
+    assert car.hand_in(result).verdict is Verdict.SETTLED
+    with View(desk.folder) as view:
+        (attestation,) = view.attestations()
+    assert attestation.session is None
+
+
+def test_a_certificate_that_is_not_this_units_proves_nothing(desk: Desk, car: Car, other: Car) -> None:
+    desk.add_job()
+    good = car.result(car.must_request())
+    mine = SessionKey("file")
+    foreign = dsse.sign(
+        SESSION_TYPE,
+        certificate_of(mine, unit=car.unit, key_epoch=1, number=1, boot_id="", boot_ms=0, wall_ms=0).to_bytes(),
+        car.signer,
+    )
+    for certificate in (
+        certified(car, new_signer()),
+        certified(car, other.signer),
+        certified(car, unit=other.unit),
+        certified(car, key_epoch=2),
+        msgspec.json.decode(foreign, type=Envelope),
+        good.statement,
+    ):
+        verdict = car.hand_in(msgspec.structs.replace(good, session=certificate))
+        assert (verdict.verdict, verdict.paid_micro) == (Verdict.LATER, 0)
+    assert car.hand_in(good).verdict is Verdict.SETTLED
+    assert desk.service.ledger_faults(0, 9) == []
+
+
+def test_a_statement_that_names_another_session_is_the_units_own_lie(desk: Desk, car: Car) -> None:
+    desk.add_job()
+    verdict = car.hand_in(car.result(car.must_request(), bend=bent(session=2)))
+    assert (verdict.verdict, "session is 2, expected 1" in verdict.reason) == (Verdict.BAD, True)
+
+
+def used_twice(desk: Desk, car: Car) -> Result:
+    """The car goes on in a session of the same number with another key, as one that was copied does."""
+    desk.add_job()
+    desk.add_job()
+    assert car.hand_in(car.result(car.must_request())).verdict is Verdict.SETTLED
+    car.session = begin(car.signer, "file", unit=car.unit, number=1)
+    return car.result(car.must_request(), credit=1)
+
+
+def test_a_session_number_has_one_key(desk: Desk, car: Car) -> None:
+    verdict = car.hand_in(used_twice(desk, car))
+    assert (verdict.verdict, verdict.next_grant) == (Verdict.BAD, None)
+    assert "session 1 was certified for another key" in verdict.reason
+    (held,) = desk.service.ledger_faults(0, 9)
+    assert (held.unit, held.fault, len(held.evidence)) == (car.unit, LedgerFault.FORK, 2)
+    keys = {car.signer.keyid: car.signer.public_key()}
+    for one in held.evidence:
+        dsse.verify(msgspec.json.encode(one), SESSION_TYPE, keys)
+
+
+def test_a_counter_that_comes_again_is_held_against_the_ledger(desk: Desk, car: Car) -> None:
+    desk.add_job()
+    desk.add_job()
+    assert car.hand_in(car.result(car.must_request(), bend=bent(counter=7))).verdict is Verdict.SETTLED
+    assert car.hand_in(car.result(car.must_request(), bend=bent(counter=7))).verdict is Verdict.BAD
+    (held,) = desk.service.ledger_faults(0, 9)
+    assert (held.fault, held.detail) == (LedgerFault.FORK, "counter 7 was used in another statement of this key")
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_replicas_keep_one_key_for_a_number(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("postgres_url") if database == "postgresql" else ""
+    one, two = (
+        Desk(tmp_path, database=(lambda now_ms: PostgresDatabase(url, now_ms)) if url else None) for _ in range(2)
+    )
+    kept = UsedSession(7, "aa" * 32, b"{}")
+    one.book._sessions.note("unit key", kept)
+    two.book._sessions.note("unit key", kept)
+    with pytest.raises(ConflictError):
+        two.book._sessions.note("unit key", UsedSession(7, "bb" * 32, b"{}"))
+    assert two.book.session("unit key", 7) == kept
+    one.book.close()
+    two.book.close()

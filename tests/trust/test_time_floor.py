@@ -1,0 +1,119 @@
+"""A time that is certainly past: what raises it, what does not, and what a clock that was set back meets."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.trust.time_floor import AHEAD_MS, BEHIND_MS, BUILT_MS, KEEP_STEP_MS, TimeFloor
+
+HOUR_MS = 3_600_000
+NOW_MS = BUILT_MS + 100 * 24 * HOUR_MS
+
+
+class Clock:
+    def __init__(self, wall_ms: int = NOW_MS) -> None:
+        self.wall, self.boot = wall_ms, 5_000
+
+    def wall_ms(self) -> int:
+        return self.wall
+
+    def boot_ms(self) -> int:
+        return self.boot
+
+    def passes(self, ms: int) -> None:
+        self.wall += ms
+        self.boot += ms
+
+
+def floor(clock: Clock, kept: list[int] | None = None) -> TimeFloor:
+    return TimeFloor(clock, (kept if kept is not None else []).append)
+
+
+def test_a_clock_that_is_right_is_what_counts() -> None:
+    assert floor(Clock()).now_ms() == NOW_MS
+
+
+def test_a_clock_at_1970_counts_as_the_day_this_version_was_made() -> None:
+    one = floor(Clock(0))
+    assert one.now_ms() == BUILT_MS
+    assert one.behind_ms() == BUILT_MS
+
+
+def test_a_signed_time_raises_it_and_boot_time_carries_it_on() -> None:
+    clock = Clock(0)
+    one = floor(clock)
+    assert one.saw(NOW_MS, clock_trusted=False)
+    clock.boot += HOUR_MS
+    assert one.floor_ms == NOW_MS + HOUR_MS == one.now_ms()
+
+
+def test_an_older_signed_time_changes_nothing() -> None:
+    one = floor(Clock(0))
+    one.saw(NOW_MS, clock_trusted=False)
+    assert one.saw(NOW_MS - 1, clock_trusted=False)
+    assert one.floor_ms == NOW_MS
+
+
+def test_a_clock_that_is_ahead_leaves_nothing_behind() -> None:
+    clock = Clock(NOW_MS + 1_000 * HOUR_MS)
+    one = floor(clock)
+    assert one.now_ms() == clock.wall
+    clock.wall = NOW_MS
+    assert one.now_ms() == NOW_MS
+
+
+def test_a_time_from_the_future_is_not_believed_while_the_clock_can_be() -> None:
+    one = floor(Clock())
+    assert not one.saw(NOW_MS + AHEAD_MS + 1, clock_trusted=True)
+    assert one.floor_ms == BUILT_MS
+    assert one.saw(NOW_MS + AHEAD_MS, clock_trusted=True)
+
+
+def test_a_clock_that_was_set_back_is_noticed() -> None:
+    clock = Clock()
+    one = floor(clock)
+    one.saw(NOW_MS, clock_trusted=True)
+    assert one.behind_ms() == 0
+    clock.wall -= BEHIND_MS - 1
+    assert one.behind_ms() == 0
+    clock.wall -= 1
+    assert one.behind_ms() == BEHIND_MS
+    clock.wall += BEHIND_MS
+    assert one.behind_ms() == 0
+
+
+def test_it_is_kept_when_it_has_risen_by_an_hour_and_restored_as_it_was() -> None:
+    kept: list[int] = []
+    clock = Clock(0)
+    one = floor(clock, kept)
+    one.saw(NOW_MS, clock_trusted=False)
+    one.saw(NOW_MS + KEEP_STEP_MS - 1, clock_trusted=False)
+    assert kept == [NOW_MS]
+    clock.boot += KEEP_STEP_MS
+    one.keep()
+    assert kept == [NOW_MS, NOW_MS + 2 * KEEP_STEP_MS - 1]
+    again: list[int] = []
+    other = floor(Clock(0), again)
+    other.restore(kept[-1])
+    assert other.floor_ms == kept[-1]
+    other.keep()
+    assert again == []
+
+
+@given(st.lists(st.tuples(st.sampled_from(["saw", "wall", "passes"]), st.integers(0, 4 * NOW_MS), st.booleans())))
+def test_it_only_rises(steps: list[tuple[str, int, bool]]) -> None:
+    clock = Clock()
+    one = floor(clock)
+    before_ms = one.floor_ms
+    for step, ms, trusted in steps:
+        match step:
+            case "saw":
+                one.saw(ms, clock_trusted=trusted)
+            case "wall":
+                clock.wall = ms
+            case _:
+                clock.passes(ms)
+        assert one.floor_ms >= before_ms
+        assert one.now_ms() >= max(clock.wall, one.floor_ms)
+        before_ms = one.floor_ms
