@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ARGS ?=
 
-.PHONY: demo test model check format venv packages kernels peers lock clean
+.PHONY: demo test again model check format venv packages kernels peers lock clean
 
 demo: venv  ## a parked car earns, and the driver comes back in the middle
 	$(BIN)/driveway-hil demo $(ARGS)
 
 test: venv packages check  ## everything that must hold
 	$(BIN)/pytest -n 2 $(ARGS)
+
+again:  ## what failed in the last run, one at a time
+	$(BIN)/pytest --last-failed --last-failed-no-failures none -rA $(ARGS)
 
 model: venv packages  ## the protocol's model within wider bounds (some minutes, 6 GB of memory)
 	DRIVEWAY_MODEL_WIDE=1 $(BIN)/pytest tests/test_model.py $(ARGS)

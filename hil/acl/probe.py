@@ -31,6 +31,7 @@ MESSAGES = 20
 SETTLE_S = 0.3
 """For what no message tells of: that a broker has found a connection gone, or ends one of its own accord."""
 CONTROL_TOPIC = "$CONTROL/dynamic-security/v1"
+ORDER_TRIES = 3
 
 
 def probe(target: Target) -> Report:
@@ -201,8 +202,11 @@ def governs_the_broker(target: Target) -> Iterator[Finding]:
 
 
 def _order(target: Target, *commands: dict[str, object]) -> None:
-    with target.visit(target.car) as attacker:
-        attacker.publish(CONTROL_TOPIC, msgspec.json.encode({"commands": commands}))
+    """Give it, and again where the broker dropped the connection first: it does so to who has just lost a role."""
+    for _ in range(ORDER_TRIES):
+        with target.visit(target.car) as attacker:
+            if attacker.publish(CONTROL_TOPIC, msgspec.json.encode({"commands": commands})):
+                return
 
 
 def _hears_itself(target: Target, topic: str) -> bool:

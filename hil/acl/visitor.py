@@ -82,10 +82,16 @@ class Visitor:
             return False
         return all(self._granted[mid])
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Send one message, QoS 1, and wait until the broker has dealt with it; what it says is not looked at."""
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Send one message, QoS 1, and wait until the broker has dealt with it; what it says is not looked at.
+
+        False when the connection was gone before it was sent.
+        """
         sent = self._client.publish(topic, payload, qos=1, retain=retain)
+        if sent.rc != mqtt.MQTT_ERR_SUCCESS:
+            return False
         self._wait(lambda: sent.is_published() or not self.connected, PATIENCE_S)
+        return True
 
     def hears(self, payload: bytes, *, patience_s: float = PATIENCE_S) -> bool:
         """Whether this arrives."""

@@ -39,16 +39,16 @@ class Gpu:
     def throttle(self, hz: int | None, kind: str | None = None) -> None:
         """Too hot for more than `hz`; None: cool again. `kind`: the cooling device's, empty for none to be seen."""
         set_hz = self.set_hz
-        if kind != "":
-            self._cooling.mkdir(parents=True, exist_ok=True)
-            (self._cooling / "type").write_text(f"{kind or f'devfreq-{self.folder.name}'}\n")
-            (self._cooling / "cur_state").write_text(f"{0 if hz is None else 2}\n")
         cap = self.folder / CAP
         if hz is None:
             cap.unlink(missing_ok=True)
         else:
             cap.write_text(str(hz))
         _show(self.folder, set_hz)
+        if kind != "":  # said after it is so, as by the kernel: who reads "cool" reads what was set, too
+            self._cooling.mkdir(parents=True, exist_ok=True)
+            (self._cooling / "type").write_text(f"{kind or f'devfreq-{self.folder.name}'}\n")
+            (self._cooling / "cur_state").write_text(f"{0 if hz is None else 2}\n")
 
 
 CAP, SET = "thermal_cap", "set_freq"
