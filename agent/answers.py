@@ -19,12 +19,14 @@ from agent.errors import StoreError
 from agent.fleet.desk import Desk
 from agent.fleet.link import Link
 from agent.hands import Hands
+from agent.inference.proof import ProofView, Prover
 from agent.inference.shelf import Shelf
 from agent.owner import OwnerDesk
 from agent.package_list import on_shelf
 from agent.ports import Clock, CountingSource
 from agent.recorder import Recorder
 from agent.rotation import KeyKeeper
+from agent.selftest import SelfTest
 from agent.store import Store, StoreThread
 
 
@@ -33,6 +35,13 @@ class Recorded(msgspec.Struct, frozen=True):
 
     file: str
     bytes: int
+
+
+class SelfTestView(msgspec.Struct, frozen=True):
+    """The steps of the self-test by name, and what is wrong with each ("": nothing); and what a worker proved."""
+
+    steps: dict[str, str]
+    proof: ProofView
 
 
 class Answers:
@@ -54,7 +63,10 @@ class Answers:
         recordings: Path,
         sources: Sequence[CountingSource] = (),
         catalogue: Callable[[], CatalogueView] | None = None,
+        self_test: SelfTest,
+        prover: Prover,
     ) -> None:
+        self._self_test, self._prover = self_test, prover
         self._catalogue = catalogue
         self._state, self._clock, self._store = state, clock, store
         self._hands, self._desk, self._shelf, self._owner = hands, desk, shelf, owner
@@ -88,6 +100,8 @@ class Answers:
                 return await self._keys.rotate(reason=request.reason, overlap_s=request.overlap_s)
             case "record":
                 return await self._record()
+            case "self_test":
+                return SelfTestView(await self._self_test.again(), await self._prover.prove())
             case "packages":
                 return on_shelf(self._shelf.packages.values(), self._shelf.refused, self._now())
             case (

@@ -36,13 +36,16 @@ from agent.inference.accelerator import AcceleratorWatch
 from agent.inference.memory_probe import FreeBytes, MemoryProbe, available_bytes, nvml_free_bytes
 from agent.inference.planned import PlannedShelf
 from agent.inference.plans import open_cache
+from agent.inference.proof import Prover
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
+from agent.leaving import Part
 from agent.notary import Notary
 from agent.owner import OwnerDesk
 from agent.ports import CountingSource, Emit, Source
 from agent.recorder import Recorder
-from agent.rotation import KeyKeeper, home_of
+from agent.retiring import Circumstances, Retiring, lowest_epoch_owing
+from agent.rotation import Chore, KeyKeeper, SealingVouched, home_of
 from agent.selftest import NOT_YET, SelfTest
 from agent.store import Store, StoreThread
 from agent.telemetry.limits import PowerLimits
@@ -81,10 +84,22 @@ class Parts:
     limits: PowerLimits
     awake: KeepAwakeWishes
     hands: Hands
+    prover: Prover
     owner: OwnerDesk
     control: ControlServer
     recorder: Recorder
     recordings: Path
+
+    @property
+    def closing(self) -> tuple[Part, ...]:
+        """What is closed before the keys are: the last of these first."""
+        before = (self.orders, self.notary, self.link, self.desk)
+        return (*before, self.awake, self.limits, self.hands, self.prover)
+
+    def permit(self, *, permitted: bool) -> None:
+        """Whether a process that is not the core's may be on the accelerator now, to look or to prove something."""
+        self.accelerator.permit(permitted=permitted)
+        self.prover.permit(permitted=permitted)
 
 
 def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[[], State]) -> Parts:
@@ -121,6 +136,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         python=worker.python,
         library_path=worker.library_path,
         required=worker.required,
+        socket_unit=worker.socket_unit,
     )
 
     def note(name: str, fields: dict[str, str | int | float | bool]) -> None:
@@ -128,6 +144,9 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
 
     def witnessed(message: WitnessMessage) -> None:
         notary.witnessed(message)
+
+    def witness_wanted() -> None:
+        notary.wanted()
 
     limits = build_limits(config, boot, note)
     databroker = config.vehicle.databroker
@@ -150,6 +169,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         emit=emit,
         clock=clock,
         on_witness=witnessed,
+        on_witness_wanted=witness_wanted,
         gate=catalogue,
         sealing_key=b"" if identity.sealing is None else identity.sealing.announcement,
     )
@@ -164,11 +184,17 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         send=desk.checkpoint,
         former=identity.key.known.former,
     )
+    owed = Circumstances(
+        clock=clock,
+        is_clock_trusted=lambda: not state().wall.problem,
+        owing=lambda: lowest_epoch_owing(store, notary.certificate),
+    )
     keys = KeyKeeper(
         home_of(config, identity, dispatcher_keys),
         identity.key,
         notary,
         lambda epoch: store.call(Store.last_session, epoch),
+        _key_chores(config, identity, desk, owed),
     )
     link = _link(config, identity, desk)
     moved = Moved()
@@ -213,9 +239,11 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         begin_session=notary.begin,
         reading=lambda: state().compute,
         python=worker.python,
+        socket_unit=worker.socket_unit,
     )
     sources = (*_readers(config, profiles, clock, rounds), self_test, notary, keys, accelerator, meter)
     sources = sources if catalogue is None else (*sources, catalogue)
+    prover = Prover(clock=clock, shelf=shelf, plans=plans, limits=worker)
     recorder, recordings = Recorder(), config.path(config.state_dir) / "recordings"
     answers = Answers(
         state=state,
@@ -231,6 +259,8 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         recordings=recordings,
         sources=[source for source in sources if isinstance(source, CountingSource)],
         catalogue=None if catalogue is None else catalogue.status,
+        self_test=self_test,
+        prover=prover,
     )
     return Parts(
         start=_start(config, profiles, clock, accelerator.begins()),
@@ -249,6 +279,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         limits=limits,
         awake=awake,
         hands=hands,
+        prover=prover,
         owner=owner,
         control=ControlServer(config.path(config.control_socket), answers.answer),
         recorder=recorder,
@@ -266,8 +297,17 @@ def worker_limits(config: Config) -> WorkerLimits:
         python=inference.worker_python or sys.executable,
         library_path=inference.library_path,
         required=inference.require_confinement,
+        socket_unit=config.path(inference.worker_socket) if inference.worker_socket else None,
         drain_ms=max(1, budget_ms - max(DRAIN_MARGIN_MS, budget_ms // 10)),
     )
+
+
+def _key_chores(config: Config, identity: Identity, desk: Desk, owed: Circumstances) -> list[Chore]:
+    """What another unit's key brings with it."""
+    chores: list[Chore] = [Retiring(config.key, config.path(config.state_dir), owed)]
+    if identity.sealing is not None:
+        chores.insert(0, SealingVouched(identity.sealing, desk.announce_sealing_key))
+    return chores
 
 
 def _free_bytes(config: Config) -> FreeBytes:

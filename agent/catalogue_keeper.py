@@ -21,9 +21,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import __version__
+from agent.background_rows import BackgroundRows
 from agent.catalogue_view import CatalogueView, catalogue_view
 from agent.config import Config
 from agent.core.events import CancelSeen
@@ -52,6 +52,7 @@ from agent.trust.admission import (
 )
 from agent.trust.catalogue import Catalogue
 from agent.trust.catalogue_store import CatalogueStore
+from agent.trust.dsse import VerifyingKey
 from agent.trust.grant import GrantClaims, check_grant, verify_order
 from agent.trust.time_floor import TimeFloor
 from agent.trust.version_floors import VersionFloors
@@ -67,6 +68,7 @@ RUNNING = re.sub(r"[^0-9.].*|\.(?![0-9]).*", "", __version__)
 """This version of the agent without what a developer's build adds to it (`0.2.0.dev3+g1a2b`)."""
 JITTER = 0.2
 """A fleet that came up together shall not ask together for ever."""
+CLOSE_S = 2.0
 
 
 class KeptTime(msgspec.Struct, frozen=True):
@@ -81,13 +83,13 @@ class KeptFloors(msgspec.Struct, frozen=True):
     floors: dict[str, str]
 
 
-class DispatcherKeys(Mapping[str, EllipticCurvePublicKey]):
+class DispatcherKeys(Mapping[str, VerifyingKey]):
     """The dispatcher keys that count now, by keyid: looked up anew each time."""
 
     def __init__(self, standing: Callable[[], Standing]) -> None:
         self._standing = standing
 
-    def _now(self) -> dict[str, EllipticCurvePublicKey]:
+    def _now(self) -> dict[str, VerifyingKey]:
         standing, counting = self._standing(), {}
         for keyid, (epoch, key) in trusted_keys(standing).items():
             with contextlib.suppress(NotAdmittedError):
@@ -95,7 +97,7 @@ class DispatcherKeys(Mapping[str, EllipticCurvePublicKey]):
                 counting[keyid] = key
         return counting
 
-    def __getitem__(self, keyid: str) -> EllipticCurvePublicKey:
+    def __getitem__(self, keyid: str) -> VerifyingKey:
         return self._now()[keyid]
 
     def __iter__(self) -> Iterator[str]:
@@ -117,7 +119,7 @@ class CatalogueKeeper:
         store: StoreThread,
         clock: Clock,
         state: Callable[[], State],
-        pinned: Mapping[str, EllipticCurvePublicKey],
+        pinned: Mapping[str, VerifyingKey],
         channel: Callable[[], Channel],
         on_change: Callable[[], Awaitable[None]],
         refresh_s: float,
@@ -125,13 +127,13 @@ class CatalogueKeeper:
     ) -> None:
         self._client, self._store, self._clock, self._state = client, store, clock, state
         self._channel, self._on_change, self._refresh_s, self._profile = channel, on_change, refresh_s, profile
-        self.time_floor = TimeFloor(clock, lambda floor_ms: self._remember(TIME_ROW, KeptTime(floor_ms)))
-        self.floors = VersionFloors(lambda floors: self._remember(FLOORS_ROW, KeptFloors(dict(floors))))
+        self._rows = BackgroundRows(store, "floor_not_kept")
+        self.time_floor = TimeFloor(clock, lambda floor_ms: self._rows.keep(TIME_ROW, KeptTime(floor_ms)))
+        self.floors = VersionFloors(lambda floors: self._rows.keep(FLOORS_ROW, KeptFloors(dict(floors))))
         self._standing = Standing(None, self.floors, 0, RUNNING, pinned)
         self._error, self._behind, self._failures = "", False, 0
         self._checked_wall_ms: int | None = None
         self.keys = DispatcherKeys(self.standing)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- the shelf and the desk ---------------------------------------------------------------------------------
 
@@ -202,8 +204,8 @@ class CatalogueKeeper:
             await asyncio.sleep(wait_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - spreads a fleet
 
     async def close(self) -> None:
-        """Wait for what is being remembered."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Wait for what is being remembered, though not for a broken disk."""
+        await self._rows.finished(CLOSE_S)
 
     def status(self) -> CatalogueView:
         """For `driveway status`."""
@@ -284,17 +286,6 @@ class CatalogueKeeper:
             else:
                 logger().info("clock_caught_up")
 
-    def _remember(self, row: str, value: msgspec.Struct) -> None:
-        task = asyncio.get_running_loop().create_task(self._write(row, value))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _write(self, row: str, value: msgspec.Struct) -> None:
-        try:
-            await self._store.call(Store.remember, row, value)
-        except StoreError as error:
-            logger().warning("floor_not_kept", row=row, error=str(error))
-
 
 def build_keeper(
     config: Config,
@@ -302,7 +293,7 @@ def build_keeper(
     store: StoreThread,
     clock: Clock,
     state: Callable[[], State],
-    pinned: Mapping[str, EllipticCurvePublicKey],
+    pinned: Mapping[str, VerifyingKey],
     channel: Callable[[], Channel],
     on_change: Callable[[], Awaitable[None]],
 ) -> CatalogueKeeper | None:

@@ -118,6 +118,10 @@ class InferenceConfig(Section, frozen=True):
     """The interpreter that has the engine's bindings, where that is not the daemon's own (JetPack's Python 3.10)."""
     library_path: str = ""
     """Where the engine's libraries lie, if the linker does not look there by itself; colons between directories."""
+    worker_socket: str = ""
+    """The socket unit on which systemd starts workers (`driveway-worker.socket`); empty: they are plain children."""
+    worker_reads: str = "/var/lib/driveway/packages"
+    """With `worker_socket`: the directory of packages that the workers' unit can read."""
     require_confinement: tuple[Measure, ...] = ()
     """Without these measures of its cage a worker does nothing, and the accelerator is not ready."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
@@ -188,7 +192,26 @@ def load(path: Path) -> Config:
         what = f"{path}: policy.keep_awake has no way to the platform"
         raise ConfigError(what, hint="set vehicle.databroker.keep_awake")
     check_steps(config.computer.devfreq_steps, f"{path}: computer.devfreq_steps")
-    return msgspec.structs.replace(config, base=str(path.parent.resolve()))
+    config = msgspec.structs.replace(config, base=str(path.parent.resolve()))
+    _check_workers(config, path)
+    return config
+
+
+def _check_workers(config: Config, path: Path) -> None:
+    """Raise ConfigError for what workers that systemd starts could not have: it is their unit that says it."""
+    inference = config.inference
+    if not inference.worker_socket:
+        return
+    for key in ("worker_python", "library_path"):
+        if getattr(inference, key):
+            hint = "set it in a drop-in of driveway-worker@.service"
+            raise ConfigError(f"{path}: inference.{key} has no effect with inference.worker_socket", hint=hint)
+    packages, reads = (config.path(one).resolve() for one in (inference.packages_dir, inference.worker_reads))
+    if not packages.is_relative_to(reads):
+        raise ConfigError(
+            f"{path}: inference.packages_dir {packages} is not inside {reads}, which the workers' unit can read",
+            hint="move the packages, or give the unit another --read and BindReadOnlyPaths= and say so in worker_reads",
+        )
 
 
 class PolicyFile(Section, frozen=True):

@@ -3,8 +3,8 @@
     -> {"verb": "leases", "limit": 20}
     <- {"ok": true, "data": [...]}      or      {"ok": false, "error": "...", "hint": "..."}
 
-Everybody who may open the socket (its group) may read; what changes something or tells everything (`RESERVED`: the
-owner's word, a recording, a new key) is for root and the daemon's own user.
+Everybody who may open the socket (its group) may read; what changes something, tells everything or computes
+(`RESERVED`: the owner's word, a recording, a new key, a self-test) is for root and the daemon's own user.
 Each client has a small line limit and a time limit, so a slow or hostile one costs a task and nothing else.
 """
 
@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from agent import sd
 from agent.core.policy import MAX_CLASSES, Window, WorkloadClass
 from agent.errors import DrivewayError
 from agent.log import logger
@@ -31,8 +32,10 @@ from agent.trust.succession import MAX_OVERLAP_S
 MAX_LINE_BYTES = 4096
 IDLE_TIMEOUT_S = 30.0
 CLOSE_S = 1.0
+PASSED_AS = "control"
+"""FileDescriptorName= of a socket unit that listens in the daemon's place."""
 OWNERS = {"pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear"}
-RESERVED = OWNERS | {"record", "keys_rotate"}
+RESERVED = OWNERS | {"record", "keys_rotate", "self_test"}
 LONGEST_PAUSE_MS = 366 * 24 * 3_600_000
 MAX_WINDOWS = 28
 """Four a day."""
@@ -96,6 +99,7 @@ class ControlRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         "packages",
         "keys",
         "keys_rotate",
+        "self_test",
     ]
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
     pause: Pause = Pause()
@@ -127,10 +131,22 @@ class ControlServer:
     def __init__(self, path: Path, answer: Answer) -> None:
         self._path, self._answer = path, answer
         self._server: asyncio.Server | None = None
+        self._is_passed = False
         self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
-        """Listen; a socket left behind by a dead daemon is replaced. Raises DrivewayError when one is alive."""
+        """Listen; a socket left behind by a dead daemon is replaced. Raises DrivewayError when one is alive.
+
+        Where a socket unit has passed one named `control`, that is served instead, and stays when the daemon ends.
+        """
+        passed = sd.listen_fds(os.environ, os.getpid())
+        given = next((descriptor for descriptor, name in passed.items() if name == PASSED_AS), None)
+        if given is not None:
+            self._is_passed = True
+            listening = socket.socket(fileno=given)
+            listening.set_inheritable(False)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listening, limit=MAX_LINE_BYTES)
+            return
         if await asyncio.to_thread(_is_served, self._path):
             raise DrivewayError(
                 f"another daemon answers on {self._path}", hint="stop it, or use another control_socket"
@@ -147,7 +163,8 @@ class ControlServer:
         """Stop listening, remove the socket, and hang up on who is still there."""
         if self._server is not None:
             self._server.close()
-            self._path.unlink(missing_ok=True)
+            if not self._is_passed:
+                self._path.unlink(missing_ok=True)
         for writer in self._clients.values():
             writer.close()
         await finished(tuple(self._clients), CLOSE_S)

@@ -39,6 +39,7 @@ from agent.leaving import closed, run_and_leave
 from agent.log import logger
 from agent.policy_profile import with_profile
 from agent.store import Store
+from agent.supervision import Supervision
 from agent.ticker import Ticker
 
 SHUTDOWN_S = 5.0
@@ -58,7 +59,8 @@ class Daemon:
         self._quiet = asyncio.Event()
         self.parts = assemble(config, identity, emit=self.emit, state=lambda: self.state)
         self.state: State = self.parts.start
-        self._ticker = Ticker(self.emit, self.parts.clock, lambda: self.state.due_ms)
+        self._supervision = Supervision.of_this_process(lambda: self.state)
+        self._ticker = Ticker(self.emit, self.parts.clock, lambda: self.state.due_ms, on_tick=self._supervision.ticked)
 
     def emit(self, event: EventType) -> None:
         """Take one event through the core now, or after the one at hand; none once the core has failed."""
@@ -92,7 +94,7 @@ class Daemon:
             return
         for effect in effects:
             self.parts.hands.perform(effect)
-        self.parts.accelerator.permit(permitted=may_survey(self.state))
+        self.parts.permit(permitted=may_survey(self.state))
         self.parts.notary.parked(is_parked=self.state.gates.is_open("parked"))
         self.parts.recorder.saw(before, event, self.state, effects)
 
@@ -109,7 +111,7 @@ class Daemon:
         self._queue.clear()
         for effect in (StopWorker(budget_ms=0, why="core_failed"), PauseTransfers()):
             self.parts.hands.perform(effect)
-        self.parts.accelerator.permit(permitted=False)
+        self.parts.permit(permitted=False)
         self.parts.recorder.saw(self.state, event, self.state, ())
         logger().error("core_failed", event_type=name, traceback="".join(traceback.format_exception(error)))
         self._stop.set()
@@ -124,13 +126,14 @@ class Daemon:
         parts = self.parts
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(lambda: logger().info("stopped"))
+            stack.callback(self._supervision.close)
             stack.push_async_callback(self._leave_recording)
             stack.push_async_callback(closed, parts.store)
             stack.push_async_callback(closed, parts.control)
             await parts.control.start()
             await parts.store.open()
             stack.push_async_callback(closed, parts.keys)
-            for part in (parts.orders, parts.notary, parts.link, parts.desk, parts.awake, parts.limits, parts.hands):
+            for part in parts.closing:
                 stack.push_async_callback(closed, part)
             if parts.catalogue is not None:
                 stack.push_async_callback(closed, parts.catalogue)
@@ -151,6 +154,7 @@ class Daemon:
             tasks.append(group.create_task(self._ticker.run()))
             logger().info("started", unit=self._unit, packages=len(self.parts.shelf.packages))
             await self._stop.wait()
+            self._supervision.stopping()
             await self._give_back()
             for task in tasks:
                 task.cancel()

@@ -71,5 +71,15 @@ class StoreError(DrivewayError):
     """The disk would not take or give what was asked."""
 
 
+RESTORE = "restore driveway.db from a copy, or ask the fleet operator to enrol this unit anew"
+
+
+class LedgerDamagedError(StoreError):
+    """The ledger on the disk is not what was written: nothing may be earned on top of it, and nothing is healed."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"the ledger is damaged: {found}", hint=RESTORE)
+
+
 class NotUnderstoodError(StoreError):
     """The disk gave what it holds, and this version does not understand it: another's, or damaged."""

@@ -27,7 +27,7 @@ from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Outlook, Yie
 from agent.core.policy import Policy
 from agent.errors import DrivewayError, TrustError
 from agent.fleet import messages
-from agent.rows import HandInRow, StoredSlice
+from agent.rows import Engine, HandInRow, StoredSlice
 from agent.trust import dsse, statement
 from agent.trust.session import Session
 
@@ -219,6 +219,8 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
         version=made_by.version,
         plan_sha256=made_by.plan_sha256,
         kernels_sha256=made_by.kernels_sha256,
+        precision=made_by.precision or None,
+        batch=made_by.batch or None,
     )
     device = statement.Device(class_=unit.device_class, driver=made_by.driver)
     said = statement.Statement(
@@ -245,8 +247,16 @@ def _attest(draft: Draft, kind: HandInKind, slices: list[StoredSlice]) -> bytes:
         session=draft.session.number,
         log_index=draft.log_index,
         counter=draft.counter,
+        self_test=_self_test(made_by),
     )
     return dsse.sign(statement.PAYLOAD_TYPE, said.to_bytes(), draft.session.key)
+
+
+def _self_test(made_by: Engine) -> statement.SelfTest | None:
+    """The golden vector that the worker computed before; None for one whose precision was not told."""
+    if not made_by.precision:
+        return None
+    return statement.SelfTest(outcome="passed", raw_sha256=made_by.golden_raw_sha256, age_ms=made_by.golden_age_ms)
 
 
 def _stated(one: StoredSlice) -> statement.Slice:

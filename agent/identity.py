@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.config import Config
 from agent.enrolled import ENROLLED, keep, kept, settle
 from agent.errors import ConfigError, TrustError
@@ -22,9 +20,10 @@ from agent.fleet.tls import FreshContext, TlsFiles
 from agent.log import logger
 from agent.ports import Signer
 from agent.sealing import Sealing, establish_sealing
+from agent.trust.dsse import VerifyingKey
 from agent.trust.hardware import BlockingSigner, HardwareSigner
 from agent.trust.keyring import hardware_signer, unit_key
-from agent.trust.keys import keyid, load_public_key
+from agent.trust.keys import keyid, load_verifying_key
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Identity:
     cell: str
     tls: TlsFiles | None
     web: Web
-    dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
+    dispatcher_keys: Mapping[str, VerifyingKey]
     sealing: Sealing | None = None
 
 
@@ -98,11 +97,11 @@ def _tls(config: Config) -> TlsFiles | None:
     return tls
 
 
-def read_key(config: Config, value: str, name: str) -> dict[str, EllipticCurvePublicKey]:
+def read_key(config: Config, value: str, name: str) -> dict[str, VerifyingKey]:
     """A public key that the configuration names, by its keyid; raises ConfigError."""
     path = config.path(value)
     try:
-        key = load_public_key(path.read_text("ascii"))
+        key = load_verifying_key(path.read_text("ascii"))
     except (OSError, UnicodeDecodeError, TrustError) as error:
         raise ConfigError(f"{name}: cannot use the public key {path}: {error}") from error
     return {keyid(key): key}

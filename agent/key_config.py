@@ -27,6 +27,8 @@ class TpmSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Whether it is a chip of its own, or firmware beside what it guards; `auto`: by its maker."""
     owner_auth_file: str = ""
     """Holds the owner hierarchy's password (0600), where it has one: needed to make a key."""
+    ek_chain_file: str = ""
+    """Certificates (PEM or DER) between the endorsement key's and its maker's root, where the TPM has none of them."""
     limit_s: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = SIGN_LIMIT_S
     """How long one use of it may take."""
 
@@ -66,6 +68,7 @@ class KeySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 handle=tpm.handle,
                 kind="" if tpm.kind == "auto" else tpm.kind,
                 owner_auth_file=path(tpm.owner_auth_file) if tpm.owner_auth_file else None,
+                ek_chain_file=path(tpm.ek_chain_file) if tpm.ek_chain_file else None,
                 limit_s=tpm.limit_s,
             ),
             pkcs11=None

@@ -34,7 +34,8 @@ class LedgerView(msgspec.Struct, frozen=True):
     """The ledger as it stands.
 
     `checkpoint` is the newest; the leaves before `witnessed` are in one that the dispatcher countersigned; `dispute` is
-    what it holds against this ledger ("": nothing); `session` the newest session with a certificate.
+    what it holds against this ledger ("": nothing); `session` the newest session with a certificate. `unpaid_since`:
+    since then (UTC; "": not) it judges no hand-in, because too much of the ledger stands unwitnessed.
     """
 
     size: int
@@ -43,6 +44,7 @@ class LedgerView(msgspec.Struct, frozen=True):
     witnessed: int = 0
     dispute: str = ""
     session: int | None = None
+    unpaid_since: str = ""
 
 
 class LeafView(msgspec.Struct, frozen=True):
@@ -81,7 +83,7 @@ class Proof(msgspec.Struct, frozen=True):
 def look(store: Store) -> LedgerView:
     """How the ledger stands."""
     head, newest, witnessed = store.ledger_head(), store.checkpoint(), store.checkpoint(witnessed=True)
-    fault, session = store.ledger_fault(), store.newest_session()
+    fault, session, wanted = store.ledger_fault(), store.newest_session(), store.witness_wanted()
     return LedgerView(
         size=head.size,
         root=head.root,
@@ -89,6 +91,7 @@ def look(store: Store) -> LedgerView:
         witnessed=0 if witnessed is None else witnessed.size,
         dispute="" if fault is None else fault.detail,
         session=session,
+        unpaid_since="" if wanted is None else stamp(wanted.since_wall_ms),
     )
 
 

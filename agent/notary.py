@@ -5,8 +5,10 @@ start, and anew whenever a parking ends, so that the next one has its own; while
 session before goes on, and that is told once. Its certificate is a leaf of the ledger before anything it signs.
 
 A checkpoint is signed when enough leaves have come, or some time after the first, and with each new session. It goes to
-the dispatcher until that answers with its own signature on it (`agent.trust.checkpoint`). What the dispatcher witnessed
-and this ledger does not show is a fault: it is remembered, told, and shuts the gate until somebody has looked into it.
+the dispatcher until that answers with its own signature on it (`agent.trust.checkpoint`). Where the dispatcher judges
+no hand-in before more is witnessed, one is signed and sent at once. What the dispatcher witnessed and this ledger does
+not show is a fault: it is remembered, told, and shuts the gate until somebody has looked into it. So does a ledger that
+was damaged on the disk, until it is restored. What does not bear both signatures proves nothing, and changes nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import store_ledger
 from agent.core.events import SelfTested
-from agent.errors import StoreError, TrustError
+from agent.errors import LedgerDamagedError, StoreError, TrustError
 from agent.fleet.messages import CheckpointMessage, Envelope, LedgerFault, WitnessMessage
 from agent.log import logger
 from agent.ports import Clock, Emit, Signer
 from agent.store import Store, StoreThread
 from agent.tasks import finished
 from agent.trust import checkpoint, dsse, session
+from agent.trust.dsse import VerifyingKey
 from agent.trust.hardware import FormerKey, HardwareSigner
 from agent.trust.keys import KeyAbsentError, keyid, load_public_key
 
@@ -43,6 +45,8 @@ ENROL_ANEW = "ask the fleet operator: this unit has to be enrolled anew"
 
 
 SIGN_S = 30.0
+WANTED_EVERY_MS = 30_000
+"""Each hand-in that waits for the witness says so, and one checkpoint serves them all."""
 
 
 class UnitKey(Protocol):
@@ -66,6 +70,10 @@ class UnitKey(Protocol):
         """ECDSA P-256 over SHA-256 of `message`, in DER; raises TrustError when the key does not answer in time."""
         ...
 
+    async def tpm_clock(self) -> session.TpmClock | None:
+        """What the clock of the key's TPM shows now, None where it is in none; raises TrustError as `sign` does."""
+        ...
+
 
 class Notary:
     """Use from the event loop's thread. `send` hands a checkpoint to the link; False when it cannot be taken now."""
@@ -77,7 +85,7 @@ class Notary:
         key_epoch: int,
         boot: str,
         key: UnitKey,
-        witnesses: Mapping[str, EllipticCurvePublicKey],
+        witnesses: Mapping[str, VerifyingKey],
         clock: Clock,
         store: StoreThread,
         send: Callable[[CheckpointMessage], bool],
@@ -94,6 +102,7 @@ class Notary:
         self._sent: tuple[int, int] | None = None
         self._from_size: int | None = None
         """What the dispatcher said last that it has witnessed; None: nothing was heard of it since the start."""
+        self._wanted, self._wanted_ms = False, -WANTED_EVERY_MS
         self._emit: Emit | None = None
         self._told = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,6 +113,11 @@ class Notary:
         if self._session is None:
             raise TrustError("no session key was certified yet", hint="see `driveway keys`")
         return self._session
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The certificate of the session in use; None before the first."""
+        return None if self._session is None else self._session.certificate
 
     async def begin(self) -> None:
         """Have the first session certified, unless one is; raises TrustError or StoreError. The self-test asks this."""
@@ -158,6 +172,8 @@ class Notary:
                 wait_s = RETRY_S[0]
                 await self._until_asked(LOOK_S)
             except (TrustError, StoreError) as error:
+                if isinstance(error, LedgerDamagedError) and not self._told:
+                    emit(SelfTested(at_ms=self._clock.boot_ms(), problem=str(error)))
                 self._tell(str(error))
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_S[1])
@@ -167,6 +183,13 @@ class Notary:
         task = asyncio.get_running_loop().create_task(self._take(message))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def wanted(self) -> None:
+        """The dispatcher judges no hand-in before more of the ledger is witnessed: say all of it now."""
+        now_ms = self._clock.boot_ms()
+        if now_ms - self._wanted_ms >= WANTED_EVERY_MS:
+            self._wanted, self._wanted_ms = True, now_ms
+            self._look.set()
 
     async def close(self) -> None:
         """Wait for what is being written, though not for a broken disk."""
@@ -199,6 +222,7 @@ class Notary:
             boot_id=self._boot,
             boot_ms=self._clock.boot_ms(),
             wall_ms=self._clock.wall_ms(),
+            tpm_clock=await self._key.tpm_clock(),
         )
         envelope = await self._signed(session.SESSION_TYPE, certificate.to_bytes())
         session.verify_session(envelope, self._unit_keys(self._key_epoch))  # one that signs nonsense is found out here
@@ -210,9 +234,28 @@ class Notary:
         head = await self._store.call(Store.ledger_head)
         newest = await self._store.call(Store.checkpoint)
         size, at_ms = (newest.size, newest.wall_ms) if newest is not None else (0, 0)
-        fresh = head.size - size
-        if fresh >= CHECKPOINT_LEAVES or (fresh and abs(self._clock.wall_ms() - at_ms) >= CHECKPOINT_AFTER_MS):
+        fresh, is_due = head.size - size, abs(self._clock.wall_ms() - at_ms) >= CHECKPOINT_AFTER_MS
+        says_all = newest is not None and newest.witnessed and not fresh
+        if self._wanted and says_all:
+            self._wanted = False  # the witness came while the dispatcher's wish was on its way
+        elif self._wanted:
+            self._wanted, self._sent, is_due = False, None, True
+            if await self._store.call(Store.want_witness, self._clock.wall_ms()):
+                logger().warning("hand_ins_wait_for_witness", leaves=head.size)
+        if fresh >= CHECKPOINT_LEAVES or (fresh and is_due):
             await self._new_checkpoint()
+
+    async def _witnessed_size(self) -> int:
+        """How much of the ledger is witnessed, by the dispatcher's newest word."""
+        before = await self._store.call(Store.checkpoint, witnessed=True)
+        return (0 if before is None else before.size) if self._from_size is None else self._from_size
+
+    async def _continues(self, size: int) -> checkpoint.Earlier | None:
+        """This ledger's root where it was witnessed last, which a checkpoint of `size` leaves says besides its own."""
+        before = await self._witnessed_size()
+        if not 0 < before < size:
+            return None
+        return checkpoint.Earlier(size=before, root=await self._store.call(Store.root_at, before))
 
     async def _new_checkpoint(self) -> None:
         head, wall_ms = await self._store.call(Store.ledger_head), self._clock.wall_ms()
@@ -226,6 +269,7 @@ class Notary:
             boot_id=self._boot,
             issued_boot_ms=self._clock.boot_ms(),
             issued_wall_ms=wall_ms,
+            continues=await self._continues(head.size),
         )
         envelope = await self._signed(checkpoint.CHECKPOINT_TYPE, said.to_bytes())
         await self._store.call(Store.add_checkpoint, said, envelope, wall_ms)
@@ -237,8 +281,7 @@ class Notary:
             return
         if self._sent is not None and self._sent[0] == newest.size and now_ms - self._sent[1] < RESEND_MS:
             return
-        before = await self._store.call(Store.checkpoint, witnessed=True)
-        size = (0 if before is None else before.size) if self._from_size is None else self._from_size
+        size = await self._witnessed_size()
         proof = await self._store.call(Store.consistency, size, newest.size)
         message = CheckpointMessage(
             rid=secrets.token_hex(8),
@@ -253,7 +296,7 @@ class Notary:
         signature = await self._key.sign(dsse.pae(payload_type, payload))
         return dsse.wrap(payload_type, payload, (dsse.Signature(self._key.keyid, signature),))
 
-    def _unit_keys(self, epoch: int) -> dict[str, EllipticCurvePublicKey]:
+    def _unit_keys(self, epoch: int) -> dict[str, VerifyingKey]:
         """The unit's key of this epoch; none where it is not known."""
         known = {one.epoch: one.public_key_pem for one in self._former}
         pem = {**known, self._key_epoch: self._key.public_key_pem()}.get(epoch)
@@ -293,7 +336,12 @@ class Notary:
         if said.unit != self._unit or not keys:
             raise TrustError(f"a checkpoint of {said.unit!r} in key epoch {said.key_epoch}, not of this unit")
         checkpoint.verify_countersigned(envelope, keys, self._witnesses)
+        waited = await self._store.call(Store.witness_wanted)
         fault = await self._store.call(Store.take_witness, said, envelope, self._clock.wall_ms())
+        if waited is not None and await self._store.call(Store.witness_wanted) is None:
+            logger().info("witness_came", leaves=said.size)
+        if fault is None:
+            self._wanted = False  # what was wished before this; the next hand-in says whether it is enough
         if fault is None and said.size != self._from_size:
             self._from_size, self._sent = said.size, None  # what was sent may have been proven from somewhere else
         return fault
@@ -325,3 +373,6 @@ class ThreadedKey:
                 return await asyncio.to_thread(self._signer.sign, message)
         except TimeoutError as error:
             raise TrustError(f"the key did not answer within {SIGN_S:.0f} s") from error
+
+    async def tpm_clock(self) -> None:
+        """It is in no TPM."""

@@ -42,6 +42,9 @@ _CHUNK_BYTES = 1024 * 1024
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+PrecisionName = Literal["float64", "float32", "tf32", "bfloat16", "float16", "float8", "int8", "integer"]
+"""What an engine computes in. `tf32`: float32 whose products keep ten bits, as accelerators take them by default."""
+BandPpm = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Parameter = Union[bool, int, float, str]  # noqa: UP007 - Python 3.10 evaluates this line
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
@@ -95,7 +98,12 @@ class Limits(_Strict, frozen=True, kw_only=True):
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):
-    """What manifest.json says. `files` maps every other file (the signature excepted) to its SHA-256."""
+    """What manifest.json says. `files` maps every other file (the signature excepted) to its SHA-256.
+
+    `precisions` are those that the package may be run in, and nothing else is paid; none: in the model's own, with TF32
+    where the engine takes it. Each has its band: by how many millionths of their size the samples of an answer
+    (`kernels.tensor_samples`) may differ between two honest engines of that precision; 0: nobody knows.
+    """
 
     v: Literal[1]
     name: Name
@@ -106,6 +114,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     buckets: Annotated[tuple[Bucket, ...], msgspec.Meta(min_length=1, max_length=64)]
     golden: Golden
     limits: Limits
+    precisions: dict[PrecisionName, BandPpm] = {}
     files: Annotated[dict[FileName, Sha256], msgspec.Meta(min_length=1, max_length=MAX_FILES)]
 
 
@@ -132,6 +141,25 @@ class Package:
         if hashlib.sha256(body).hexdigest() != expected:
             raise _damaged(self.path, f"{name} does not have the listed SHA-256")
         return body
+
+
+def may_use_tf32(manifest: Manifest) -> bool:
+    """Whether an accelerator may multiply float32 in TF32."""
+    return not manifest.precisions or "tf32" in manifest.precisions
+
+
+def run_in(manifest: Manifest, model_precision: str, *, on_accelerator: bool) -> str:
+    """The precision that the package's model is run in: its own, or TF32 on an accelerator where that is allowed.
+
+    Raises PackageError where the package does not allow it.
+    """
+    allowed = manifest.precisions
+    if on_accelerator and model_precision == "float32" and may_use_tf32(manifest):
+        return "tf32"
+    if allowed and model_precision not in allowed:
+        what = f"its model is {model_precision}, and it may be run in {', '.join(allowed)} only"
+        raise PackageError(f"package {manifest.name}: {what}", hint="build the package anew with the right precisions")
+    return model_precision
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

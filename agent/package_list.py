@@ -10,16 +10,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.core.model import Readiness
 from agent.core.state import State
 from agent.errors import DrivewayError
 from agent.inference.shelf import check_package_model, open_signed
 from agent.package import MANIFEST, Bucket, Limits, Package, open_package
+from agent.trust.dsse import VerifyingKey
 
 SIGNED, UNSIGNED, UNCHECKED = "signed", "not signed", "not checked"
-Keys = Mapping[str, EllipticCurvePublicKey]
+Keys = Mapping[str, VerifyingKey]
 NEEDS_NO_PLAN = "onnxruntime"
 """The executor that takes the model itself."""
 

@@ -9,19 +9,21 @@
 While this goes on no session is certified, so that the old key's last one is the one that the succession names; the
 session in use goes on, and what it signs counts during the overlap. Where nobody answers, the old key goes on as well,
 and `KeyKeeper.run` says it again until the dispatcher takes it or refuses.
+
+What else follows from another key is a `Chore`, done at once and tried again until it is done: the new key vouches for
+the unit's sealing key (`SealingVouched`), and the old one is removed when its overlap ends (`agent.retiring`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.config import Config
 from agent.enrolled import PENDING, forget_pending, keep, kept, pending, settle
@@ -31,7 +33,9 @@ from agent.fleet.channel import Web
 from agent.identity import Identity
 from agent.log import logger
 from agent.ports import Emit
+from agent.sealing import Sealing
 from agent.trust import dsse
+from agent.trust.dsse import VerifyingKey
 from agent.trust.hardware import HardwareSigner
 from agent.trust.keyring import KeyConfig, hand_over, hardware_signer, successor, write_whole
 from agent.trust.succession import MAX_OVERLAP_S, parse_succession
@@ -65,10 +69,10 @@ class Home:
     unit: str
     url: str
     web: Web
-    dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
+    dispatcher_keys: Mapping[str, VerifyingKey]
 
 
-def home_of(config: Config, identity: Identity, dispatcher_keys: Mapping[str, EllipticCurvePublicKey]) -> Home:
+def home_of(config: Config, identity: Identity, dispatcher_keys: Mapping[str, VerifyingKey]) -> Home:
     """That of the configured unit."""
     return Home(
         key=config.key,
@@ -151,14 +155,40 @@ class Certifier(Protocol):
         ...
 
 
+Chore = Callable[[HardwareSigner], Awaitable[None]]
+"""Something to be done for the unit's key of the moment; at once over where nothing is. Raises DrivewayError."""
+
+
+class SealingVouched:
+    """Has the unit's own key vouch for its sealing key, and `tell` the dispatcher so; a Chore."""
+
+    def __init__(self, sealing: Sealing, tell: Callable[[bytes], None]) -> None:
+        self._sealing, self._tell = sealing, tell
+        self._by = dsse.parse(sealing.announcement).signatures[0].keyid
+
+    async def __call__(self, key: HardwareSigner) -> None:
+        """Where it is another key's word that is known, that of `key` is said instead. Raises TrustError."""
+        if key.keyid != self._by:
+            self._sealing = await self._sealing.vouched_by(key)
+            self._by = key.keyid
+            self._tell(self._sealing.announcement)
+            logger().info("sealing_key_vouched_for", keyid=key.keyid)
+
+
 class KeyKeeper:
     """Has the unit's key of the moment. A source that emits nothing: it finishes what a rotation left undone."""
 
     def __init__(
-        self, home: Home, key: HardwareSigner, certifier: Certifier, last_session: Callable[[int], Awaitable[int]]
+        self,
+        home: Home,
+        key: HardwareSigner,
+        certifier: Certifier,
+        last_session: Callable[[int], Awaitable[int]],
+        chores: Sequence[Chore] = (),
     ) -> None:
         """`last_session` says which number the last session of a key epoch has."""
         self._home, self._key, self._certifier, self._last_session = home, key, certifier, last_session
+        self._chores, self._waiting = tuple(chores), set[int]()
         self._turn = asyncio.Lock()
 
     @property
@@ -174,6 +204,7 @@ class KeyKeeper:
             self._key, rotated = await rotate(self._home, old, reason=reason, overlap_s=overlap_s, last_session=last)
             self._certifier.succeeded(self._key)
         old.close()
+        await self._do_chores()
         return rotated
 
     async def run(self, emit: Emit) -> None:  # noqa: ARG002 - a source's
@@ -187,7 +218,23 @@ class KeyKeeper:
                 if not told:
                     logger().warning("key_not_rotated", error=str(error))
                 told, wait_s = True, min(2 * wait_s, RETRY_S[1])
+            await self._do_chores()
             await asyncio.sleep(wait_s)
+
+    async def _do_chores(self) -> None:
+        """Each of them; one that fails is told of once, and tried again when `run` comes round."""
+        async with self._turn:
+            for number, chore in enumerate(self._chores):
+                try:
+                    await chore(self._key)
+                except DrivewayError as error:
+                    if number not in self._waiting:
+                        logger().warning("key_chore_waits", error=str(error))
+                    self._waiting.add(number)
+                else:
+                    if number in self._waiting:
+                        logger().info("key_chore_done")
+                    self._waiting.discard(number)
 
     async def _finish(self) -> None:
         envelope = pending(self._home.folder)

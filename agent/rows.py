@@ -14,7 +14,9 @@ from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent
 class Engine(msgspec.Struct, frozen=True):
     """What computed a slice: the executor and the digests of the model, of the kernels, and of the plan ("": none).
 
-    `version` is the engine library's, `driver` the accelerator driver's ("": it has none).
+    `version` is the engine library's, `driver` the accelerator driver's ("": it has none). `precision` is what it
+    computes in ("": a slice of before that was told), `batch` the items of a full micro-batch in each lane, and
+    `golden_raw_sha256` the digest of the raw results of its golden items, which it computed `golden_age_ms` before.
     """
 
     executor: str
@@ -23,6 +25,10 @@ class Engine(msgspec.Struct, frozen=True):
     plan_sha256: str = ""
     version: str = ""
     driver: str = ""
+    precision: str = ""
+    batch: tuple[int, ...] = ()
+    golden_raw_sha256: str = ""
+    golden_age_ms: int = 0
 
 
 class StoredSlice(msgspec.Struct, frozen=True):

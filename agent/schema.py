@@ -31,7 +31,10 @@ CREATE TABLE IF NOT EXISTS checkpoints (
 CREATE TABLE IF NOT EXISTS vacates (at_wall_ms INTEGER, cause TEXT, idle_ms INTEGER, gone_ms INTEGER);
 CREATE TABLE IF NOT EXISTS log (at_wall_ms INTEGER, name TEXT, fields BLOB);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
-CREATE INDEX IF NOT EXISTS ledger_bodies ON ledger (idx) WHERE leaf IS NOT NULL;
+CREATE INDEX IF NOT EXISTS ledger_bodies_kept ON ledger (idx) WHERE leaf IS NOT NULL AND kind != 'session';
+CREATE INDEX IF NOT EXISTS ledger_by_lease ON ledger (job, epoch, kind);
+CREATE INDEX IF NOT EXISTS ledger_sessions ON ledger (idx) WHERE kind = 'session';
+DROP INDEX IF EXISTS ledger_bodies;
 CREATE INDEX IF NOT EXISTS leases_in_detail ON leases (state) WHERE ticket IS NOT NULL;
 """
 COLUMNS_SINCE = (("leases", "cost_micro"), ("slices", "cost_micro"))

@@ -13,12 +13,12 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from agent.core.events import ComputeSeen, SelfTested
-from agent.errors import DrivewayError, StoreError, WorkerError
+from agent.errors import DrivewayError, LedgerDamagedError, WorkerError
 from agent.ports import Clock, Emit
 from agent.store import Store, StoreThread
-from agent.store_ledger import RESTORE
 
 NOT_YET = "it has not run yet"
 """The problem until the first test is over."""
@@ -41,9 +41,10 @@ class SelfTest:
         begin_session: Callable[[], Awaitable[None]],
         reading: Callable[[], ComputeSeen | None],
         python: str = sys.executable,
+        socket_unit: Path | None = None,
     ) -> None:
         self._clock, self._store, self._begin_session = clock, store, begin_session
-        self._reading, self._python = reading, python
+        self._reading, self._python, self._socket_unit = reading, python, socket_unit
 
     async def run(self, emit: Emit) -> None:
         """Test until it has passed once."""
@@ -75,6 +76,19 @@ class SelfTest:
                 sound = sound and step not in steps[:2]
         return ". Also: ".join(problems)
 
+    async def again(self) -> dict[str, str]:
+        """Every step but the session's, which has begun: its name, and what is wrong ("": nothing). For `doctor`."""
+        found = {}
+        steps = (self._disk_writes, self.ledger_holds, self._clock_advances, self._worker_could_start)
+        for step in (*steps, self._computer_is_read):
+            try:
+                await step()
+                problem = ""
+            except Exception as error:  # noqa: BLE001 - as in `test`
+                problem = str(error) if isinstance(error, DrivewayError) else f"it broke off: {error!r}"
+            found[step.__name__.strip("_")] = problem
+        return found
+
     async def _key_certifies(self) -> None:
         await self._begin_session()
 
@@ -91,8 +105,7 @@ class SelfTest:
             if found is not None:
                 break
         if wrong is not None:
-            what = f"the ledger was changed: its entries to {wrong} do not lead to the root that was written with them"
-            raise StoreError(what, hint=RESTORE)
+            raise LedgerDamagedError(f"its entries to {wrong} do not lead to the root that was written with them")
 
     async def _clock_advances(self) -> None:
         before_ms = self._clock.boot_ms()
@@ -104,7 +117,11 @@ class SelfTest:
             )
 
     async def _worker_could_start(self) -> None:
-        if not os.access(self._python, os.X_OK):
+        if self._socket_unit is not None:
+            if not self._socket_unit.is_socket() or not os.access(self._socket_unit, os.R_OK | os.W_OK):
+                hint = "systemctl enable --now driveway-worker.socket"
+                raise WorkerError(f"no workers are to be had on {self._socket_unit}", hint=hint)
+        elif not os.access(self._python, os.X_OK):
             raise WorkerError(f"the interpreter {self._python} cannot be executed", hint="install driveway-agent again")
         try:
             os.close(os.pidfd_open(os.getpid()))

@@ -28,9 +28,8 @@ from urllib.parse import quote
 import msgspec
 
 from agent.core.model import JobKey
-from agent.errors import StoreError
+from agent.errors import RESTORE, StoreError
 from agent.rows import LedgerHead, OpenRow
-from agent.store_ledger import RESTORE
 from agent.trust import ledger
 
 CHUNK_BYTES = 1024 * 1024

@@ -15,7 +15,7 @@ import sqlite3
 import msgspec
 
 from agent.core.model import JobKey
-from agent.errors import StoreError
+from agent.errors import LedgerDamagedError
 from agent.rows import CheckpointRow, LedgerHead
 from agent.schema import Transaction
 from agent.store_memory import StoreMemory
@@ -25,10 +25,11 @@ from agent.trust.merkle import leaf_hash
 
 HEAD = "ledger_head"
 FAULT = "ledger_fault"
+WANTED = "witness_wanted"
 LAST_SESSION = "last_session"
-RESTORE = "restore driveway.db from a copy, or ask the fleet operator to enrol this unit anew"
 LEAVES_KEPT = 50_000
-"""Bodies of leaves; of a leaf that is older, and that was witnessed, only the hashes are kept."""
+"""Bodies of leaves; of an older one that was witnessed, and is no session's certificate, only the hash is kept."""
+HASH_BYTES = 32
 CHECKPOINTS_KEPT = 1_000
 
 
@@ -43,6 +44,12 @@ class LedgerFault(msgspec.Struct, frozen=True):
     """What a witness holds against this ledger, in words for people."""
 
     detail: str
+
+
+class WitnessWanted(msgspec.Struct, frozen=True):
+    """Since when, by the wall clock, hand-ins wait for the ledger to be witnessed."""
+
+    since_wall_ms: int
 
 
 class StoreLedger(StoreMemory):
@@ -66,9 +73,10 @@ class StoreLedger(StoreMemory):
         else:
             found = self._db.execute("SELECT hash FROM ledger WHERE idx = ?", (index,))
         row = found.fetchone()
-        if row is None:
-            raise StoreError(f"the ledger was changed: its tree lacks node {level}/{index}", hint=RESTORE)
-        return bytes(row[0])
+        if row is None or not is_hash(row[0]):
+            raise LedgerDamagedError(f"its tree lacks node {level}/{index}")
+        digest: bytes = row[0]
+        return digest
 
     def append_leaf(self, kind: str, key: JobKey, leaf: bytes) -> int:
         """Write a leaf, its nodes and the new head, within the caller's transaction; the size after the commit."""
@@ -89,17 +97,20 @@ class StoreLedger(StoreMemory):
         """Make the tree of a database from before it was kept; within the caller's transaction."""
         self._db.execute("DELETE FROM nodes")
         for index, digest in self._db.execute("SELECT idx, hash FROM ledger ORDER BY idx").fetchall():
-            self._keep_nodes(index, bytes(digest))
+            if not is_hash(digest):
+                raise LedgerDamagedError(f"its tree lacks node 0/{index}")
+            self._keep_nodes(index, digest)
 
     def wrong_leaf(self, first: int, count: int) -> int | None:
         """The first of `count` leaves from `first` on whose body, hash or nodes do not agree; None when all do.
 
-        Every node is held against its children, which were held against theirs before.
+        Every node is held against its children, which were held against theirs before. Raises LedgerDamagedError for a
+        node that is not there.
         """
         query = "SELECT idx, leaf, hash FROM ledger WHERE idx >= ? ORDER BY idx LIMIT ?"
         rows = self._db.execute(query, (first, count)).fetchall()
         for expected, (index, leaf, digest) in enumerate(rows, first):
-            if index != expected or (leaf is not None and leaf_hash(bytes(leaf)) != bytes(digest)):
+            if index != expected or not is_hash(digest) or not _is_body(leaf, digest):
                 return expected
             if any(self.node(level, at) != made for level, at, made in ledger.completed(index, digest, self.node)):
                 return expected
@@ -148,6 +159,10 @@ class StoreLedger(StoreMemory):
         ).fetchone()
         return None if row is None else CheckpointRow(row[0], row[1], bytes(row[2]), row[3], bool(row[4]))
 
+    def root_at(self, size: int) -> str:
+        """The root of the ledger's first `size` leaves, of which it has at least so many."""
+        return ledger.root(self.node, size).hex()
+
     def consistency(self, size1: int, size2: int) -> tuple[bytes, ...]:
         """The proof that the ledger at `size2` leaves continues the one at `size1`; raises ProofError."""
         return tuple(ledger.consistency(self.node, size1, min(size2, self._size)))
@@ -162,12 +177,25 @@ class StoreLedger(StoreMemory):
         elif ledger.root(self.node, checkpoint.size).hex() != checkpoint.root:
             detail = f"the first {checkpoint.size} entries are not those that were witnessed: there are two ledgers"
         else:
-            row = (checkpoint.size, checkpoint.root, envelope, wall_ms)
+            row, before = (checkpoint.size, checkpoint.root, envelope, wall_ms), self.checkpoint(witnessed=True)
             with Transaction(self._db):
                 self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1)", row)
                 self._prune(checkpoint.size)
+                if before is None or before.size < checkpoint.size:
+                    self.forget(WANTED)
             return None
         return self.hold_against(detail)
+
+    def want_witness(self, wall_ms: int) -> bool:
+        """The dispatcher judges no hand-in before more is witnessed; False when that was known already."""
+        if self.witness_wanted() is not None:
+            return False
+        self.remember(WANTED, WitnessWanted(wall_ms))
+        return True
+
+    def witness_wanted(self) -> WitnessWanted | None:
+        """Since when hand-ins wait for the ledger to be witnessed; None: none does."""
+        return self.recall(WANTED, WitnessWanted)
 
     def hold_against(self, detail: str) -> LedgerFault:
         """Remember a fault of the ledger; the first one stands."""
@@ -180,6 +208,21 @@ class StoreLedger(StoreMemory):
         return self.recall(FAULT, LedgerFault)
 
     def _prune(self, witnessed: int) -> None:
-        """Let go of the bodies of leaves that are old and witnessed: their hashes prove what is left."""
+        """Let go of the bodies of leaves that are old and witnessed: their hashes prove what is left.
+
+        Certificates stay, one a parking: a statement that is kept may be of a session that began long before.
+        """
         before = min(witnessed, self._size - LEAVES_KEPT)
-        self._db.execute("UPDATE ledger SET leaf = NULL WHERE leaf IS NOT NULL AND idx < ?", (before,))
+        self._db.execute(
+            "UPDATE ledger SET leaf = NULL WHERE leaf IS NOT NULL AND kind != 'session' AND idx < ?", (before,)
+        )
+
+
+def is_hash(value: object) -> bool:
+    """Whether a column has what was written there: SQLite keeps any type in any column."""
+    return isinstance(value, bytes) and len(value) == HASH_BYTES
+
+
+def _is_body(leaf: object, digest: bytes) -> bool:
+    """Whether a leaf's body is the one that was hashed, or was let go of."""
+    return leaf is None or (isinstance(leaf, bytes) and leaf_hash(leaf) == digest)

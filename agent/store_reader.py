@@ -10,6 +10,7 @@ import sqlite3
 import msgspec
 
 from agent.core.model import Grant, JobKey
+from agent.errors import LedgerDamagedError
 from agent.rows import LeaseRow, LedgerRow, VacateStats
 
 
@@ -39,12 +40,12 @@ class StoreReader:
         """The newest leaves, oldest first."""
         query = "SELECT idx, kind, job, epoch, leaf FROM ledger ORDER BY idx DESC LIMIT ?"
         rows = self._db.execute(query, (limit,))
-        return [LedgerRow(*row) for row in rows][::-1]
+        return [_ledger_row(row) for row in rows][::-1]
 
     def leaf(self, index: int) -> LedgerRow | None:
         """The leaf at an index."""
         row = self._db.execute("SELECT idx, kind, job, epoch, leaf FROM ledger WHERE idx = ?", (index,)).fetchone()
-        return None if row is None else LedgerRow(*row)
+        return None if row is None else _ledger_row(row)
 
     def leaf_of(self, kind: str, key: JobKey, *, before: int = 2**62) -> LedgerRow | None:
         """The last leaf of a kind about a lease (of a session: `JobKey("", number)`) that comes before an index."""
@@ -53,7 +54,7 @@ class StoreReader:
             " ORDER BY idx DESC LIMIT 1",
             (before, kind, key.job, key.epoch),
         ).fetchone()
-        return None if row is None else LedgerRow(*row)
+        return None if row is None else _ledger_row(row)
 
     def newest_session(self) -> int | None:
         """The number of the last session whose certificate is in the ledger."""
@@ -89,3 +90,10 @@ class StoreReader:
 
     def _one(self, query: str, *values: str | int) -> int:
         return int(self._db.execute(query, values).fetchone()[0])
+
+
+def _ledger_row(row: tuple[int, str, str, int, bytes | None]) -> LedgerRow:
+    """A leaf as it was written; raises LedgerDamagedError for what nobody here wrote."""
+    if not isinstance(row[4], bytes | None):  # SQLite keeps any type in any column
+        raise LedgerDamagedError(f"the body of leaf {row[0]} is not what was written")
+    return LedgerRow(*row)

@@ -25,13 +25,20 @@ SHORTEST_MS = 10
 class Ticker:
     """Emits ticks. `due_ms` is asked after every event; use it on the event loop's thread only.
 
-    `slept_s` is how long this computer has slept since it was started.
+    `slept_s` is how long this computer has slept since it was started. `on_tick` is told of each tick when it was
+    decided: the loop's time, and how much later that is than the tick was set for (a sleep of the computer is no
+    lateness).
     """
 
     def __init__(
-        self, emit: Emit, clock: Clock, due_ms: Callable[[], int], slept_s: Callable[[], float] = slept_s
+        self,
+        emit: Emit,
+        clock: Clock,
+        due_ms: Callable[[], int],
+        slept_s: Callable[[], float] = slept_s,
+        on_tick: Callable[[float, float], None] = lambda _now_s, _late_s: None,
     ) -> None:
-        self._emit, self._clock, self._due_ms = emit, clock, due_ms
+        self._emit, self._clock, self._due_ms, self._on_tick = emit, clock, due_ms, on_tick
         self._slept_s, self._asleep_s = slept_s, slept_s()
         self._timer: asyncio.TimerHandle | None = None
         self._at_ms = 0
@@ -53,12 +60,16 @@ class Ticker:
             self._set()
 
     def _tick(self) -> None:
+        loop, timer = asyncio.get_running_loop(), self._timer
+        set_for_s = loop.time() if timer is None else timer.when()
         self._timer = None
         try:
             self._tell_sleep()
             self._emit(Tick(at_ms=self._clock.boot_ms()))
         finally:
             self._set()
+        now_s = loop.time()
+        self._on_tick(now_s, now_s - set_for_s)
 
     def _tell_sleep(self) -> None:
         before_s, self._asleep_s = self._asleep_s, self._slept_s()

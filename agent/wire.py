@@ -21,7 +21,7 @@ import msgspec
 
 from agent.errors import WorkerError
 
-VERSION = 2
+VERSION = 3
 MAX_FRAME_BYTES = 1024 * 1024
 _LENGTH = struct.Struct(">I")
 
@@ -29,6 +29,10 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Detail = Annotated[str, msgspec.Meta(max_length=2048)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Dimension = Annotated[int, msgspec.Meta(ge=-1, le=2**53 - 1)]
+
+
+PrecisionText = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{1,16}$")]
+BatchItems = Annotated[int, msgspec.Meta(ge=1, le=256)]
 
 
 class WireError(WorkerError):
@@ -63,6 +67,8 @@ Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]
 MemoryMb = Annotated[int, msgspec.Meta(ge=64, le=1_048_576)]
 MAX_TEXT = 256
 MAX_NOTES = 16
+MAX_LANES = 64
+"""As many as a package may have buckets."""
 MAX_PLAN_BYTES = 4 * 1024**3
 MAX_TIMING_BYTES = 64 * 1024**2
 TimingBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_TIMING_BYTES)]
@@ -74,7 +80,7 @@ ACCELERATOR_LIBRARIES_MB = 3072
 """So much of the computer's memory (MiB) a worker may take for the accelerator's driver and the engine's libraries,
 besides what it may take for its package. A guess: they map one to two GiB before the first byte of a model, no vendor
 says how much, and without a GPU it was not measured."""
-BUILDER_SETTINGS = 2
+BUILDER_SETTINGS = 3
 """Raised with every change of how plans are built, so that those of before are built anew."""
 
 # --- daemon to worker -----------------------------------------------------------------------------------------
@@ -137,6 +143,15 @@ class Pace(_Frame, frozen=True, tag=True):
     """Compute for `duty_permille` thousandths of the time from now on; 0 pauses."""
 
     duty_permille: Annotated[int, msgspec.Meta(ge=0, le=1000)]
+
+
+class Require(_Frame, frozen=True, tag=True):
+    """Without these measures of its cage the worker does nothing, as if it had been started with them (`--require`).
+
+    It comes before any order, and has no answer. For a worker whose command line is its unit's.
+    """
+
+    measures: Annotated[tuple[Measure, ...], msgspec.Meta(max_length=64)]
 
 
 class Stop(_Frame, frozen=True, tag=True):
@@ -206,7 +221,9 @@ class Loaded(_Frame, frozen=True, tag=True):
     """The package is loaded and its golden vector came out right.
 
     `micro_batch_ms` is what a vacate waits for: the longest measured micro-batch of the buckets in use, as often as the
-    executor may have it in flight.
+    executor may have it in flight. `precision` is what the engine computes in (`agent.package.PrecisionName`), `batch`
+    how many items a full micro-batch has in each of the package's lanes (buckets of one shape, narrowest first), and
+    `golden_raw_sha256` the digest of the golden items' raw results, as a slice's (`SliceDone`).
     """
 
     executor: Annotated[str, msgspec.Meta(max_length=64)]
@@ -214,6 +231,9 @@ class Loaded(_Frame, frozen=True, tag=True):
     micro_batch_ms: Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
     package_sha256: Sha256
     kernels_sha256: Sha256
+    precision: PrecisionText
+    batch: Annotated[tuple[BatchItems, ...], msgspec.Meta(min_length=1, max_length=MAX_LANES)]
+    golden_raw_sha256: Sha256
     notes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=MAX_NOTES)] = ()
     """What the executor has to do without on this computer and therefore does less well, a sentence each."""
 
@@ -273,9 +293,17 @@ class Idle(_Frame, frozen=True, tag=True):
     """The worker has stopped computing, as it was told to; its memory goes with its process, at once."""
 
 
-DaemonMessage = Union[Survey, Build, Load, Input, Run, Forget, Pace, Stop]  # noqa: UP007 - Python 3.10 evaluates this
+class Ending(_Frame, frozen=True, tag=True):
+    """The process ends now, with this exit status. Said by one that systemd started: nobody waits for its status."""
+
+    status: Annotated[int, msgspec.Meta(ge=0, le=255)]
+
+
+DaemonMessage = Union[  # noqa: UP007 - Python 3.10 evaluates this
+    Survey, Build, Load, Input, Run, Forget, Pace, Require, Stop
+]
 WorkerMessage = Union[  # noqa: UP007 - as above
-    Hello, Beat, Surveyed, Building, Built, Loaded, Refused, Progress, SliceDone, SliceError, Idle
+    Hello, Beat, Surveyed, Building, Built, Loaded, Refused, Progress, SliceDone, SliceError, Idle, Ending
 ]
 
 Message = TypeVar("Message")

@@ -5,8 +5,8 @@ long a broker may keep it, and an example. Tests hold the document, the desk and
 
 Everything that the dispatcher sends is a DSSE envelope: the message on the topic is the envelope (`payload`), and what
 is inside is named by `x-signed-payload`, with `x-payload-type` as DSSE's payload type.
-Property names carry their units (`_s` seconds, `_ms` milliseconds, `_wh` watt-hours, `_micro` millionths of the
-currency, `bytes`); the document repeats them as `x-unit`.
+What each field means is in `hil.asyncapi_fields`. Property names carry their units (`_s` seconds, `_ms` milliseconds,
+`_wh` watt-hours, `_micro` millionths of the currency, `bytes`); the document repeats them as `x-unit`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 
 from agent.core.model import JobKey, Outlook, PaceState, Verdict, YieldReason
-from agent.fleet import messages
+from agent.fleet import messages, operator_messages
+from hil.asyncapi_fields import meaning
 
 FILE = Path(__file__).parents[1] / "docs" / "asyncapi.json"
 UNITS = {
@@ -44,10 +45,10 @@ Upward = (
 Downward = (
     messages.GrantMessage
     | messages.VerdictMessage
-    | messages.CancelMessage
-    | messages.PricesMessage
-    | messages.DemandMessage
-    | messages.PaceMessage
+    | operator_messages.CancelMessage
+    | operator_messages.PricesMessage
+    | operator_messages.DemandMessage
+    | operator_messages.PaceMessage
     | messages.WitnessMessage
 )
 
@@ -219,33 +220,37 @@ CONTRACT: tuple[Entry, ...] = (
     ),
     Entry(
         verb="cancel",
-        example=messages.CancelMessage(unit="car-0001", job=KEY.job, epoch=KEY.epoch, grace_s=30, why="withdrawn"),
+        example=operator_messages.CancelMessage(
+            unit="car-0001", job=KEY.job, epoch=KEY.epoch, grace_s=30, why="withdrawn"
+        ),
         expires="`grace_s` and another 60 s",
-        payload_type=messages.CANCEL_TYPE,
+        payload_type=operator_messages.CANCEL_TYPE,
     ),
     Entry(
         verb="config",
-        example=messages.PricesMessage(
+        example=operator_messages.PricesMessage(
             unit="car-0001",
             issued_wall_ms=ISSUED_MS,
             expires_wall_ms=ISSUED_MS + 86_400_000,
-            slots=(messages.PricesSlot(ISSUED_MS, ISSUED_MS + 3_600_000, 182_000),),
+            slots=(operator_messages.PricesSlot(ISSUED_MS, ISSUED_MS + 3_600_000, 182_000),),
         ),
         expires="300 s: sent again whenever the unit's link comes up",
-        payload_type=messages.PRICES_TYPE,
+        payload_type=operator_messages.PRICES_TYPE,
     ),
     Entry(
         verb="config",
-        example=messages.DemandMessage(unit="car-0001", issued_wall_ms=ISSUED_MS, stop_for_s=900, detail="feeder 12"),
+        example=operator_messages.DemandMessage(
+            unit="car-0001", issued_wall_ms=ISSUED_MS, stop_for_s=900, detail="feeder 12"
+        ),
         expires="300 s: sent again whenever the unit's link comes up",
-        payload_type=messages.DEMAND_TYPE,
+        payload_type=operator_messages.DEMAND_TYPE,
     ),
     Entry(
         verb="pace",
-        example=messages.PaceMessage(cell="0a", issued_wall_ms=ISSUED_MS, state=PaceState.OPEN, spread_s=900),
+        example=operator_messages.PaceMessage(cell="0a", issued_wall_ms=ISSUED_MS, state=PaceState.OPEN, spread_s=900),
         expires="never: retained",
         retain=True,
-        payload_type=messages.PACE_TYPE,
+        payload_type=operator_messages.PACE_TYPE,
     ),
 )
 
@@ -285,7 +290,7 @@ def document() -> dict[str, Any]:
         "components": {
             "securitySchemes": {"mutualTls": {"type": "X509"}},
             "messages": {entry.name: _message(entry) for entry in CONTRACT},
-            "schemas": {name: _with_units(schema) for name, schema in schemas.items()},
+            "schemas": {name: _told(name, schema) for name, schema in schemas.items()},
         },
     }
 
@@ -342,19 +347,22 @@ def _message(entry: Entry) -> dict[str, Any]:
     return message
 
 
-def _with_units(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same schema, with `x-unit` beside every property whose name says one, and its text on one line."""
+def _told(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The same schema, with what each property means and `x-unit` where its name says one; its text is on one line."""
     made = dict(schema)
     if "description" in made:
         made["description"] = " ".join(str(made["description"]).split())
     if "properties" in made:
-        made["properties"] = {name: _with_unit(name, of) for name, of in made["properties"].items()}
+        made["properties"] = {field: _property(name, field, of) for field, of in made["properties"].items()}
     return made
 
 
-def _with_unit(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    unit = next((unit for suffix, unit in UNITS.items() if f"_{name}".endswith(suffix)), None)
-    return schema if unit is None else {**schema, "x-unit": unit}
+def _property(of: str, field: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """One property; a reference is wrapped, since nothing beside one counts."""
+    made: dict[str, Any] = {"allOf": [schema]} if "$ref" in schema else dict(schema)
+    made["description"] = meaning(of, field)
+    unit = next((unit for suffix, unit in UNITS.items() if f"_{field}".endswith(suffix)), None)
+    return made if unit is None else {**made, "x-unit": unit}
 
 
 def _camel(name: str) -> str:

@@ -15,7 +15,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from agent.trust import records
 from agent.trust.bundle import ProofBundle, ResultBundle
@@ -69,11 +69,11 @@ def _in_toto() -> dict[str, Any]:
     )
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _object(properties: dict[str, Any], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": [name for name in properties if name not in optional],
         "additionalProperties": False,
     }
 
@@ -84,8 +84,14 @@ def _define(kind: type[Any], definitions: dict[str, Any]) -> dict[str, str]:
     if name not in definitions:
         definitions[name] = {}
         hints = get_type_hints(kind, include_extras=True)
-        properties = {records.camel(one.name): _of(hints[one.name], definitions) for one in fields(kind)}
-        definitions[name] = {"description": inspect.cleandoc(kind.__doc__ or ""), **_object(properties)}
+        optional = frozenset(records.camel(one.name) for one in fields(kind) if records.is_optional(one))
+        properties = {
+            records.camel(one.name): _of(
+                _present(hints[one.name]) if records.is_optional(one) else hints[one.name], definitions
+            )
+            for one in fields(kind)
+        }
+        definitions[name] = {"description": inspect.cleandoc(kind.__doc__ or ""), **_object(properties, optional)}
     return {"$ref": f"#/$defs/{name}"}
 
 
@@ -93,16 +99,23 @@ def _of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema of a field, by the same types that `agent.trust.records` reads it by."""
     if hint is int:
         return {"type": "integer", "minimum": 0, "maximum": MAX_INTEGER}
+    if hint is bool:
+        return {"type": "boolean"}
     if is_dataclass(hint):
         assert isinstance(hint, type)
         return dict(_define(hint, definitions))
     arguments = get_args(hint)
     if get_origin(hint) is tuple:
         return {"type": "array", "maxItems": records.MAX_LIST, "items": _of(arguments[0], definitions)}
-    if get_origin(hint) is UnionType:
-        (one,) = (kind for kind in arguments if kind is not NoneType)
-        return {"anyOf": [_of(one, definitions), {"type": "null"}]}
+    if get_origin(hint) in (UnionType, Union):
+        return {"anyOf": [_of(_present(hint), definitions), {"type": "null"}]}
     return {"type": "string", "pattern": f"^(?:{arguments[1].pattern})$"}
+
+
+def _present(hint: Any) -> Any:
+    """What a field is that may be None, when it is not."""
+    (one,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    return one
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class EmulatedTpm:
     """A TPM 2.0 in a process, served at `address`; what it keeps survives `stop` and `start`. A context manager."""
 
     def __init__(self, folder: Path, *, with_certificate: bool = False, for_tools: bool = False) -> None:
-        """`with_certificate`: manufactured with an RSA endorsement certificate, by an authority in `folder`.
+        """`with_certificate`: manufactured with an RSA endorsement certificate, by `authority`, which `root` certified.
 
         `for_tools`: served over TCP with a control channel besides, as tpm2-tools need it (`tcti`).
         """
@@ -38,8 +38,14 @@ class EmulatedTpm:
         self._port = _free_pair() if for_tools else 0
         self._socket = folder / "tpm.sock"
         self.authority = folder / "ca" / "issuercert.pem"
+        self.root = folder / "ca" / "swtpm-localca-rootca-cert.pem"
         if with_certificate:
             self._manufacture(folder)
+
+    @property
+    def state(self) -> Path:
+        """Where it keeps what it knows."""
+        return self._state
 
     @property
     def address(self) -> str:

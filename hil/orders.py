@@ -19,13 +19,7 @@ import msgspec
 
 from agent.core.model import PaceState
 from agent.errors import ConfigError, FleetError
-from agent.fleet.messages import (
-    LONGEST_SLOT_MS,
-    MAX_PRICE_SLOTS,
-    DemandMessage,
-    PricesMessage,
-    PricesSlot,
-)
+from agent.fleet.operator_messages import LONGEST_SLOT_MS, MAX_PRICE_SLOTS, DemandMessage, PricesMessage, PricesSlot
 from agent.printable import printable
 from hil.dispatcher.http_exchange import Refusal
 from hil.dispatcher.operator_api import FAULTS, Cancelled, CancelOrder, Cleared, ClearOrder, FaultsPage, Paced

@@ -23,6 +23,7 @@ from kernels.resize_normalize_pad import ResizeNormalizePad
 from kernels.softmax_top_k import SoftmaxTopK
 from kernels.tensor_answers import TensorDigest, TensorValues
 from kernels.tensor_fingerprint import TensorFingerprint
+from kernels.tensor_samples import TensorSamples
 from kernels.threshold_bit_pack import ThresholdBitPack
 
 __all__ = ["OPS", "Operation", "OperationError", "kernels_sha256", "operation"]
@@ -35,6 +36,7 @@ Operation = Union[  # noqa: UP007 - Python 3.10 evaluates this line
     SoftmaxTopK,
     ThresholdBitPack,
     TensorFingerprint,
+    TensorSamples,
     TensorValues,
     TensorDigest,
 ]
@@ -47,6 +49,7 @@ OPS: Mapping[str, type[Operation]] = {
     "softmax_top_k": SoftmaxTopK,
     "threshold_bit_pack": ThresholdBitPack,
     "tensor_fingerprint": TensorFingerprint,
+    "tensor_samples": TensorSamples,
     "tensor_values": TensorValues,
     "tensor_digest": TensorDigest,
 }

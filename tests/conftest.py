@@ -9,8 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from agent.trust.keys import FileSigner
+from tests.trust import conformance
+
+# A machine that does much else is no fault of what is tested: how long an example takes is not looked at.
+settings.register_profile("driveway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("driveway")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What nobody should overlook: public vectors that were not there to be checked."""
+    lines = conformance.summary(terminalreporter.stats.get("skipped", ()))
+    if lines:
+        terminalreporter.section("public conformance vectors: NOT CHECKED", sep="!", bold=True, red=True)
+        for line in lines:
+            terminalreporter.line(line)
+        terminalreporter.line("DRIVEWAY_VECTORS names another folder; DRIVEWAY_REQUIRE_VECTORS=1 makes this a failure.")
 
 
 @dataclass

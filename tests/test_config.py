@@ -139,3 +139,26 @@ def test_a_broker_without_a_port_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_says_how_to_give_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory; give it with --config"):
         load(tmp_path / "agent.toml")
+
+
+UNIT_WORKERS = GOOD.replace(
+    'packages_dir = "packages"', 'packages_dir = "{packages}"\nworker_socket = "/run/worker.sock"'
+)
+
+
+def test_packages_that_the_workers_unit_cannot_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not inside /var/lib/driveway/packages, which the workers' unit can read"):
+        read(tmp_path, UNIT_WORKERS.format(packages="packages"))
+    read(tmp_path, UNIT_WORKERS.format(packages="/var/lib/driveway/packages"))
+    read(tmp_path, UNIT_WORKERS.format(packages="/var/lib/driveway/packages/ocr"))
+    with pytest.raises(ConfigError, match="is not inside"):
+        read(tmp_path, UNIT_WORKERS.format(packages="/var/lib/driveway/packages/../state"))
+    here = UNIT_WORKERS.format(packages="packages").replace("[policy]", f'worker_reads = "{tmp_path}"\n[policy]')
+    assert read(tmp_path, here).inference.worker_reads == str(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["worker_python", "library_path"])
+def test_what_is_the_units_to_say_is_refused(tmp_path: Path, key: str) -> None:
+    text = UNIT_WORKERS.format(packages="/var/lib/driveway/packages").replace("[policy]", f'{key} = "/x"\n[policy]')
+    with pytest.raises(ConfigError, match=f"inference.{key} has no effect with inference.worker_socket"):
+        read(tmp_path, text)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from agent.control import MAX_LINE_BYTES, ControlRequest, ControlServer
+from agent import sd
+from agent.control import MAX_LINE_BYTES, PASSED_AS, ControlRequest, ControlServer
 from agent.errors import DrivewayError
 
 
@@ -122,3 +124,28 @@ def test_closing_hangs_up_on_a_client_that_stays(tmp_path: Path) -> None:
         writer.close()
 
     asyncio.run(run())
+
+
+def test_a_socket_that_a_unit_listens_on_is_served_and_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "unit.sock"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        passed = os.dup(listening.fileno())
+        monkeypatch.setattr(sd, "FIRST_DESCRIPTOR", passed)
+        monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+        monkeypatch.setenv("LISTEN_FDS", "1")
+        monkeypatch.setenv("LISTEN_FDNAMES", PASSED_AS)
+
+        async def run() -> None:
+            server = ControlServer(tmp_path / "control.sock", answer)
+            await server.start()
+            (said,) = await talk(path, b'{"verb":"status"}')
+            assert json.loads(said)["ok"]
+            await server.close()
+
+        asyncio.run(run())
+        assert path.exists(), "the unit still listens on it"
+        assert not (tmp_path / "control.sock").exists()

@@ -14,7 +14,7 @@ from agent.config import load
 from agent.core.energy import LOW_VOLTAGE_LIMITS
 from agent.core.gates import RULES, Timing
 from agent.core.policy import Policy
-from agent.fleet import messages
+from agent.fleet import enrolment_messages, messages, operator_messages
 from agent.package import Manifest
 from hil.acl.guarded import CLIENT_ID, CONF, Member, dynamic_security
 from hil.cli import parser as hil_parser
@@ -122,8 +122,23 @@ def test_every_message_is_documented() -> None:
     text = (ROOT / "docs" / "protocol.md").read_text("utf-8")
     down = ("GrantMessage", "VerdictMessage", "PricesMessage", "DemandMessage")
     for kind in ("Status", "Request", "Result", "Yield", *down):
-        assert hasattr(messages, kind)
+        assert hasattr(messages, kind) or hasattr(operator_messages, kind)
         assert f"`{kind}`" in text
+
+
+def test_every_field_of_enrolment_is_documented() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text("utf-8").partition("## Enrolment\n")[2].partition("\n## ")[0]
+    kinds = (
+        enrolment_messages.Enrolment,
+        enrolment_messages.Rotation,
+        enrolment_messages.Enrolled,
+        enrolment_messages.TpmProof,
+        enrolment_messages.Activation,
+        enrolment_messages.TpmChallenge,
+    )
+    for kind in kinds:
+        missing = [name for name in kind.__struct_fields__ if f"`{name}`" not in text]
+        assert missing == [], kind.__name__
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -129,6 +129,25 @@ def test_a_result_binds_answers_grant_code_energy_and_gate() -> None:
     assert (said.counter, said.log_index, said.session, said.key_protection) == (7, 13, 3, "file")
 
 
+def test_a_result_says_precision_batches_and_the_last_golden_vector() -> None:
+    told = msgspec.structs.replace(
+        ENGINE, precision="tf32", batch=(1, 8), golden_raw_sha256="9" * 64, golden_age_ms=60_000
+    )
+    row = build([finished(0, engine=told)])
+    assert row.statement is not None
+    said = statement.parse_statement(dsse.parse(row.statement).payload)
+    assert (said.engine.precision, said.engine.batch) == ("tf32", (1, 8))
+    assert said.self_test == statement.SelfTest(outcome="passed", raw_sha256="9" * 64, age_ms=60_000)
+
+
+def test_slices_of_before_that_was_told_are_handed_in_as_they_were() -> None:
+    """What an agent had finished when it was updated is paid all the same."""
+    row = build([finished(0)])
+    assert row.statement is not None
+    said = statement.parse_statement(dsse.parse(row.statement).payload)
+    assert (said.engine.precision, said.engine.batch, said.self_test) == (None, None, None)
+
+
 def test_a_yield_carries_what_was_finished_and_why_it_ended() -> None:
     message = opened(build([finished(0), finished(2)], one=job(3), why=YieldReason.DRIVER, detail="door_open"))
     assert isinstance(message, messages.Yield)

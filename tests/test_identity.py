@@ -16,7 +16,8 @@ import pytest
 
 from agent.config import Config, load
 from agent.errors import ConfigError, FleetError, TrustError
-from agent.fleet.messages import ENROLMENT_TYPE, GRANT_TYPE, Enrolled, decode, encode
+from agent.fleet.enrolment_messages import ENROLMENT_TYPE, Enrolled
+from agent.fleet.messages import GRANT_TYPE, decode, encode
 from agent.fleet.tls import TlsFiles, credential
 from agent.identity import Identity, establish, read_key
 from agent.key_config import KeySection, TpmSection

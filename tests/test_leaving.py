@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from agent import leaving
 from agent import store as store_module
 from agent.fleet import orders as orders_module
-from agent.fleet.messages import DemandMessage
+from agent.fleet.operator_messages import DemandMessage
 from agent.fleet.orders import Orders
 from agent.leaving import closed
 from agent.store import Store, StoreThread

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from agent import notary as notary_module
 from agent.core.events import EventType, SelfTested
@@ -19,7 +20,7 @@ from agent.fleet.messages import CheckpointMessage, Envelope, LedgerFault, Witne
 from agent.notary import Notary, ThreadedKey
 from agent.store import Store, StoreThread
 from agent.trust import dsse, merkle
-from agent.trust.checkpoint import CHECKPOINT_TYPE, Checkpoint, countersign, verify_checkpoint
+from agent.trust.checkpoint import CHECKPOINT_TYPE, Checkpoint, Earlier, countersign, verify_checkpoint
 from agent.trust.keys import load_public_key
 from agent.trust.session import SessionKey, verify_session
 from tests.conftest import FixedClock
@@ -300,6 +301,85 @@ def test_while_the_key_does_not_answer_the_session_before_goes_on(tmp_path: Path
         await until(lambda: agent.notary.session is not first)
 
     told(tmp_path, story, key)
+
+
+def test_a_checkpoint_names_the_root_at_what_was_witnessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notary_module, "CHECKPOINT_LEAVES", 6)
+    witness = Witness()
+
+    async def story(agent: Agent) -> None:
+        await agent.notary.begin()
+        await agent.hears(witness.answer(await _first(agent)))
+        first = witness.heard[0]
+        assert first.continues is None, "nothing was witnessed before"
+        await agent.work(3)
+        await until(lambda: len(agent.sent) == 2)
+        witness.answer(agent.sent[-1])
+        assert witness.heard[1].continues == Earlier(size=first.size, root=first.root)
+
+    told(tmp_path, story)
+
+
+def test_what_the_dispatcher_wants_to_see_is_signed_and_sent_at_once_and_told_once(tmp_path: Path) -> None:
+    witness = Witness()
+
+    async def story(agent: Agent) -> None:
+        await agent.notary.begin()
+        await agent.hears(witness.answer(await _first(agent)))
+        await agent.work(2)
+        await asyncio.sleep(0.05)
+        assert len(agent.sent) == 1, "four leaves are no reason"
+        for _ in range(5):
+            agent.notary.wanted()
+        await until(lambda: len(agent.sent) == 2)
+        agent.clock.now_ms += notary_module.WANTED_EVERY_MS
+        agent.notary.wanted()
+        await until(lambda: len(agent.sent) == 3)  # the same once more, although nobody answered
+        assert agent.sent[1].checkpoint == agent.sent[2].checkpoint
+        assert await agent.store.call(Store.witness_wanted) is not None
+        await agent.hears(witness.word())
+        assert await agent.store.call(Store.witness_wanted) is not None, "what was witnessed before is no news"
+        await agent.hears(witness.answer(agent.sent[-1]))
+        assert await agent.store.call(Store.witness_wanted) is None
+        assert not agent.events
+
+    with capture_logs() as logs:
+        told(tmp_path, story)
+    events = [one["event"] for one in logs]
+    assert (events.count("hand_ins_wait_for_witness"), events.count("witness_came")) == (1, 1)
+
+
+def test_a_ledger_that_is_damaged_under_its_feet_shuts_the_gate_once(tmp_path: Path) -> None:
+    async def story(agent: Agent) -> None:
+        await agent.notary.begin()
+        await agent.work(3)
+        await agent.store.call(lambda store: store._db.execute("UPDATE nodes SET hash = NULL"))
+        await until(lambda: bool(agent.events))
+        await asyncio.sleep(0.05)
+        (event,) = agent.events
+        assert isinstance(event, SelfTested)
+        assert "the ledger is damaged: its tree lacks node" in event.problem
+
+    told(tmp_path, story)
+
+
+def test_a_witness_whose_envelope_was_bent_is_noise(tmp_path: Path) -> None:
+    """Both signatures have to hold over this very payload: else nothing is held against the ledger."""
+
+    async def story(agent: Agent) -> None:
+        await agent.notary.begin()
+        message = await _first(agent)
+        said = verify_checkpoint(msgspec.json.encode(message.checkpoint), UNIT_KEYS)
+        other = dataclasses.replace(said, root="ab" * 32).to_bytes()
+        signed = countersign(msgspec.json.encode(message.checkpoint), DISPATCHER)
+        word = msgspec.json.decode(signed, type=Envelope)
+        for _ in range(9):
+            bent = msgspec.structs.replace(word, payload=dsse.to_base64(other))
+            await agent.hears(WitnessMessage(rid="w1", unit="car-0001", checkpoint=bent))
+        assert await agent.store.call(Store.ledger_fault) is None
+        assert not agent.events
+
+    told(tmp_path, story)
 
 
 def test_a_key_that_hangs_is_a_problem_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from agent import handin
 from agent.core.model import Outlook, YieldReason
-from agent.fleet import messages
+from agent.fleet import enrolment_messages, messages
 from agent.trust.checkpoint import Checkpoint
 from agent.trust.records import MAX_TEXT, camel
 from agent.trust.records import Text as SignedText
@@ -41,9 +41,9 @@ UPWARD = (
     messages.Yield,
     messages.CheckpointMessage,
     messages.SealingKeyMessage,
-    messages.Enrolment,
-    messages.Rotation,
-    messages.TpmProof,
+    enrolment_messages.Enrolment,
+    enrolment_messages.Rotation,
+    enrolment_messages.TpmProof,
     Statement,
     SessionCertificate,
     Checkpoint,
@@ -68,6 +68,7 @@ REASONS = {
     "SessionCertificate.boot_id": "the kernel's random number of this boot: without it boot times mean nothing",
     "SessionCertificate.issued_boot_ms": "orders sessions of one boot; the message's arrival tells when, anyway",
     "SessionCertificate.issued_wall_ms": "for people; as exact as the arrival of the first hand-in's session allows",
+    "TpmClock.clock_ms": "since the TPM was made, so no time of day; runs back where a disk was put back",
     "Checkpoint.boot_id": "as in a session",
     "Checkpoint.issued_boot_ms": "orders checkpoints: a rollback shows in it",
     "Checkpoint.issued_wall_ms": "for people, as in a session",
@@ -79,6 +80,7 @@ REASONS = {
     "Times.finished_boot_ms": "the same",
     "Times.boot_id": "as in a session",
     "Times.finished_wall_ms": "when work ended, not when the car came or went; the arrival tells as much",
+    "SelfTest.age_ms": "how stale a proof of the engine is: no longer than a worker lives, and no time of day",
     "Slice.compute_ms": "how fast the computer is, and whether it computed at all",
 }
 """Fields of which a name or a time needs a reason. What an operator can still infer is in docs/privacy.md."""
@@ -110,6 +112,7 @@ FREE_TEXT = {
     ),
     "TpmProof.ek": "names the TPM chip, to the operator alone and at enrolment alone: proof that a key is in it",
     "TpmProof.ek_certificate": "the same, by the TPM's maker",
+    "TpmProof.ek_chain": "of the TPM's maker, and the same for all of its chips",
 }
 VALUES = {
     "YieldReason.driver": "that a driver came, in one word: never which sign of it, nor who",
@@ -172,7 +175,7 @@ def _free(hint: Any) -> bool:
         base, *rest = get_args(hint)
         patterns = [one.pattern for one in rest if isinstance(one, msgspec.Meta | re.Pattern)]
         any_text = {None, messages.PRINTABLE, get_args(SignedText)[1].pattern}
-        return base is str and all(pattern in any_text for pattern in patterns)
+        return all(pattern in any_text for pattern in patterns) if base is str else _free(base)
     if get_origin(hint) in {Union, types.UnionType, tuple}:
         return any(_free(one) for one in get_args(hint))
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from agent import enrolled, rotation
 from agent.cli import exits
@@ -20,13 +22,15 @@ from agent.config import Config
 from agent.enrolled import PENDING, kept, pending
 from agent.errors import FleetError, TrustError
 from agent.fleet import enrol
+from agent.fleet.messages import Envelope, SealingKeyMessage, encode
 from agent.identity import establish
-from agent.rotation import KeyKeeper, home_of
+from agent.rotation import KeyKeeper, SealingVouched, home_of
 from agent.store import Store
 from agent.trust.dsse import pae, signature_holds
 from agent.trust.hardware import HardwareSigner
 from agent.trust.keyring import recall
 from agent.trust.keys import FileSigner, load_public_key
+from agent.trust.sealing_key import verify_sealing_key
 from agent.trust.succession import MAX_OVERLAP_S
 from hil.dispatcher.units import Unit
 from hil.emulated_keys import EmulatedTpm
@@ -272,6 +276,70 @@ def test_where_nobody_answers_the_old_key_goes_on_until_somebody_does(
 
     asyncio.run(run())
     assert (in_book(office).key_epoch, last_session(office)) == (2, 7)
+
+
+def test_the_new_key_vouches_for_the_sealing_key_at_once_and_the_dispatcher_believes_it(
+    car: Path, office: Office
+) -> None:
+    config = enrolling(car, office)
+    first = start(config)
+    assert first.sealing is not None
+    sealing, told = first.sealing, list[bytes]()
+
+    def announced(envelope: bytes) -> int:
+        """How often the dispatcher has complained, once it was told this."""
+        message = encode(SealingKeyMessage(sealing_key=msgspec.json.decode(envelope, type=Envelope)))
+        service = office.desk.service
+        service.on_message(f"dw/v1/u/{first.cell}/{UNIT}/sealing", message)
+        return service.counts["refused"]
+
+    async def run() -> HardwareSigner:
+        chores = [SealingVouched(sealing, told.append)]
+        keeper = KeyKeeper(home_of(config, first, first.dispatcher_keys), first.key, Certifier(), _seven, chores=chores)
+        await keeper.rotate(reason="r", overlap_s=60)
+        return keeper.key
+
+    second = asyncio.run(run())
+    (envelope,) = told
+    public = load_public_key(second.public_key_pem())
+    record, _ = verify_sealing_key(envelope, UNIT, {second.keyid: public})
+    assert record.epoch == sealing.keys.newest.epoch, "the same key: what is sealed to it can be opened"
+    assert office.on_thread(lambda: announced(envelope)) == 0
+    known = office.on_thread(lambda: office.desk.book.sealing_keys.of(UNIT))
+    assert known is not None
+    assert known.epoch == record.epoch
+    again = start(config).sealing
+    assert again is not None
+    assert again.announcement == envelope, "it was kept"
+
+
+def test_hardware_that_is_away_vouches_for_the_sealing_key_when_it_is_back(
+    car: Path, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "RETRY_S", (0.01, 0.02))
+    config = enrolling(car, office)
+    identity = start(config)
+    tries, done = itertools.count(1), asyncio.Event()
+
+    async def chore(_key: HardwareSigner) -> None:
+        match next(tries):
+            case 1 | 2:
+                raise TrustError("the hardware is away")
+            case 4:
+                done.set()
+
+    async def run() -> list[str]:
+        keeper = KeyKeeper(
+            home_of(config, identity, identity.dispatcher_keys), identity.key, Certifier(), _seven, chores=[chore]
+        )
+        with capture_logs() as told:
+            running = asyncio.ensure_future(keeper.run(lambda _event: None))
+            async with asyncio.timeout(20):
+                await done.wait()
+            running.cancel()
+        return [str(one["event"]) for one in told]
+
+    assert asyncio.run(run()) == ["key_chore_waits", "key_chore_done"]
 
 
 def test_what_the_dispatcher_refuses_is_not_said_again(car: Path, office: Office) -> None:

@@ -114,7 +114,7 @@ def test_a_long_ledger_is_looked_at_in_parts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(selftest, "LEAVES_AT_ONCE", 2)
     earned(tmp_path)
     assert problem(tmp_path) == ""
-    assert "the ledger was changed" in problem(tmp_path, lambda store: store._db.execute("DELETE FROM ledger"))
+    assert "the ledger is damaged" in problem(tmp_path, lambda store: store._db.execute("DELETE FROM ledger"))
 
 
 @pytest.mark.parametrize(
@@ -136,13 +136,20 @@ TAMPERED = {
     "the first leaf gone": "DELETE FROM ledger WHERE idx = 0",
     "a leaf too many": "INSERT INTO ledger SELECT 6, kind, job, epoch, leaf, hash FROM ledger WHERE idx = 5",
     "two leaves swapped": "UPDATE ledger SET leaf = (SELECT leaf FROM ledger WHERE idx = 3) WHERE idx = 1",
+    "a leaf as text": "UPDATE ledger SET leaf = CAST(leaf AS TEXT) WHERE idx = 1",
+    "a leaf as a number": "UPDATE ledger SET leaf = 7 WHERE idx = 1",
+    "a leaf's hash emptied": "UPDATE ledger SET hash = NULL WHERE idx = 2",
+    "a leaf's hash as text": "UPDATE ledger SET hash = 'ab' WHERE idx = 0",
+    "a node emptied": "UPDATE nodes SET hash = NULL WHERE level = 1 AND idx = 0",
+    "a node as a number": "UPDATE nodes SET hash = 7 WHERE level = 2",
+    "a node as text": "UPDATE nodes SET hash = 'ab' WHERE level = 1 AND idx = 1",
     "the head gone": "DELETE FROM meta WHERE key = 'ledger_head'",
     "the head moved": "UPDATE meta SET value = replace(value, '\"size\":6', '\"size\":5') WHERE key = 'ledger_head'",
 }
 
 
 def changed(found: str) -> bool:
-    return "the ledger was changed" in found and "restore driveway.db from a copy" in found
+    return "the ledger is damaged" in found and "restore driveway.db from a copy" in found
 
 
 @pytest.mark.parametrize("sql", TAMPERED.values(), ids=TAMPERED.keys())

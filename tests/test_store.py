@@ -15,7 +15,7 @@ import pytest
 
 from agent import schema
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
-from agent.errors import StoreError
+from agent.errors import LedgerDamagedError, StoreError
 from agent.rows import Engine, HandInRow, StoredSlice, Totals
 from agent.store import Store, StoreThread
 from agent.trust.merkle import leaf_hash, tree_root
@@ -406,3 +406,30 @@ def test_a_commit_that_came_about_although_it_failed_is_not_done_twice(
         await thread.close()
 
     asyncio.run(story())
+
+
+def test_the_ledger_is_asked_by_lease_and_session_through_an_index(store: Store) -> None:
+    """However long it grew: no question here reads the whole table."""
+    asked: list[str] = []
+    store._db.set_trace_callback(asked.append)
+    store.leaf_of("statement", grant(1).key)
+    store.leaf_of("session", JobKey("", 1), before=7)
+    store.newest_session()
+    store._prune(5)
+    store._db.set_trace_callback(None)
+    assert len(asked) == 4
+    for query in asked:
+        plan = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}")]
+        assert all("USING" in step and "ledger_" in step for step in plan), plan
+
+
+def test_nothing_is_earned_on_top_of_a_damaged_ledger(store: Store) -> None:
+    for number in range(3):
+        store.open_lease(grant(number), 1)
+        hand_in(store, grant(number))
+    store._db.execute("UPDATE nodes SET hash = NULL WHERE level = 1")
+    one = grant(3)
+    store.open_lease(one, 1)
+    with pytest.raises(LedgerDamagedError, match="its tree lacks node 1/0"):
+        hand_in(store, one)
+    assert [row.grant for row in store.open_leases()] == [one], "what was computed is kept"

@@ -15,6 +15,7 @@ class Loop:
         self.now_ms = 1_000
         self.due_ms = 1_000_000
         self.set: list[float] = []
+        self.set_for_s = 0.0
         self.ticks: list[int] = []
 
     def boot_ms(self) -> int:
@@ -27,8 +28,15 @@ class Loop:
         assert isinstance(event, Tick)
         self.ticks.append(event.at_ms)
 
+    def time(self) -> float:
+        return self.now_ms / 1000
+
+    def when(self) -> float:
+        return self.set_for_s
+
     def call_later(self, delay_s: float, _callback: object) -> Loop:
         self.set.append(delay_s)
+        self.set_for_s = self.time() + delay_s
         return self
 
     def cancel(self) -> None:
@@ -123,3 +131,17 @@ def test_it_ticks_when_due_and_leaves_no_timer_behind() -> None:
         assert len(ticks) == count
 
     asyncio.run(main())
+
+
+def test_how_late_a_tick_came_and_was_decided_is_told(loop: Loop) -> None:
+    told: list[tuple[float, float]] = []
+
+    def slow(_event: EventType) -> None:
+        loop.now_ms += 30
+
+    ticker = Ticker(slow, loop, lambda: loop.due_ms, on_tick=lambda now_s, late_s: told.append((now_s, late_s)))
+    ticker._tick()
+    loop.now_ms += 1_400  # it was set for a second
+    ticker._tick()
+    assert [round(late_s, 3) for _, late_s in told] == [0.03, 0.43]
+    assert [now_s for now_s, _ in told] == [1.03, 2.46]

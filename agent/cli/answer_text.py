@@ -12,6 +12,8 @@ from agent.printable import printable
 CLASSES_SHOWN = 3
 PARTS = ("classes", "mask", "fingerprint")
 """The order in which they are told."""
+UNTOLD = ("text", "confidence_permille", "samples")
+"""The text comes first, as it is; the others are for verifiers."""
 
 
 def answer_text(answer: dict[str, Any]) -> str:
@@ -20,7 +22,7 @@ def answer_text(answer: dict[str, Any]) -> str:
         return printable(str(answer["error"]))
     said = [str(answer["text"])] if "text" in answer else []
     known = [name for name in PARTS if name in answer]
-    rest = [name for name in answer if name not in {*PARTS, "text", "confidence_permille"}]
+    rest = [name for name in answer if name not in {*PARTS, *UNTOLD}]
     said += [_part(name, answer[name]) for name in (*known, *rest)]
     return printable("; ".join(said))
 

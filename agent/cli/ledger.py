@@ -79,6 +79,8 @@ def _text(data: dict[str, Any]) -> str:
     ]
     if ledger["dispute"]:
         lines.append(f"{paint('dispute', 'red')}     {ledger['dispute']} (ask the fleet operator)")
+    if ledger["unpaid_since"]:
+        lines.append(f"{paint('unpaid', 'yellow')}      hand-ins wait for the witness since {ledger['unpaid_since']}")
     rows = [
         (
             str(leaf["index"]),

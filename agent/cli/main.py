@@ -143,6 +143,13 @@ def _verify(verify: argparse.ArgumentParser) -> None:
     )
 
 
+def _doctor(doctor: argparse.ArgumentParser) -> None:
+    """How much is asked."""
+    doctor.epilog = "exit codes: 0 all well, 1 something has to be mended, 3 no daemon answers, 4 somebody should look"
+    doctor.add_argument("--offline", action="store_true", help="look at this computer alone, and ask no daemon")
+    doctor.add_argument("--quick", action="store_true", help="have no worker compute its golden vector")
+
+
 def _bench(bench: argparse.ArgumentParser) -> None:
     """`driveway bench [--commission] [--package DIR INPUT…]`."""
     bench.epilog = (
@@ -237,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     _bench(add("bench", "bench:bench", "measure this computer: a package's throughput, or how it takes heat"))
     _keys(add("keys", "keys:keys", "the unit's own key: where it lives, and whether it signs; and a new one"))
     _verify(add("verify", "verify:verify", "check results, proofs, checkpoints and verdicts offline", asks=False))
+    _doctor(add("doctor", "doctor.command:doctor", "what is well here, what is not, and how to mend it"))
     about = "play a recorded night against a policy, in virtual time"
     _simulate_options(add("simulate", "simulate:simulate", about, asks=False))
     return top

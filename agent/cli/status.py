@@ -162,7 +162,11 @@ def _ledger_text(ledger: dict[str, Any]) -> str:
     """How long it is, and how much of it the dispatcher witnessed; or what is wrong with it."""
     if ledger["dispute"]:
         return f"{paint('in dispute', 'red')}: {ledger['dispute']}"
-    return f"{ledger['size']} leaves, {ledger['witnessed']} witnessed, root {ledger['root'][:16]}…"
+    text = f"{ledger['size']} leaves, {ledger['witnessed']} witnessed, root {ledger['root'][:16]}…"
+    if ledger["unpaid_since"]:
+        since = local_text(ledger["unpaid_since"])
+        text += f"; {paint('hand-ins wait for the witness', 'yellow')} since {since}"
+    return text
 
 
 def _link_text(link: dict[str, Any]) -> str:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.cli import exits
 from agent.cli.text import paint, print_json
 from agent.errors import DrivewayError, TrustError
@@ -22,7 +20,8 @@ from agent.printable import printable
 from agent.trust import bundle, dsse
 from agent.trust.checkpoint import CHECKPOINT_TYPE, Checkpoint, contradicts, verify_checkpoint, verify_countersigned
 from agent.trust.contradiction import contradiction
-from agent.trust.keys import keyid, load_public_key
+from agent.trust.dsse import VerifyingKey
+from agent.trust.keys import keyid, load_verifying_key
 from agent.trust.session import SESSION_TYPE, SessionCertificate, verify_session
 from agent.trust.statement import PAYLOAD_TYPE, Statement, verify_statement
 
@@ -32,7 +31,7 @@ WHAT = "docs/attestation.md says what can be checked"
 
 KEEP = "keep both files, together they are proof against its key"
 
-Keys = dict[str, EllipticCurvePublicKey]
+Keys = dict[str, VerifyingKey]
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Found:
     kind: str = "unknown"
     says: str = ""
     checkpoint: Checkpoint | None = None
+    signers: frozenset[str] = frozenset()
     proven: bundle.ProvenLeaf | None = None
 
 
@@ -80,7 +80,7 @@ def _keys(paths: list[Path]) -> Keys:
     keys = {}
     for path in paths:
         try:
-            key = load_public_key(_read(path).decode("ascii", "replace"))
+            key = load_verifying_key(_read(path).decode("ascii", "replace"))
         except TrustError as error:
             raise TrustError(
                 f"{path} is not a public key: {error.what}", hint="give one in PEM, as `driveway keys` prints it"
@@ -132,7 +132,7 @@ def _result(body: bytes, trusted: Trusted, found: Found) -> None:
 
 def _proof(body: bytes, trusted: Trusted, found: Found) -> None:
     proven = bundle.verify_proof(body, trusted.units, trusted.witnesses)
-    found.checkpoint, found.proven = proven.checkpoint, proven
+    found.checkpoint, found.signers, found.proven = proven.checkpoint, proven.signers, proven
     match proven:
         case bundle.ProvenLeaf(statement=Statement() as statement):
             what = _about(statement)
@@ -162,7 +162,7 @@ def _checkpoint(body: bytes, trusted: Trusted, found: Found) -> None:
         said, by = verify_checkpoint(body, trusted.units), "not asked who witnessed it (--witness)"
     else:
         said, by = verify_countersigned(body, trusted.units, trusted.witnesses), "witnessed by the dispatcher"
-    found.checkpoint = said
+    found.checkpoint, found.signers = said, frozenset(dsse.signers(body, trusted.units))
     found.says = f"checkpoint of unit {said.unit} at {said.size} leaves, root {said.root}, {by}"
 
 
@@ -185,9 +185,10 @@ def _hold_against_each_other(results: list[Found]) -> None:
 def _contradiction(one: Found, other: Found) -> str:
     if one.proven is not None and other.proven is not None:
         return contradiction(one.proven, other.proven)
-    if one.checkpoint is not None and other.checkpoint is not None and contradicts(one.checkpoint, other.checkpoint):
-        return f"two roots for the same {one.checkpoint.size} leaves"
-    return ""
+    size = None
+    if one.checkpoint is not None and other.checkpoint is not None and one.signers & other.signers:
+        size = contradicts(one.checkpoint, other.checkpoint)
+    return "" if size is None else f"two roots for the same {size} leaves"
 
 
 def _about(said: Statement) -> str:
@@ -213,6 +214,8 @@ def _judged(payload: bytes) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        if not path.is_file() and path.exists():  # one that never ends, or never begins
+            raise DrivewayError(f"{path} is no regular file", hint="give files")
         with path.open("rb") as file:
             body = file.read(bundle.MAX_BYTES + 1)
     except OSError as error:

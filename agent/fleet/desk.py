@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent import __version__
 from agent.core.effects import SendRenewal, SendRequest
@@ -29,9 +28,9 @@ from agent.core.events import (
     PricesSeen,
     VerdictSeen,
 )
-from agent.core.model import Grant, JobKey, SealedInput
+from agent.core.model import Grant, JobKey, SealedInput, Verdict
 from agent.errors import TrustError
-from agent.fleet import messages
+from agent.fleet import messages, operator_messages
 from agent.fleet.flood import FloodGate
 from agent.fleet.inline import InlineInputs
 from agent.fleet.link_config import LinkConfig
@@ -43,6 +42,7 @@ from agent.ports import Carrier, Clock, Emit
 from agent.printable import printable
 from agent.trust import dsse
 from agent.trust.admission import NotAdmittedError
+from agent.trust.dsse import VerifyingKey
 from agent.trust.grant import GrantClaims
 from agent.trust.sealing import SealedObject
 
@@ -82,7 +82,8 @@ class Desk:
 
     It is given what carries its messages by `attach`; that calls `receive`, `link_changed` and `undelivered`, and
     connects as `link_config` says. `on_witness` hears what the
-    dispatcher says of the ledger. `sealing_key` is the envelope that tells of the unit's key for inputs, b"" for none.
+    dispatcher says of the ledger, `on_witness_wanted` that no hand-in is judged before more of it is witnessed.
+    `sealing_key` is the envelope that tells of the unit's key for inputs, b"" for none.
     `run` names this run of the agent: no two runs have the same, whoever booted.
     """
 
@@ -92,16 +93,17 @@ class Desk:
         unit: str,
         cell: str,
         run: str,
-        dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
+        dispatcher_keys: Mapping[str, VerifyingKey],
         orders: Orders,
         emit: Emit,
         clock: Clock,
         on_witness: Callable[[messages.WitnessMessage], None] = lambda _message: None,
+        on_witness_wanted: Callable[[], None] = lambda: None,
         gate: GrantGate | None = None,
         sealing_key: bytes = b"",
     ) -> None:
         self._gatekeeper, self._sealing_key = gate, sealing_key
-        self._on_witness = on_witness
+        self._on_witness, self._on_witness_wanted = on_witness, on_witness_wanted
         self._unit, self._cell, self._up, self._run = unit, cell, f"dw/v1/u/{cell}/{unit}", run
         self._keys, self._orders, self._emit, self._clock = dispatcher_keys, orders, emit, clock
         self._connections = 0
@@ -152,6 +154,11 @@ class Desk:
     def checkpoint(self, message: messages.CheckpointMessage) -> bool:
         """Ask the dispatcher to witness the ledger; False when the link cannot take it now."""
         return self._publish("checkpoint", messages.encode(message), expiry_s=CHECKPOINT_EXPIRY_S)
+
+    def announce_sealing_key(self, envelope: bytes) -> None:
+        """The unit's sealing key has another envelope from now on: say so, now if there is a link."""
+        self._sealing_key = envelope
+        self._tell_sealing_key()
 
     def _tell_sealing_key(self) -> None:
         """To which key inputs may be sealed, where there is one; the dispatcher asks where that got lost."""
@@ -212,9 +219,9 @@ class Desk:
             case "verdict":
                 return self._verdict(self._verified(body, messages.VERDICT_TYPE), body)
             case "cancel":
-                return self._cancel(self._verified(body, messages.CANCEL_TYPE))
+                return self._cancel(self._verified(body, operator_messages.CANCEL_TYPE))
             case "pace":
-                return self._pace(self._verified(body, messages.PACE_TYPE))
+                return self._pace(self._verified(body, operator_messages.PACE_TYPE))
             case "witness":
                 self._witness(self._verified(body, messages.WITNESS_TYPE))
                 return None
@@ -251,6 +258,8 @@ class Desk:
         message = messages.decode(payload, messages.VerdictMessage)
         self._check_unit(message.unit)
         key = JobKey(message.job, message.epoch)
+        if message.waits_for is messages.WaitsFor.WITNESS and message.verdict is Verdict.LATER:
+            self._on_witness_wanted()
         return VerdictSeen(
             at_ms=self._clock.boot_ms(),
             key=key,
@@ -272,13 +281,13 @@ class Desk:
             return None
 
     def _cancel(self, payload: bytes) -> CancelSeen:
-        message = messages.decode(payload, messages.CancelMessage)
+        message = messages.decode(payload, operator_messages.CancelMessage)
         self._check_unit(message.unit)
         key = JobKey(message.job, message.epoch)
         return CancelSeen(at_ms=self._clock.boot_ms(), key=key, grace_ms=message.grace_s * 1000, why=message.why)
 
     def _pace(self, payload: bytes) -> PaceSeen | None:
-        message = messages.decode(payload, messages.PaceMessage)
+        message = messages.decode(payload, operator_messages.PaceMessage)
         if message.cell != self._cell:
             raise MessageError(f"it names the cell {message.cell!r}, this is {self._cell!r}", Refusal.FOREIGN)
         return self._orders.take_pace(message)
@@ -293,12 +302,12 @@ class Desk:
         """The payload's type says which order it is; the signature covers the type."""
         kind = dsse.parse(body).payload_type
         match kind:
-            case messages.PRICES_TYPE:
-                prices = messages.decode(self._verified(body, kind), messages.PricesMessage)
+            case operator_messages.PRICES_TYPE:
+                prices = messages.decode(self._verified(body, kind), operator_messages.PricesMessage)
                 self._check_unit(prices.unit)
                 return self._orders.prices(prices)
-            case messages.DEMAND_TYPE:
-                demand = messages.decode(self._verified(body, kind), messages.DemandMessage)
+            case operator_messages.DEMAND_TYPE:
+                demand = messages.decode(self._verified(body, kind), operator_messages.DemandMessage)
                 self._check_unit(demand.unit)
                 return self._orders.demand(demand)
             case _:

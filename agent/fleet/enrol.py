@@ -21,27 +21,25 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import FleetError
-from agent.fleet import messages
+from agent.fleet import enrolment_messages, messages
 from agent.fleet.channel import TransientError, Web
 from agent.fleet.https import TRANSIENT, request
 from agent.trust import dsse
 from agent.trust.csr import request_info, signed_request
-from agent.trust.hardware import HardwareSigner
+from agent.trust.dsse import VerifyingKey
+from agent.trust.hardware import IN_TPM, HardwareSigner
 from agent.trust.tpm import MAKE_LIMIT_S, TpmPlace
 from agent.trust.tpm_enrolment import activate, gather
 
-IN_TPM = ("tpm", "ftpm")
-"""The protections that have to be proven."""
 REFUSED = (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.FORBIDDEN)
 """The dispatcher's own word; anything else may be of somebody in between."""
 STEPS = 3.0
 """Gathering evidence makes two keys and reads a certificate, each within the TPM's own limit."""
 
-Told = TypeVar("Told", messages.Enrolled, messages.TpmChallenge)
-Question = Callable[[messages.TpmProof | None], Awaitable[bytes]]
+Told = TypeVar("Told", enrolment_messages.Enrolled, enrolment_messages.TpmChallenge)
+Question = Callable[[enrolment_messages.TpmProof | None], Awaitable[bytes]]
 """The request's body, with this proof."""
 
 
@@ -55,12 +53,12 @@ class Prover:
     def __init__(self, key: HardwareSigner, place: TpmPlace, unit: str) -> None:
         self._key, self._place, self._unit = key, place, unit
 
-    async def evidence(self) -> messages.TpmProof:
+    async def evidence(self) -> enrolment_messages.TpmProof:
         """For a certificate request that the key signs now; raises TrustError."""
         to_sign = request_info(self._unit, self._key.public_key_pem())
         asked = signed_request(to_sign, await self._key.sign(to_sign))
         found = await self._key.apart(lambda: gather(self._place, asked), limit_s=STEPS * MAKE_LIMIT_S)
-        return messages.TpmProof(
+        return enrolment_messages.TpmProof(
             request=_base64(asked),
             ek_certificate=_base64(found.ek_certificate),
             ek=_base64(found.ek),
@@ -68,13 +66,16 @@ class Prover:
             key=_base64(found.key),
             certification=_base64(found.certification),
             signature=_base64(found.signature),
+            ek_chain=tuple(_base64(one) for one in found.ek_chain),
         )
 
-    async def activated(self, proof: messages.TpmProof, challenge: messages.TpmChallenge) -> messages.TpmProof:
+    async def activated(
+        self, proof: enrolment_messages.TpmProof, challenge: enrolment_messages.TpmChallenge
+    ) -> enrolment_messages.TpmProof:
         """The proof with what the TPM found in the challenge; raises TrustError, FleetError for no base64."""
         ek, blob, seed = (_from_base64(one) for one in (proof.ek, challenge.blob, challenge.encrypted_seed))
         secret = await self._key.apart(lambda: activate(self._place, ek, blob, seed), limit_s=STEPS * MAKE_LIMIT_S)
-        said = messages.Activation(secret=_base64(secret), until_wall_ms=challenge.until_wall_ms)
+        said = enrolment_messages.Activation(secret=_base64(secret), until_wall_ms=challenge.until_wall_ms)
         return msgspec.structs.replace(proof, activation=said)
 
 
@@ -91,7 +92,7 @@ class _Exchange:
     url: str
     unit: str
     key: HardwareSigner
-    dispatcher_keys: Mapping[str, EllipticCurvePublicKey]
+    dispatcher_keys: Mapping[str, VerifyingKey]
 
 
 async def enrol(
@@ -102,21 +103,21 @@ async def enrol(
     unit: str,
     key: HardwareSigner,
     place: TpmPlace,
-    dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
-) -> messages.Enrolled:
+    dispatcher_keys: Mapping[str, VerifyingKey],
+) -> enrolment_messages.Enrolled:
     """Introduce this unit's key, which is at `place` where it is in a TPM.
 
     Raises RefusedError when the dispatcher refuses, TransientError or FleetError when it does not answer, TrustError
     when the answer is not its own, or the key does not sign.
     """
 
-    async def question(proof: messages.TpmProof | None) -> bytes:
-        asked = messages.Enrolment(
+    async def question(proof: enrolment_messages.TpmProof | None) -> bytes:
+        asked = enrolment_messages.Enrolment(
             code=code, unit=unit, public_key_pem=key.public_key_pem(), key_protection=key.protection, tpm=proof
         )
         payload = messages.encode(asked)
-        signature = await key.sign(dsse.pae(messages.ENROLMENT_TYPE, payload))
-        return dsse.wrap(messages.ENROLMENT_TYPE, payload, (dsse.Signature(key.keyid, signature),))
+        signature = await key.sign(dsse.pae(enrolment_messages.ENROLMENT_TYPE, payload))
+        return dsse.wrap(enrolment_messages.ENROLMENT_TYPE, payload, (dsse.Signature(key.keyid, signature),))
 
     return await _asked(_Exchange(web, url, unit, key, dispatcher_keys), question, prover(key, place, unit))
 
@@ -129,29 +130,33 @@ async def rotate(
     unit: str,
     key: HardwareSigner,
     place: TpmPlace,
-    dispatcher_keys: Mapping[str, EllipticCurvePublicKey],
-) -> messages.Enrolled:
+    dispatcher_keys: Mapping[str, VerifyingKey],
+) -> enrolment_messages.Enrolled:
     """Say that the unit's key hands over to `key` (`succession`: both signed it); raises as `enrol` does.
 
     `url` is the enrolment's.
     """
     envelope = msgspec.json.decode(succession, type=messages.Envelope)
 
-    async def question(proof: messages.TpmProof | None) -> bytes:
-        return messages.encode(messages.Rotation(succession=envelope, tpm=proof))
+    async def question(proof: enrolment_messages.TpmProof | None) -> bytes:
+        return messages.encode(enrolment_messages.Rotation(succession=envelope, tpm=proof))
 
     beside = urllib.parse.urljoin(url, "succession")
     return await _asked(_Exchange(web, beside, unit, key, dispatcher_keys), question, prover(key, place, unit))
 
 
-async def _asked(exchange: _Exchange, question: Question, by: Prover | None) -> messages.Enrolled:
+async def _asked(exchange: _Exchange, question: Question, by: Prover | None) -> enrolment_messages.Enrolled:
     """The question, with the proof that it takes; what was answered in the end."""
     proof = None if by is None else await by.evidence()
     answer = await _post(exchange, await question(proof))
-    if by is not None and proof is not None and dsse.parse(answer).payload_type == messages.TPM_CHALLENGE_TYPE:
-        challenge = _opened(exchange, answer, messages.TPM_CHALLENGE_TYPE, messages.TpmChallenge)
+    if (
+        by is not None
+        and proof is not None
+        and dsse.parse(answer).payload_type == enrolment_messages.TPM_CHALLENGE_TYPE
+    ):
+        challenge = _opened(exchange, answer, enrolment_messages.TPM_CHALLENGE_TYPE, enrolment_messages.TpmChallenge)
         answer = await _post(exchange, await question(await by.activated(proof, challenge)))
-    return _opened(exchange, answer, messages.ENROLMENT_TYPE, messages.Enrolled)
+    return _opened(exchange, answer, enrolment_messages.ENROLMENT_TYPE, enrolment_messages.Enrolled)
 
 
 async def _post(exchange: _Exchange, body: bytes) -> bytes:

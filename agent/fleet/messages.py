@@ -2,7 +2,8 @@
 
 Upward (`dw/v1/u/{cell}/{unit}/…`): status, request, renew, result, yield. Downward (`dw/v1/d/{unit}/…`): grant,
 verdict, cancel and config (prices, demand), and retained for a whole cell `dw/v1/b/{cell}/pace`, each inside a DSSE
-envelope signed by the dispatcher, so that a hostile broker can delay, never command.
+envelope signed by the dispatcher, so that a hostile broker can delay, never command. What an operator has said is in
+`operator_messages`, what crosses HTTPS before the first lease in `enrolment_messages`.
 Times on the wire are durations. Unknown fields are ignored (newer peers may say more); an unknown version is
 refused with a reason. Messages are JSON and at most 16 KiB; bulk goes by URL and digest.
 """
@@ -14,8 +15,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from agent.core.model import JobKey, Outlook, PaceState, Verdict, YieldReason
-from agent.core.policy import MAX_CLASSES, MicroPerKwh, WorkloadClass
+from agent.core.model import JobKey, Outlook, Verdict, YieldReason
+from agent.core.policy import MAX_CLASSES, WorkloadClass
 from agent.fleet.refusals import Refusal
 
 VERSION = 1
@@ -27,19 +28,7 @@ INLINE_INPUT_BYTES = 4096
 
 GRANT_TYPE = "application/vnd.driveway.grant+json"
 VERDICT_TYPE = "application/vnd.driveway.verdict+json"
-ENROLMENT_TYPE = "application/vnd.driveway.enrolment+json"
-TPM_CHALLENGE_TYPE = "application/vnd.driveway.tpm-challenge+json"
-PRICES_TYPE = "application/vnd.driveway.prices+json"
-DEMAND_TYPE = "application/vnd.driveway.demand+json"
-CANCEL_TYPE = "application/vnd.driveway.cancel+json"
-PACE_TYPE = "application/vnd.driveway.pace+json"
 WITNESS_TYPE = "application/vnd.driveway.witness+json"
-
-MAX_PRICE_SLOTS = 256
-"""Two days of quarter-hours are 192, and 200 when the clocks go back on one of them; 256 still fit into a message."""
-LONGEST_SLOT_MS = 24 * 3_600_000
-LONGEST_CURVE_MS = 8 * LONGEST_SLOT_MS
-LONGEST_STOP_S = 24 * 3_600
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$(?!\n)")]
 Sha256 = Annotated[str, msgspec.Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]+$(?!\n)")]
@@ -158,7 +147,7 @@ class SliceOutput(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A finished lease: the signed statement, the answers, what else is held, and credit for the next grant.
 
-    `session` is the certificate of the session key that signed the statement; without one the unit's own key did.
+    `session` is the certificate of the session key that signed the statement; without one it proves nothing.
     """
 
     v: int = VERSION
@@ -285,6 +274,14 @@ class GrantMessage(msgspec.Struct, frozen=True, kw_only=True):
     want_sealing_key: bool = False
 
 
+class WaitsFor(StrEnum):
+    """What has to come before a hand-in can be judged that was answered `later`, as far as the car can do it."""
+
+    NOTHING = ""
+    WITNESS = "witness"
+    """Too much of the unit's ledger stands unwitnessed: a checkpoint that covers this hand-in has to come first."""
+
+
 class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     """The payload of a verdict envelope: the answer to a result or a yield, with the next grant if there is one.
 
@@ -303,35 +300,7 @@ class VerdictMessage(msgspec.Struct, frozen=True, kw_only=True):
     statement_sha256: Sha256OrNone = ""
     retry_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
     next_grant: JobGrant | None = None
-
-
-class CancelMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a cancel: give this lease back within `grace_s` (0: at once), with what is finished.
-
-    It names its lease, so a copy that a broker kept can do no more than it did.
-    """
-
-    v: int = VERSION
-    unit: Identifier
-    job: Identifier
-    epoch: Count
-    grace_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
-    why: Remark = ""
-
-
-class PaceMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a cell's retained pace: whether there is work for it, and how far its cars spread their attempts.
-
-    `issued_wall_ms` rises with every message to a cell, so that an older one that a broker kept counts no more.
-    """
-
-    v: int = VERSION
-    cell: Identifier
-    issued_wall_ms: WallMs
-    state: PaceState
-    spread_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)]
-    interval_permille: Annotated[int, msgspec.Meta(ge=100, le=100_000)] = 1000
-    detail: Remark = ""
+    waits_for: WaitsFor = WaitsFor.NOTHING
 
 
 class LedgerFault(StrEnum):
@@ -359,147 +328,7 @@ class WitnessMessage(msgspec.Struct, frozen=True, kw_only=True):
     detail: Remark = ""
 
 
-class PricesSlot(msgspec.Struct, frozen=True, array_like=True):
-    """The price of energy at the plug within [start, end) of wall time, in millionths of the currency per kWh."""
-
-    start_wall_ms: WallMs
-    end_wall_ms: WallMs
-    price_micro_per_kwh: MicroPerKwh
-
-
-class PricesMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a price curve: slots in order of time, without overlap; none of them takes the curve back.
-
-    `issued_wall_ms` rises with every message to a unit: it is the dispatcher's clock and says which curve is newer.
-    """
-
-    v: int = VERSION
-    unit: Identifier
-    issued_wall_ms: WallMs
-    expires_wall_ms: WallMs
-    slots: Annotated[tuple[PricesSlot, ...], msgspec.Meta(max_length=MAX_PRICE_SLOTS)]
-
-    def __post_init__(self) -> None:
-        lasts_ms = self.expires_wall_ms - self.issued_wall_ms
-        if not 0 < lasts_ms <= LONGEST_CURVE_MS:
-            raise ValueError("a price curve expires after it was issued, and within eight days")
-        before_ms = self.issued_wall_ms - LONGEST_SLOT_MS
-        for slot in self.slots:
-            if slot.start_wall_ms < before_ms:
-                raise ValueError("price slots are in order of time, without overlap, and begin at most a day ago")
-            if not 0 < slot.end_wall_ms - slot.start_wall_ms <= LONGEST_SLOT_MS:
-                raise ValueError("a price slot ends after it begins, and within a day")
-            before_ms = slot.end_wall_ms
-        if before_ms > self.issued_wall_ms + LONGEST_CURVE_MS + LONGEST_SLOT_MS:
-            raise ValueError("a price curve does not reach further than nine days")
-
-
-class DemandMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of a demand-response order: stop for `stop_for_s` from when it is received; 0 takes it back.
-
-    `issued_wall_ms` rises as in a price curve, so that an order that was kept back or recorded stops nobody again.
-    """
-
-    v: int = VERSION
-    unit: Identifier
-    issued_wall_ms: WallMs
-    stop_for_s: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_STOP_S)]
-    detail: Remark = ""
-
-
-class Activation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the unit's TPM found in a TpmChallenge, and the time by which that was to come back."""
-
-    secret: Base64
-    until_wall_ms: WallMs
-
-
-class TpmProof(msgspec.Struct, frozen=True, kw_only=True):
-    """That a key lives in a TPM (`agent.trust.tpm_enrolment.TpmEvidence`), for a certificate request (PKCS#10, DER).
-
-    Sent twice: without `activation`, which is answered by a TpmChallenge, and with it.
-    """
-
-    request: Base64
-    ek_certificate: Base64
-    ek: Base64
-    ak: Base64
-    key: Base64
-    certification: Base64
-    signature: Base64
-    activation: Activation | None = None
-
-
-class TpmChallenge(msgspec.Struct, frozen=True, kw_only=True):
-    """The dispatcher's signed answer to evidence: a secret that only the TPM with those keys can open."""
-
-    v: int = VERSION
-    unit: Identifier
-    keyid: Sha256
-    blob: Base64
-    encrypted_seed: Base64
-    until_wall_ms: WallMs
-
-
-class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a unit sends once, inside a DSSE envelope signed by the key it enrols (which proves possession).
-
-    A key that is said to be in a TPM comes with the proof of it.
-    """
-
-    v: int = VERSION
-    code: Text
-    unit: Identifier
-    public_key_pem: Annotated[str, msgspec.Meta(max_length=1024)]
-    key_protection: Identifier
-    tpm: TpmProof | None = None
-
-
-class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a unit sends to take a new key: the succession, signed by both keys; and the proof for one in a TPM."""
-
-    v: int = VERSION
-    succession: Envelope
-    tpm: TpmProof | None = None
-
-
-class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
-    """The dispatcher's signed answer: the unit is known, and its messages go to this cell.
-
-    The key `keyid` is its one key now, of this `epoch`. `endorsement` is what is known of who made the TPM that it is
-    in: `verified EK` (by the maker's certificate) or `unverified EK`; empty for a key that is in none.
-    """
-
-    v: int = VERSION
-    unit: Identifier
-    cell: Identifier
-    keyid: Text
-    epoch: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] = 1
-    endorsement: Text = ""
-
-
-Message = TypeVar(
-    "Message",
-    Status,
-    Request,
-    Renew,
-    Result,
-    Yield,
-    Envelope,
-    GrantMessage,
-    VerdictMessage,
-    CancelMessage,
-    CheckpointMessage,
-    SealingKeyMessage,
-    WitnessMessage,
-    PaceMessage,
-    PricesMessage,
-    DemandMessage,
-    Enrolment,
-    Enrolled,
-    Rotation,
-    TpmChallenge,
-)
+Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 def encode(message: msgspec.Struct, *, limit: int = MAX_MESSAGE_BYTES) -> bytes:

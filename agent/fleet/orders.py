@@ -21,23 +21,23 @@ row of the fleet's may keep the daemon from starting.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
+from agent.background_rows import BackgroundRows
 from agent.core.events import DemandSeen, PaceSeen, PriceSlot, PricesSeen
 from agent.core.model import Pace
 from agent.core.tariff import AHEAD_MS
 from agent.errors import NotUnderstoodError, StoreError
-from agent.fleet.messages import LONGEST_STOP_S, DemandMessage, MessageError, PaceMessage, PricesMessage
+from agent.fleet.messages import MessageError
+from agent.fleet.operator_messages import LONGEST_STOP_S, DemandMessage, PaceMessage, PricesMessage
 from agent.fleet.refusals import Refusal
 from agent.log import logger
 from agent.ports import Clock
 from agent.store import Store, StoreThread
-from agent.tasks import finished
 
 CLOSE_S = 2.0
 PRICES_ROW, DEMAND_ROW, PACE_ROW = "prices", "demand", "pace"
@@ -93,7 +93,7 @@ class Orders:
         self._curve_ends_ms = 0
         self._stop_ends_ms: int | None = None
         """When the stop ends at the latest, in boot time; None while only the wall clock tells."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._rows = BackgroundRows(store, "order_not_kept")
 
     async def restore(self) -> list[PricesSeen | DemandSeen | PaceSeen]:
         """The orders of an earlier run that still stand; raises StoreError when the disk does not give them."""
@@ -115,7 +115,7 @@ class Orders:
                 self._stop_ends_ms = now_ms + left_ms
             elif demand.until_wall_ms is None:
                 self._stop_ends_ms = now_ms + left_ms  # begun anew, and that only once a boot
-                await self._write(DEMAND_ROW, self._standing(demand.order, now_ms + left_ms))
+                await self._rows.write(DEMAND_ROW, self._standing(demand.order, now_ms + left_ms))
             standing.append(DemandSeen(at_ms=now_ms, stop_for_ms=left_ms, detail=demand.order.detail))
         return standing
 
@@ -137,7 +137,7 @@ class Orders:
         lasts_ms = unknown.stop_for_s * 1000
         # By wall time, whatever the clock: perhaps nobody sends this order again, and then it must come to an end.
         stop = StandingDemand(unknown, self._boot, self._clock.boot_ms() + lasts_ms, self._clock.wall_ms() + lasts_ms)
-        await self._write(DEMAND_ROW, stop)
+        await self._rows.write(DEMAND_ROW, stop)
         return stop
 
     def prices(self, message: PricesMessage) -> PricesSeen | None:
@@ -147,7 +147,7 @@ class Orders:
         if not self._newer(PRICES_ROW, message.issued_wall_ms):
             return None
         self._curve_ends_ms = message.expires_wall_ms
-        self._keep(PRICES_ROW, message)
+        self._rows.keep(PRICES_ROW, message)
         return _prices_seen(message, self._clock.boot_ms())
 
     def demand(self, message: DemandMessage) -> DemandSeen | None:
@@ -158,14 +158,14 @@ class Orders:
         if not newer and self._stop_ends_ms is not None and ends_ms >= self._stop_ends_ms:
             return None
         self._stop_ends_ms = ends_ms
-        self._keep(DEMAND_ROW, self._standing(message, ends_ms))
+        self._rows.keep(DEMAND_ROW, self._standing(message, ends_ms))
         return DemandSeen(at_ms=now_ms, stop_for_ms=stop_for_ms, detail=message.detail)
 
     def take_pace(self, message: PaceMessage) -> PaceSeen | None:
         """Take the cell's pace; None for the one that is known. Raises MessageError for an older one."""
         if not self._newer(PACE_ROW, message.issued_wall_ms):
             return None
-        self._keep(PACE_ROW, message)
+        self._rows.keep(PACE_ROW, message)
         return self._pace_seen(message)
 
     def _pace_seen(self, message: PaceMessage) -> PaceSeen:
@@ -178,7 +178,7 @@ class Orders:
 
     async def close(self) -> None:
         """Wait for what is being written, though not for a broken disk."""
-        await finished(self._tasks, CLOSE_S)
+        await self._rows.finished(CLOSE_S)
 
     def _newer(self, kind: str, issued_wall_ms: int) -> bool:
         known_ms, latest_ms = self._issued_ms.get(kind, -1), self._clock.wall_ms() + AHEAD_MS
@@ -193,17 +193,6 @@ class Orders:
         self._issued_ms[kind] = issued_wall_ms
         self._on_issued(issued_wall_ms)
         return issued_wall_ms > known_ms
-
-    def _keep(self, row: str, value: msgspec.Struct) -> None:
-        task = asyncio.get_running_loop().create_task(self._write(row, value))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _write(self, row: str, value: msgspec.Struct) -> None:
-        try:
-            await self._store.call(Store.remember, row, value)
-        except StoreError as error:
-            logger().warning("order_not_kept", order=row, error=str(error))
 
 
 def _prices_seen(message: PricesMessage, at_ms: int) -> PricesSeen:

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from agent import wire
 from agent.clock import slept_s
@@ -51,10 +52,12 @@ class AcceleratorWatch:
         python: str = sys.executable,
         library_path: str = "",
         required: tuple[wire.Measure, ...] = (),
+        socket_unit: Path | None = None,
         slept_s: Callable[[], float] = slept_s,
     ) -> None:
         self._executor, self._clock, self._python, self._library_path = executor, clock, python, library_path
         self._on_surveyed, self._slept_s, self._required = on_surveyed, slept_s, required
+        self._socket_unit = socket_unit
         self._emit: Emit | None = None
         self._lost, self._permitted = asyncio.Event(), asyncio.Event()
         self._errand: Errand | None = None
@@ -138,7 +141,11 @@ class AcceleratorWatch:
         if self._errand is not None and not self._errand.is_over:
             raise WorkerError(f"process {self._errand.pid}, which was asked before, cannot be ended")
         errand = self._errand = Errand(
-            self._clock, python=self._python, library_path=self._library_path, required=self._required
+            self._clock,
+            python=self._python,
+            library_path=self._library_path,
+            required=self._required,
+            socket_unit=self._socket_unit,
         )
         try:
             return await errand.survey(self._executor)

@@ -6,15 +6,18 @@ on the thread that lives as long as the daemon, because the kernel kills it when
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import WorkerError
-from agent.wire import ACCELERATOR_LIBRARIES_MB, Measure
+from agent.inference.enclosure import Enclosure
+from agent.wire import ACCELERATOR_LIBRARIES_MB, Confinement, Measure
 
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -70,8 +73,52 @@ class Cell(msgspec.Struct, frozen=True):
         return [one for one in self.library_path.split(":") if one]
 
 
-def start_child(cell: Cell) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A worker's process and our end of its socket; raises WorkerError when it cannot be started."""
+class Child:
+    """A worker that is the daemon's own process (`agent.inference.body.Body`)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], memory_mb: int | None) -> None:
+        """Watch it, and begin to make its control group; raises OSError or RuntimeError where that cannot be."""
+        assert process.stderr is not None
+        self._process, self._stderr = process, process.stderr
+        self.pid, self.words = process.pid, process.stderr.fileno()
+        self.pidfd = os.pidfd_open(process.pid)
+        try:
+            os.set_blocking(self.words, False)
+            self._enclosure = Enclosure(process.pid, memory_mb)
+        except (OSError, RuntimeError):
+            os.close(self.pidfd)
+            raise
+
+    @property
+    def confinement(self) -> tuple[Confinement, ...]:
+        """What its control group adds."""
+        return self._enclosure.confinement
+
+    def kill_rest(self) -> None:
+        """End every process in its group, as soon as that is made."""
+        self._enclosure.kill()
+
+    def status(self) -> int | None:
+        """As `subprocess` gives it; the process is still to be reaped."""
+        try:
+            ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # this process was started to ignore its children's ends
+            return 0
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def leave(self, then: Callable[[], None]) -> None:
+        """Have it reaped, and what it left behind killed."""
+        self._enclosure.leave(self._process.wait, then)
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        os.close(self.pidfd)
+        self._stderr.close()
+
+
+def start_child(cell: Cell) -> tuple[Child, socket.socket]:
+    """A worker's process and our end of its socket; raises WorkerError when it cannot be started, or not watched."""
     try:
         ours, theirs = socket.socketpair()
     except OSError as error:
@@ -92,4 +139,11 @@ def start_child(cell: Cell) -> tuple[subprocess.Popen[bytes], socket.socket]:
         except OSError as error:
             ours.close()
             raise WorkerError(f"{cell.python} cannot be started: {error.strerror}") from error
-    return process, ours
+    try:
+        return Child(process, cell.group_mb), ours
+    except (OSError, RuntimeError) as error:
+        ours.close()
+        process.kill()
+        process.communicate()
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise WorkerError(f"the worker cannot be watched: {why}") from error

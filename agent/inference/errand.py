@@ -47,10 +47,11 @@ class Errand:
         python: str = sys.executable,
         library_path: str = "",
         required: tuple[wire.Measure, ...] = (),
+        socket_unit: Path | None = None,
         on_building: OnBuilding | None = None,
     ) -> None:
         self._clock, self._python, self._on_building = clock, python, on_building
-        self._library_path, self._required = library_path, required
+        self._library_path, self._required, self._socket_unit = library_path, required, socket_unit
         self._process: WorkerProcess | None = None
         self._stopped = False
         self._answer: wire.Surveyed | BuiltPlan | DrivewayError | None = None
@@ -157,6 +158,7 @@ class Errand:
             library_path=self._library_path,
             memory_mb=memory_mb,
             required=self._required,
+            socket_unit=self._socket_unit,
         )
         try:
             give(process)

@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 
 from agent import wire
 from agent.errors import WorkerError
+from agent.inference.unit import CREDENTIALS, DESCRIPTORS, Sender
 from agent.sealed import InputMemory
 
 READ_BYTES = 32 * 1024
@@ -25,13 +27,17 @@ LAST_BYTES = 4 * 1024 * 1024
 """So much of a dead worker's last words is read: more than a socket holds, unless somebody else still writes there."""
 _MAX_DESCRIPTORS = 2
 """A plan and a timing cache: no worker has more to hand over, in its whole life."""
+_MAX_INTRODUCING = DESCRIPTORS
+"""With its first message."""
+_INT = struct.Struct("i")
 
 
 class Inbox:
     """One worker's words. Use on the event loop's thread.
 
     `take` gets each message and may raise WireError; `heard` is called for whatever comes, be it half a message, and
-    `ended` once the worker has closed its socket.
+    `ended` once the worker has closed its socket. One that `introduces` itself brings descriptors with its first
+    message, and the kernel its credentials (`agent.inference.unit`).
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Inbox:
         heard: Callable[[], None],
         fault: Callable[[str], None],
         ended: Callable[[], None],
+        introduces: bool = False,
     ) -> None:
         self._socket, self._take, self._heard, self._fault, self._ended = connection, take, heard, fault, ended
         self._loop = asyncio.get_running_loop()
@@ -50,6 +57,8 @@ class Inbox:
         self._next_turn: asyncio.Handle | None = None
         self._more_waits = self._is_shut = False
         self._last_bytes: int | None = None
+        self._introduces = introduces
+        self._sender: Sender | None = None
         self._loop.add_reader(self._socket, self._readable)
 
     def take_memory(self, length: int) -> InputMemory:
@@ -60,6 +69,14 @@ class Inbox:
             return InputMemory.adopt(self._descriptors.popleft(), length)
         except WorkerError as error:
             raise wire.WireError(error.what) from error
+
+    def introduced(self) -> tuple[Sender | None, list[int]]:
+        """Who sent the first message, and the descriptors that came with it: the caller's to close."""
+        descriptors, self._introduces = [*self._descriptors], False
+        self._descriptors.clear()
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        return self._sender, descriptors
 
     def look(self) -> None:
         """Take some of what waits now, without waiting for the loop."""
@@ -130,20 +147,29 @@ class Inbox:
 
     def _receive(self) -> bytes:
         """What there is to read, empty at its end; descriptors that ride with it are kept for `take_memory`."""
+        most = _MAX_INTRODUCING if self._introduces else _MAX_DESCRIPTORS
+        room = socket.CMSG_LEN(most * _INT.size) + (socket.CMSG_SPACE(CREDENTIALS.size) if self._introduces else 0)
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self._socket, READ_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, ancillary, flags, _ = self._socket.recvmsg(READ_BYTES, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             raise
         except OSError:
             return b""
-        self._descriptors.extend(descriptors)
+        self._keep(ancillary)
         if self._last_bytes is not None:
             self._last_bytes += len(data)
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > _MAX_DESCRIPTORS:
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > most:
             self._fault("broke the protocol: it sent more descriptors than it may")
         return data
+
+    def _keep(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """What came beside the bytes: descriptors, and of the first bytes who sent them."""
+        for _, kind, body in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                self._descriptors.extend(number for (number,) in _INT.iter_unpack(body[: len(body) // 4 * 4]))
+            elif kind == socket.SCM_CREDENTIALS and self._sender is None:
+                pid, uid, _ = CREDENTIALS.unpack(body)
+                self._sender = Sender(pid, uid)
 
     def _pass_on(self, data: bytes) -> None:
         self._more_waits = False

@@ -38,6 +38,8 @@ class Ladder:
         self._terminate: asyncio.TimerHandle | None = None
         self._asked_s: float | None = None
         self._idle = False
+        self.signalled: signal.Signals | None = None
+        """The last signal that it was sent."""
 
     def stop_within(self, budget_ms: int) -> None:
         """Climb to the end within `budget_ms` (0: at once). A looser budget than before changes nothing.
@@ -91,3 +93,4 @@ class Ladder:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
+            self.signalled = number

@@ -1,4 +1,12 @@
-"""Starting, feeding and ending one worker process: a plain child on a socket pair, watched through a pidfd.
+"""Starting, feeding and ending one worker process, watched through a pidfd.
+
+It is a plain child on a socket pair, or, where a socket unit is configured, a process that systemd starts on a
+connection. What differs is in their bodies (`agent.inference.child`, `agent.inference.unit`) and told here:
+
+* A unit's worker is met when it says Hello. Before that it holds nothing, and is given up by closing the connection.
+* Its exit status is known as far as it says it (`agent.wire.Ending`), or as we ended it; what ended without a word, and
+  not by us, has crashed. Its last words come by a pipe that it brought; those before Hello are in the journal.
+* Its command line is the unit's, so what is required of its cage is said on the wire (`agent.wire.Require`).
 
 The daemon's loop never waits for the worker. Frames are small and written without blocking: a worker that does not
 read them is broken. What it says is taken a little at a time (`agent.inference.inbox`). What is large (a job's input,
@@ -12,9 +20,8 @@ until it has ended (`agent.inference.ladder`). A worker that hangs is found out 
 (`agent.inference.lookout`) and killed. `on_gone` is called exactly once, after the last message, when the process has
 ended and what it left behind is gone too.
 
-The child gets nothing of the daemon's (`agent.inference.child`), shuts itself in before anything else
-(`agent.worker.sandbox`), and says how well; `confinement` is that and what its control group adds, which is made beside
-it (`agent.inference.enclosure`).
+A worker gets nothing of the daemon's, shuts itself in before anything else (`agent.worker.sandbox`), and says how well;
+`confinement` is that and what a child's control group adds, which is made beside it (`agent.inference.enclosure`).
 """
 
 from __future__ import annotations
@@ -22,22 +29,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent import wire
 from agent.errors import WorkerError
+from agent.inference.body import Body
 from agent.inference.child import Cell, start_child
-from agent.inference.enclosure import Enclosure
 from agent.inference.inbox import Inbox
 from agent.inference.ladder import FREED_MS, Ladder
+from agent.inference.last_words import LastWords, how_it_ended
 from agent.inference.lookout import Lookout
 from agent.inference.protocol import Protocol
+from agent.inference.unit import UnitBody, connect
 from agent.inference.watchdog import Loading, Serving, Unbounded
 from agent.ports import Clock
 from agent.sealed import InputMemory
@@ -46,8 +52,6 @@ OnMessage = Callable[[wire.WorkerMessage], None]
 OnGone = Callable[[int, bool, str], None]
 """Called with the pid, whether the end was expected (told to stop, or refused its package), and how it ended."""
 
-_STDERR_BYTES = 256 * 1024
-_STDERR_TAIL_BYTES = 4096
 GONE_S = 10.0
 """How long the end of a killed process is waited for."""
 LEAVE_S = 2.0
@@ -67,21 +71,22 @@ def launch(
     library_path: str = "",
     memory_mb: int | None = None,
     required: tuple[wire.Measure, ...] = (),
+    socket_unit: Path | None = None,
 ) -> WorkerProcess:
     """Start a worker; Hello follows as its first message. Raises WorkerError when the process cannot be started.
 
     What it can reach (`agent.inference.child.Cell`) cannot be widened later: its package has to be `readable` now.
+    With a `socket_unit` systemd starts it, and what it runs on and can reach is its unit's to say.
     """
-    cell = Cell(python, tuple(readable), accelerator, library_path, memory_mb, required)
-    process, ours = start_child(cell)
-    try:
-        return WorkerProcess(clock, on_message, on_gone, process, ours, memory_mb=cell.group_mb)
-    except (OSError, RuntimeError) as error:
-        ours.close()
-        process.kill()
-        process.communicate()
-        why = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise WorkerError(f"the worker cannot be watched: {why}") from error
+    if socket_unit is not None:
+        process = WorkerProcess(clock, on_message, on_gone, connect(socket_unit))
+        try:
+            process.require(required)
+        except WorkerError as error:
+            process.condemn(str(error))
+        return process
+    child, ours = start_child(Cell(python, tuple(readable), accelerator, library_path, memory_mb, required))
+    return WorkerProcess(clock, on_message, on_gone, ours, child)
 
 
 class WorkerProcess:
@@ -92,41 +97,40 @@ class WorkerProcess:
         clock: Clock,
         on_message: OnMessage,
         on_gone: OnGone,
-        process: subprocess.Popen[bytes],
         connection: socket.socket,
-        *,
-        memory_mb: int | None = None,
+        child: Body | None = None,
     ) -> None:
-        """Watch a process that `launch` started with a pipe as its standard error."""
-        assert process.stderr is not None
+        """Watch the process at the other end of the connection: a child of ours, or one that is met at its Hello."""
         self._clock = clock
         self._on_message = on_message
         self._on_gone = on_gone
-        self._process = process
         self._socket = connection
-        self._stderr = process.stderr
-        self._pidfd = os.pidfd_open(process.pid)
         self._protocol = Protocol()
+        self._body: Body | None = None
+        self._ladder: Ladder | None = None
+        self._has_ended = False
         self._status: int | None = None
-        self._stderr_tail = b""
+        self._last_words: LastWords | None = None
         self._expected = False
         self._fault = ""
         self._unasked = False
         self._stop_asked_ms: int | None = None
         self._gone = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._enclosure = Enclosure(process.pid, memory_mb)
-        self._ladder = Ladder(self._pidfd, self._enclosure.kill)
         self._socket.setblocking(False)
         self._inbox = Inbox(
-            connection, take=self._take, heard=self._heard, fault=self.condemn, ended=self._closed_its_socket
+            connection,
+            take=self._take,
+            heard=self._heard,
+            fault=self.condemn,
+            ended=self._closed_its_socket,
+            introduces=child is None,
         )
         self._lookout = Lookout(self._inbox.look, self.condemn)
         self._cage: tuple[wire.Confinement, ...] = ()
         self._leaving: asyncio.TimerHandle | None = None
-        os.set_blocking(self._stderr.fileno(), False)
-        self._loop.add_reader(self._pidfd, self._ended)
-        self._loop.add_reader(self._stderr, self._read_stderr)
+        if child is not None:
+            self._meet(child)
 
     @property
     def confinement(self) -> tuple[wire.Confinement, ...]:
@@ -134,7 +138,7 @@ class WorkerProcess:
 
         Whole once it has said Hello and its group is made.
         """
-        return (*self._cage, *self._enclosure.confinement)
+        return self._cage if self._body is None else (*self._cage, *self._body.confinement)
 
     @property
     def is_loading(self) -> bool:
@@ -143,8 +147,8 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The worker's process id."""
-        return self._process.pid
+        """The worker's process id; 0 of one that systemd starts and that has not said Hello."""
+        return 0 if self._body is None else self._body.pid
 
     @property
     def lost_accelerator(self) -> bool:
@@ -153,8 +157,14 @@ class WorkerProcess:
 
     @property
     def crashed(self) -> bool:
-        """Whether a signal has ended it that was none of ours."""
-        return self._status is not None and self._status < 0 and not self._expected and not self._fault
+        """Whether a signal has ended it that was none of ours, or nobody knows what."""
+        broke = self._status is None or self._status < 0
+        return self._has_ended and self._body is not None and broke and not self._expected and not self._fault
+
+    def require(self, measures: tuple[wire.Measure, ...]) -> None:
+        """Have it do nothing without these measures of its cage; before any order."""
+        if measures:
+            self._send(wire.Require(measures=measures))
 
     def survey(self, executor: wire.ExecutorName) -> None:
         """Have it say what the executor finds here; answered by Surveyed or Refused. Raises WorkerError, as all do."""
@@ -246,13 +256,18 @@ class WorkerProcess:
                     self._send(wire.Stop())
                 except WorkerError:
                     budget_ms = 0
-        self._ladder.stop_within(budget_ms)
+        if self._ladder is None:
+            self._give_up()
+        else:
+            self._ladder.stop_within(budget_ms)
 
     def condemn(self, fault: str) -> None:
         """Kill a worker that did what it must not; `on_gone` will say so, and that it was not expected."""
         self._fault = self._fault or fault
         self._inbox.shut()
-        if self._status is None:
+        if self._ladder is None:
+            self._give_up()
+        elif not self._has_ended:
             self._ladder.kill_after(0)
 
     @property
@@ -287,6 +302,11 @@ class WorkerProcess:
 
     def _take(self, message: wire.WorkerMessage) -> None:
         """Believe a message that is owed, and pass it on; raises WireError for any other."""
+        if isinstance(message, wire.Ending) and isinstance(self._body, UnitBody):
+            self._status = message.status
+            return
+        if self._unasked:
+            return
         if isinstance(message, wire.Idle) and not self.is_stopping:
             self._ends_unasked()
             return
@@ -297,15 +317,20 @@ class WorkerProcess:
 
     def _ends_unasked(self) -> None:
         """It is not believed, and has the time to free what it holds: somebody else may have sent it SIGTERM."""
+        if self._ladder is None:
+            raise wire.WireError("it says Idle before Hello")
         self._unasked = True
-        self._inbox.shut()
         self._ladder.kill_after(FREED_MS)
 
     def _heard(self) -> None:
         self._lookout.heard()
 
     def _closed_its_socket(self) -> None:
-        self._ladder.kill_after(_LINGER_MS)
+        if self._ladder is None:
+            self._fault = self._fault or "ended before it said Hello; the journal has its last words"
+            self._give_up()
+        else:
+            self._ladder.kill_after(_LINGER_MS)
 
     def _check(self, message: wire.WorkerMessage) -> None:
         """Raise WireError for a message that cannot be right; notes a last word, after which the worker ends."""
@@ -316,7 +341,8 @@ class WorkerProcess:
                 raise wire.WireError(f"slice {message.index} does not have the digest it came with")
             case wire.Refused() | wire.Surveyed() | wire.Built():
                 self._expected = True
-                self._ladder.kill_after(_LINGER_MS)
+                if self._ladder is not None:
+                    self._ladder.kill_after(_LINGER_MS)
             case _:
                 pass
 
@@ -324,33 +350,42 @@ class WorkerProcess:
         """What a message says of the worker's life."""
         match message:
             case wire.Hello():
+                if self._body is None:
+                    self._meet(UnitBody(message, *self._inbox.introduced()))
                 self._cage = message.confinement
                 self._lookout.is_up()
             case wire.Loaded():
                 self._lookout.does(Serving(call_ms=message.micro_batch_ms))
-            case wire.Idle():
+            case wire.Idle() if self._ladder is not None:
                 self._ladder.computes_no_more()
             case _:
                 pass
 
-    def _read_stderr(self) -> None:
-        """Keep the end of what the worker complains about."""
-        try:
-            data = os.read(self._stderr.fileno(), _STDERR_BYTES)
-        except BlockingIOError:
-            return
-        self._stderr_tail = (self._stderr_tail + data)[-_STDERR_TAIL_BYTES:]
-        if not data:
-            self._loop.remove_reader(self._stderr)
+    def _meet(self, body: Body) -> None:
+        """From now on the process can be signalled, and its end and its words are seen."""
+        self._body, self._ladder = body, Ladder(body.pidfd, body.kill_rest)
+        self._loop.add_reader(body.pidfd, self._ended)
+        self._last_words = LastWords(body.words)
+
+    def _give_up(self) -> None:
+        """Close the connection to one that has not said Hello: it holds nothing, and ends by itself."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._lookout.close()
+            self._inbox.shut()
+            self._loop.call_soon(self._inbox.finish, self._report)
 
     def _ended(self) -> None:
         """The process is over: have it reaped and what it left behind killed; then take its last words."""
-        self._status = _exit_status(self.pid)
-        self._loop.remove_reader(self._pidfd)
+        assert self._body is not None
+        self._has_ended = True
+        if (status := self._body.status()) is not None:
+            self._status = status
+        self._loop.remove_reader(self._body.pidfd)
         self._inbox.pause()
         self._lookout.close()
         self._leaving = self._loop.call_later(LEAVE_S, self._left)
-        self._enclosure.leave(self._process.wait, self._left)
+        self._body.leave(self._left)
 
     def _left(self) -> None:
         """Nothing of it is left, or it was waited for long enough."""
@@ -361,31 +396,17 @@ class WorkerProcess:
 
     def _report(self) -> None:
         """Close everything, and tell how it ended."""
-        assert self._status is not None
+        complaint = "" if self._last_words is None else self._last_words.text()
+        if self._body is not None and self._ladder is not None:
+            if self._status is None and self._ladder.signalled is not None:
+                self._status = -self._ladder.signalled  # it would have said any other end
+            self._ladder.close()
+            self._body.close()
         if self._unasked and self._status != wire.EXIT_TERMINATED:
             self._fault = self._fault or "broke the protocol: it says Idle, which nobody asked for"
-        self._loop.remove_reader(self._stderr)
-        self._read_stderr()
-        self._ladder.close()
-        os.close(self._pidfd)
-        self._stderr.close()
-        self._gone.set()
-        self._on_gone(self.pid, self._expected and not self._fault, self._words(self._status))
-
-    def _words(self, status: int) -> str:
-        """How it ended, for a person."""
-        how = f"exited with status {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+        how = how_it_ended(self.pid, self._status)
         if self._stop_asked_ms is not None:
             how += f" {self._clock.boot_ms() - self._stop_asked_ms} ms after it was told to stop"
-        complaint = self._stderr_tail.decode("utf-8", "replace").strip()
-        return "; ".join(part for part in (self._fault, how, complaint) if part)
-
-
-def _exit_status(pid: int) -> int:
-    """The status of a child that has ended, as `subprocess` gives it; it is still to be reaped."""
-    try:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:  # this process was started to ignore its children's ends
-        return 0
-    assert ended is not None
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+        self._gone.set()
+        detail = "; ".join(part for part in (self._fault, how, complaint) if part)
+        self._on_gone(self.pid, self._expected and not self._fault, detail)

@@ -41,7 +41,7 @@ import msgspec
 from agent.disk import RESERVE_BYTES, has_room
 from agent.errors import StoreError, TrustError
 from agent.log import logger
-from agent.package import Bucket, Package, PipelineSpec
+from agent.package import Bucket, Package, PipelineSpec, may_use_tf32
 from agent.sealed import InputMemory
 from agent.trust.device_secret import DeviceSecret
 from agent.wire import BUILDER_SETTINGS, MAX_PLAN_BYTES, MAX_TIMING_BYTES, Platform
@@ -69,6 +69,7 @@ class PlanOf(msgspec.Struct, frozen=True, kw_only=True):
     input: str
     pipeline: PipelineSpec
     buckets: tuple[Bucket, ...]
+    tf32: bool
     platform: Platform
     memory_mb: int
     """What the builder may use: it chooses by that."""
@@ -92,6 +93,7 @@ def plan_name(package: Package, platform: Platform, memory_mb: int) -> str:
             input=manifest.input,
             pipeline=manifest.pipeline,
             buckets=manifest.buckets,
+            tf32=may_use_tf32(manifest),
             platform=platform,
             memory_mb=memory_mb,
             builder_settings=BUILDER_SETTINGS,

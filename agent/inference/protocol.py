@@ -39,7 +39,7 @@ class Protocol:
                 self._runs.append(message)
             case wire.Stop():
                 self._stopped = True
-            case wire.Input() | wire.Forget() | wire.Pace():
+            case wire.Input() | wire.Forget() | wire.Pace() | wire.Require():
                 pass
             case _:
                 assert_never(message)
@@ -63,7 +63,7 @@ class Protocol:
                 _check_failure(self._runs.popleft(), message)
             case wire.Idle():
                 self._idle = True
-            case wire.Beat() | wire.Building():
+            case wire.Beat() | wire.Building() | wire.Ending():
                 pass
             case _:
                 assert_never(message)

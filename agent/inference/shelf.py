@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import DrivewayError, PackageError
 from agent.onnx.check import check_model
 from agent.package import PAYLOAD_TYPE, SIGNATURE, Package, open_package
 from agent.trust import dsse
+from agent.trust.dsse import VerifyingKey
 
 Found = dict[str, Package | str]
 """By the name of its folder: a package that may be offered, or why it may not."""
@@ -28,7 +27,7 @@ class Shelf:
     def __init__(
         self,
         directory: Path,
-        publisher_keys: Mapping[str, EllipticCurvePublicKey],
+        publisher_keys: Mapping[str, VerifyingKey],
         judge: Callable[[Package], str] | None = None,
         takes_new: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -126,7 +125,7 @@ def check_package_model(package: Package) -> None:
     check_model(package.read(name), f"package {package.path}: {name}")
 
 
-def open_signed(path: Path, publisher_keys: Mapping[str, EllipticCurvePublicKey]) -> Package:
+def open_signed(path: Path, publisher_keys: Mapping[str, VerifyingKey]) -> Package:
     """Open a package and check its publisher's signature; raises PackageError or TrustError."""
     package = open_package(path)
     if package.signature_bytes is None:

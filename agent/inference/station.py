@@ -10,6 +10,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -53,6 +54,8 @@ class WorkerLimits(msgspec.Struct, frozen=True):
     drain_ms: int = 50
     library_path: str = ""
     required: tuple[wire.Measure, ...] = ()
+    socket_unit: Path | None = None
+    """The socket on which systemd starts workers; None: they are children."""
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -85,6 +88,8 @@ class Station:
         self._package: Package | None = None
         self._engine: Engine | None = None
         self._plan_sha256 = ""
+        self._proven_ms = 0
+        """When this worker's golden vector came out right."""
         self._input_of: JobKey | None = None
         self._running: Running | None = None
         self.items_done = 0
@@ -110,6 +115,7 @@ class Station:
                 library_path=limits.library_path,
                 memory_mb=limits.memory_mb,
                 required=limits.required,
+                socket_unit=limits.socket_unit,
             )
         except WorkerError as error:
             self._gone(0, False, str(error))
@@ -244,7 +250,7 @@ class Station:
         match message:
             case wire.Hello():
                 self._tell_that_it_loads()
-            case wire.Beat():
+            case wire.Beat() | wire.Ending():
                 pass
             case wire.Loaded():
                 self._loaded(message)
@@ -293,7 +299,11 @@ class Station:
             self._plan_sha256,
             version="" if found is None else found.version,
             driver="" if found is None else found.driver,
+            precision=message.precision,
+            batch=message.batch,
+            golden_raw_sha256=message.golden_raw_sha256,
         )
+        self._proven_ms = self._clock.boot_ms()
         self._emit(
             WorkerReady(
                 at_ms=self._clock.boot_ms(),
@@ -320,6 +330,7 @@ class Station:
             compute_ms=message.compute_ms,
             raw_form=_raw_form(message),
         )
+        engine = msgspec.structs.replace(engine, golden_age_ms=max(0, self._clock.boot_ms() - self._proven_ms))
         self._on_slice(running.key, StoredSlice(outcome, message.output, engine))
 
     def _slice_failed(self, detail: str) -> None:

@@ -71,6 +71,7 @@ class Workshop:
             python=self._limits.python,
             library_path=self._limits.library_path,
             required=self._limits.required,
+            socket_unit=self._limits.socket_unit,
             on_building=self._building,
         )
         self._told_ms = 0

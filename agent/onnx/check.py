@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from agent.errors import PackageError
 from agent.onnx.model import Budget, Declared, Graph, Model, Node, Tensor, product, read_model
 from agent.onnx.operators import OPERATORS
+from agent.onnx.precision import written_in
 from agent.onnx.protobuf import ProtobufError
 
 MAX_MODEL_BYTES = 2**31 - 1
@@ -66,12 +67,13 @@ class Port:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What a model takes and gives, and how large it is."""
+    """What a model takes and gives, how large it is, and in which precision it is written (`PrecisionName`)."""
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     nodes: int
     opset: int
+    precision: str
 
 
 def check_model(body: bytes, where: str) -> ModelSummary:
@@ -89,6 +91,7 @@ def check_model(body: bytes, where: str) -> ModelSummary:
             outputs=tuple(_port(one) for one in model.graph.outputs),
             nodes=MAX_NODES - budget.nodes,
             opset=model.opsets.get("", model.opsets.get("ai.onnx", 0)),
+            precision=written_in(model.graph),
         )
     except (ProtobufError, RefusedModelError) as error:
         raise _refused(where, str(error)) from error

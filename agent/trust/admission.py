@@ -12,10 +12,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust.catalogue import Catalogue, CatalogueError, CatalogueFault, dispatcher_keys
+from agent.trust.dsse import VerifyingKey
 from agent.trust.version_floors import Floored, VersionFloors, version_key
 
 
@@ -61,7 +60,7 @@ class Standing:
     floors: VersionFloors
     now_ms: int
     agent_version: str
-    pinned: Mapping[str, EllipticCurvePublicKey]
+    pinned: Mapping[str, VerifyingKey]
 
 
 def check_package(standing: Standing, name: str, sha256: str, version: str | None = None) -> None:
@@ -89,7 +88,7 @@ def check_new(standing: Standing) -> None:
         what = "the catalogue has expired: nothing new is taken on"
         raise NotAdmittedError(Reason.CATALOGUE_EXPIRED, what, hint="see `catalogue` in `driveway status`")
     version = standing.agent_version
-    if denied := catalogue.denies(catalogue.denied.agents, version):
+    if denied := catalogue.denies_agent(version):
         what = f"this version of the agent ({version}) is denied: {denied.why or 'no reason given'}"
         raise NotAdmittedError(Reason.AGENT_DENIED, what, hint="update the agent")
     if standing.floors.is_below(Floored.AGENT, version):
@@ -97,7 +96,7 @@ def check_new(standing: Standing) -> None:
         raise NotAdmittedError(Reason.AGENT_DOWNGRADE, what, hint="update the agent")
 
 
-def trusted_keys(standing: Standing) -> dict[str, tuple[int, EllipticCurvePublicKey]]:
+def trusted_keys(standing: Standing) -> dict[str, tuple[int, VerifyingKey]]:
     """Epoch and key of the dispatchers by keyid, those that were replaced or denied included."""
     catalogue = standing.catalogue
     if catalogue is None or catalogue.dispatchers is None:

@@ -22,12 +22,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust import dsse
 from agent.trust.checkpoint import Checkpoint, verify_checkpoint, verify_countersigned
-from agent.trust.dsse import canonical_json
+from agent.trust.dsse import VerifyingKey, canonical_json
 from agent.trust.merkle import leaf_hash, verify_inclusion
 from agent.trust.records import Sha256, read, spell, to_json
 from agent.trust.session import SessionCertificate, verify_session
@@ -118,7 +116,8 @@ class ProvenLeaf:
     """A leaf that is where the bundle says. `statement` and `session` are there for the kinds that have them.
 
     `payload` is the signed content of the leaf's envelope; its signature holds, whatever the kind. `witnessed`: the
-    checkpoint bears a signature of one of the witnesses that the verifier trusts.
+    checkpoint bears a signature of one of the witnesses that the verifier trusts. `signers`: which of the keys
+    that were given for the unit signed the checkpoint; that they are one unit's is the word of whoever gave them.
     """
 
     kind: str
@@ -126,6 +125,7 @@ class ProvenLeaf:
     payload: bytes
     checkpoint: Checkpoint
     witnessed: bool
+    signers: frozenset[str]
     statement: Statement | None = None
     session: SessionCertificate | None = None
 
@@ -205,7 +205,7 @@ def _check_version(version: int) -> None:
 # --- verifying ------------------------------------------------------------------------------------------------------
 
 
-def verify_result(body: bytes, unit_keys: Mapping[str, EllipticCurvePublicKey]) -> Statement:
+def verify_result(body: bytes, unit_keys: Mapping[str, VerifyingKey]) -> Statement:
     """The statement in a result bundle, of a session that one of the unit's keys certified; raises TrustError."""
     bundle = parse_result(body)
     statement, _session = verify_statement(bundle.statement.to_bytes(), bundle.session.to_bytes(), unit_keys)
@@ -214,8 +214,8 @@ def verify_result(body: bytes, unit_keys: Mapping[str, EllipticCurvePublicKey]) 
 
 def verify_proof(
     body: bytes,
-    unit_keys: Mapping[str, EllipticCurvePublicKey],
-    witness_keys: Mapping[str, EllipticCurvePublicKey] | None = None,
+    unit_keys: Mapping[str, VerifyingKey],
+    witness_keys: Mapping[str, VerifyingKey] | None = None,
 ) -> ProvenLeaf:
     """The leaf in a proof bundle: its signature holds, and it is in the log of the checkpoint. Raises TrustError.
 
@@ -233,7 +233,12 @@ def verify_proof(
     proof = [bytes.fromhex(one) for one in bundle.proof]
     verify_inclusion(leaf_hash(leaf), bundle.index, checkpoint.size, proof, bytes.fromhex(checkpoint.root))
     proven = ProvenLeaf(
-        bundle.kind, bundle.index, dsse.parse(leaf).payload, checkpoint, witnessed=witness_keys is not None
+        bundle.kind,
+        bundle.index,
+        dsse.parse(leaf).payload,
+        checkpoint,
+        witnessed=witness_keys is not None,
+        signers=frozenset(dsse.signers(envelope, unit_keys)),
     )
     match bundle.kind:
         case "verdict":
@@ -248,7 +253,7 @@ def _statement(
     proven: ProvenLeaf,
     leaf: bytes,
     bundle: ProofBundle,
-    unit_keys: Mapping[str, EllipticCurvePublicKey],
+    unit_keys: Mapping[str, VerifyingKey],
 ) -> ProvenLeaf:
     assert bundle.session is not None
     session = bundle.session.to_bytes()
@@ -259,15 +264,13 @@ def _statement(
     return replace(proven, statement=statement, session=certified.certificate)
 
 
-def _session(
-    proven: ProvenLeaf, leaf: bytes, bundle: ProofBundle, unit_keys: Mapping[str, EllipticCurvePublicKey]
-) -> ProvenLeaf:
+def _session(proven: ProvenLeaf, leaf: bytes, bundle: ProofBundle, unit_keys: Mapping[str, VerifyingKey]) -> ProvenLeaf:
     certificate = verify_session(leaf, unit_keys).certificate
     _check_session(certificate, leaf, proven.checkpoint, bundle, unit_keys)
     return replace(proven, session=certificate)
 
 
-def _verdict(proven: ProvenLeaf, leaf: bytes, witness_keys: Mapping[str, EllipticCurvePublicKey] | None) -> ProvenLeaf:
+def _verdict(proven: ProvenLeaf, leaf: bytes, witness_keys: Mapping[str, VerifyingKey] | None) -> ProvenLeaf:
     if witness_keys is None:
         raise TrustError(
             "a verdict is the dispatcher's word, and none of its keys is trusted here",
@@ -285,7 +288,7 @@ def _check_session(
     session: bytes,
     checkpoint: Checkpoint,
     bundle: ProofBundle,
-    unit_keys: Mapping[str, EllipticCurvePublicKey],
+    unit_keys: Mapping[str, VerifyingKey],
 ) -> None:
     """The session is of the unit whose log this is, and of a key epoch that the checkpoint's can come after.
 

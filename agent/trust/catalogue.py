@@ -23,17 +23,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust import records
-from agent.trust.keys import keyid, load_public_key
+from agent.trust.dsse import VerifyingKey
+from agent.trust.keys import keyid, load_verifying_key
 from agent.trust.records import Identifier, Sha256, Text
-from agent.trust.version_floors import VERSION
+from agent.trust.version_floors import VERSION, version_key
 
 DENY, DISPATCHERS = "deny.json", "dispatchers.json"
 MAX_FILE_BYTES = 64 * 1024
 """Of a target that is fetched: a deny list, dispatcher keys, a policy."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 _NAME = r"[A-Za-z0-9_-]{1,64}"
 _FILE = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 FORMS = {
@@ -107,6 +107,13 @@ class Denied:
     what: Annotated[str, re.compile(r"[0-9A-Za-z._-]{1,64}")]
     why: Text = ""
 
+    def is_version(self, version: str) -> bool:
+        """Whether this denies the version, however it is spelled: 1.4 is 1.4.0."""
+        try:
+            return version_key(self.what) == version_key(version)
+        except TrustError:
+            return self.what == version
+
 
 @dataclass(frozen=True)
 class DenyList:
@@ -158,9 +165,24 @@ class Catalogue:
         """The package of this digest, if it is listed."""
         return next((one for one in self.packages if one.sha256 == sha256), None)
 
+    def denies_agent(self, version: str) -> Denied | None:
+        """The entry of the deny list about this version of the agent, if there is one."""
+        return next((one for one in self.denied.agents if one.is_version(version)), None)
+
     def denies(self, kind: tuple[Denied, ...], what: str) -> Denied | None:
         """The entry of the deny list, if there is one."""
         return next((one for one in kind if one.what == what), None)
+
+
+def deniable(kind: str, what: str) -> str:
+    """How the deny list spells this, so that cars find it; raises TrustError for what could match nothing."""
+    if kind == "agents":
+        version_key(what)
+        return what
+    if not _DIGEST.fullmatch(spelled := what.lower()):
+        of = "package's manifest" if kind == "packages" else "key"
+        raise TrustError(f"{what[:80]!a} is no SHA-256 of a {of}", hint="write its 64 hexadecimal digits")
+    return spelled
 
 
 def read_deny_list(body: bytes) -> DenyList:
@@ -176,14 +198,14 @@ def read_dispatchers(body: bytes) -> Dispatchers:
 
 
 @functools.lru_cache(maxsize=4)
-def dispatcher_keys(dispatchers: Dispatchers) -> dict[str, tuple[int, EllipticCurvePublicKey]]:
+def dispatcher_keys(dispatchers: Dispatchers) -> dict[str, tuple[int, VerifyingKey]]:
     """Epoch and key of every dispatcher by keyid, replaced ones included; raises CatalogueError."""
     found = {}
     for one in dispatchers.keys:
         try:
             der = base64.b64decode(one.public_key, validate=True)
             pem = base64.encodebytes(der).decode("ascii")
-            key = load_public_key(f"-----BEGIN PUBLIC KEY-----\n{pem}-----END PUBLIC KEY-----\n")
+            key = load_verifying_key(f"-----BEGIN PUBLIC KEY-----\n{pem}-----END PUBLIC KEY-----\n")
         except (binascii.Error, TrustError) as error:
             what = f"{DISPATCHERS}: the key of {one.name!r} is none: {error}"
             raise CatalogueError(CatalogueFault.MALFORMED, what) from error

@@ -1,7 +1,7 @@
 """Where a believed catalogue is kept: one file that is replaced whole, and a folder to work in that nobody relies on.
 
     FOLDER/believed.zip   the metadata that was verified, the roots that led there, and the few targets that count
-    FOLDER/work/          that, unpacked, while python-tuf works on it; removed afterwards, and at the next start
+    FOLDER/unpacked/      its content while python-tuf works on it; removed afterwards, and at the next start
 
 The file is a ZIP archive for its checksums and because one rename replaces it; what is in it is verified again each
 time, so whoever can write to the disk can make the car forget, and nothing worse. Standard library only.
@@ -21,7 +21,9 @@ from pathlib import Path
 from agent.errors import StoreError
 from agent.trust.catalogue import CatalogueError, CatalogueFault
 
-BELIEVED, WORK = "believed.zip", "work"
+BELIEVED, UNPACKED = "believed.zip", "unpacked"
+MAX_KEPT_BYTES = 16 * 1024 * 1024
+"""Packed or unpacked: hundreds of times what a catalogue is, since all of it is held in memory."""
 
 
 class CatalogueStore:
@@ -50,7 +52,7 @@ class CatalogueStore:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[Path]:
-        work = self._folder / WORK
+        work = self._folder / UNPACKED
         try:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True, mode=0o700)
@@ -63,11 +65,13 @@ class CatalogueStore:
     def _unpack(self, work: Path) -> bool:
         path = self._folder / BELIEVED
         try:
-            body = path.read_bytes()
+            with path.open("rb") as file:
+                body = file.read(MAX_KEPT_BYTES + 1)
         except FileNotFoundError:
             return False
         try:  # from memory: what a damaged file makes of offsets is then no error of the disk
             with zipfile.ZipFile(io.BytesIO(body)) as archive:
+                _check_size(len(body), archive)
                 archive.extractall(work)  # it leaves the folder for no name
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
             shutil.rmtree(work)
@@ -91,3 +95,8 @@ class CatalogueStore:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _check_size(packed_bytes: int, archive: zipfile.ZipFile) -> None:
+    if max(packed_bytes, sum(one.file_size for one in archive.infolist())) > MAX_KEPT_BYTES:
+        raise zipfile.BadZipFile(f"more than the {MAX_KEPT_BYTES} bytes that are ever kept")

@@ -4,7 +4,7 @@ One signature of the slow key covers all leaves before it. The dispatcher, havin
 the one it signed last (RFC 9162 consistency), adds its signature to the same envelope: two signatures over one payload.
 From then on neither side can rewrite what came before: the car not without a second root for the same size under its
 own key, the dispatcher not without contradicting its own signature. Such a contradiction is evidence by itself
-(`contradicts`).
+(`contradicts`), and nothing else is: what no key signed may have been bent on its way.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust import dsse
-from agent.trust.dsse import SigningKey
+from agent.trust.dsse import SigningKey, VerifyingKey
 from agent.trust.records import Identifier, Sha256, Text, read, spell
 
 CHECKPOINT_TYPE = "application/vnd.driveway.checkpoint+json"
@@ -24,8 +22,20 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """The root that the unit's own log has at an earlier size: that of the checkpoint that was witnessed last."""
+
+    size: int
+    root: Sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """The unit's log has this RFC 9162 root at this size. The last fields say when, by the unit's own clocks."""
+    """The unit's log has this RFC 9162 root at this size. The next fields say when, by the unit's own clocks.
+
+    With `continues` a unit that shows another past than was witnessed has signed so: a proof, which nobody signs, may
+    have been bent on the way, and says nothing where it does not hold. Checkpoints of older agents are without it.
+    """
 
     v: int
     unit: Identifier
@@ -36,6 +46,7 @@ class Checkpoint:
     boot_id: Text
     issued_boot_ms: int
     issued_wall_ms: int
+    continues: Earlier | None = None
 
     def to_bytes(self) -> bytes:
         """The checkpoint's payload; raises TrustError when a field could not be read back."""
@@ -51,18 +62,20 @@ def parse_checkpoint(body: bytes) -> Checkpoint:
         raise TrustError(f"checkpoint: version {checkpoint.v} is not understood here (this side reads {VERSION})")
     if checkpoint.size < 1:
         raise TrustError("checkpoint: an empty log needs none")
+    if checkpoint.continues is not None and not 1 <= checkpoint.continues.size < checkpoint.size:
+        raise TrustError("checkpoint: what it continues is no earlier log")
     return checkpoint
 
 
-def verify_checkpoint(envelope: bytes, keys: Mapping[str, EllipticCurvePublicKey]) -> Checkpoint:
+def verify_checkpoint(envelope: bytes, keys: Mapping[str, VerifyingKey]) -> Checkpoint:
     """The checkpoint in `envelope`, signed by one of `keys`; raises TrustError."""
     return parse_checkpoint(dsse.verify(envelope, CHECKPOINT_TYPE, keys))
 
 
 def verify_countersigned(
     envelope: bytes,
-    unit_keys: Mapping[str, EllipticCurvePublicKey],
-    witness_keys: Mapping[str, EllipticCurvePublicKey],
+    unit_keys: Mapping[str, VerifyingKey],
+    witness_keys: Mapping[str, VerifyingKey],
 ) -> Checkpoint:
     """The checkpoint in `envelope`, signed by the unit and by a witness; raises TrustError.
 
@@ -79,6 +92,15 @@ def countersign(envelope: bytes, witness: SigningKey) -> bytes:
     return dsse.add_signature(envelope, witness)
 
 
-def contradicts(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether both cannot be of one log: the same unit and size, another root."""
-    return one.unit == other.unit and one.size == other.size and one.root != other.root
+def contradicts(one: Checkpoint, other: Checkpoint) -> int | None:
+    """The size for which they name two roots, so that they cannot be of one log; None where both can be true."""
+    if one.unit != other.unit:
+        return None
+    roots = _roots(one)
+    return next((size for size, root in _roots(other).items() if roots.get(size, root) != root), None)
+
+
+def _roots(checkpoint: Checkpoint) -> dict[int, str]:
+    """What it says of the log, by size."""
+    said = checkpoint.continues
+    return {checkpoint.size: checkpoint.root} | ({} if said is None else {said.size: said.root})

@@ -1,8 +1,9 @@
 """DSSE v1 envelopes (https://github.com/secure-systems-lab/dsse): how everything signed here travels.
 
 The signature covers the payload's bytes and its type through the pre-authentication encoding (PAE), so a grant can
-never pass for a verdict. The algorithm is ECDSA P-256 over SHA-256 in DER: it is what every TPM, PKCS#11 token and
-independent verifier has. The algorithm belongs to the key, never to the message.
+never pass for a verdict. What we sign with is ECDSA P-256 over SHA-256 in DER: every TPM, PKCS#11 token and independent
+verifier has it. Signatures of Ed25519 are verified too, for publishers and operators who keep such keys in files. The
+algorithm belongs to the key, never to the message.
 
 `verify` returns exactly the bytes whose signature holds; parse those and nothing else. `keyid` only says which
 trusted key to try. `strict_json` is the profile that what we sign has to meet, because JSON parsers disagree about the
@@ -20,10 +21,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, assert_never
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from agent.errors import TrustError
@@ -37,6 +39,9 @@ MAX_MARKS = 256
 a few kilobytes cost ten times what as many bytes of base64 do, and are counted before any of them is looked at."""
 MAX_INTEGER = 2**53 - 1
 """Above this, JavaScript and Go's float64 silently change a number."""
+
+VerifyingKey = EllipticCurvePublicKey | Ed25519PublicKey
+"""A public key that somebody trusts: P-256 (`agent.trust.keys` lets no other curve in), or Ed25519."""
 
 JsonValue = None | bool | int | str | list["JsonValue"] | dict[str, "JsonValue"]
 
@@ -107,7 +112,7 @@ def wrap(payload_type: str, payload: bytes, signatures: Sequence[Signature]) -> 
     return body
 
 
-def verify(envelope: bytes, payload_type: str, keys: Mapping[str, EllipticCurvePublicKey]) -> bytes:
+def verify(envelope: bytes, payload_type: str, keys: Mapping[str, VerifyingKey]) -> bytes:
     """The payload of a JSON envelope that one of the trusted `keys` (by keyid) signed as `payload_type`.
 
     Raises TrustError: not an envelope, another type, or no signature that holds.
@@ -123,7 +128,7 @@ def verify(envelope: bytes, payload_type: str, keys: Mapping[str, EllipticCurveP
     raise TrustError("no signature on the envelope was made by a trusted key over these bytes")
 
 
-def signers(envelope: bytes, keys: Mapping[str, EllipticCurvePublicKey]) -> set[str]:
+def signers(envelope: bytes, keys: Mapping[str, VerifyingKey]) -> set[str]:
     """The keyids of those of `keys` that signed what is in the envelope; raises TrustError when it is none."""
     parsed = parse(envelope)
     message = pae(parsed.payload_type, parsed.payload)
@@ -131,10 +136,16 @@ def signers(envelope: bytes, keys: Mapping[str, EllipticCurvePublicKey]) -> set[
     return {keyid for keyid, key, sig in trusted if signature_holds(key, sig, message)}
 
 
-def signature_holds(key: EllipticCurvePublicKey, sig: bytes, message: bytes) -> bool:
-    """Whether `sig` is `key`'s DER-encoded ECDSA signature over SHA-256 of `message`."""
+def signature_holds(key: VerifyingKey, sig: bytes, message: bytes) -> bool:
+    """Whether `sig` is `key`'s signature over `message`: ECDSA over its SHA-256, in DER, or Ed25519."""
     try:
-        key.verify(sig, message, ECDSA(SHA256()))
+        match key:
+            case EllipticCurvePublicKey():
+                key.verify(sig, message, ECDSA(SHA256()))
+            case Ed25519PublicKey():
+                key.verify(sig, message)
+            case _:
+                assert_never(key)
     except InvalidSignature:
         return False
     return True

@@ -20,12 +20,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from agent.errors import TrustError
 from agent.trust.keys import KeyAbsentError, KeyRefusedError, KeySlowError
+from agent.trust.session import TpmClock
+from agent.trust.tpm_structures import Clock
 
 BACKOFF_S = (1.0, 60.0)
+IN_TPM = ("tpm", "ftpm")
+"""The protections of keys that live in a TPM, which has to be proven (`agent.trust.tpm_enrolment`)."""
 
 Result = TypeVar("Result")
 
@@ -78,6 +82,15 @@ class KnownKey:
     protection: str
     public_key_pem: str
     former: tuple[FormerKey, ...] = ()
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """A key whose hardware has a clock of its own, as a TPM has."""
+
+    def clock(self) -> Clock:
+        """What it shows now; raises TrustError."""
+        ...
 
 
 class KeyState(enum.StrEnum):
@@ -150,6 +163,20 @@ class HardwareSigner:
     async def sign(self, message: bytes) -> bytes:
         """ECDSA P-256 over SHA-256 of `message`, in DER; raises TrustError within the limit."""
         return await self.use(lambda key: key.sign(message))
+
+    async def tpm_clock(self) -> TpmClock | None:
+        """What the clock of the key's TPM shows now, None where it is in none; raises TrustError within the limit."""
+        if self.protection not in IN_TPM:
+            return None
+        found = await self.use(lambda key: key.clock() if isinstance(key, Clocked) else None)
+        if found is None:
+            return None
+        return TpmClock(
+            clock_ms=found.clock_ms,
+            reset_count=found.reset_count,
+            restart_count=found.restart_count,
+            safe=found.is_safe,
+        )
 
     async def use(self, what: Callable[[OpenKey], Result], *, limit_s: float | None = None) -> Result:
         """What `what` makes of the open key, on the key's thread; raises TrustError within the limit."""

@@ -51,6 +51,22 @@ def create_secret(path: Path, body: bytes) -> None:
             return  # another process was first: its key is the key
     finally:
         temporary.unlink()
+    _sync_folder(path)
+
+
+def remove_secret(path: Path) -> None:
+    """Remove the file, which is gone from the folder on the disk when this returns; raises TrustError.
+
+    It is not written over: on flash that writes somewhere else.
+    """
+    try:
+        path.unlink()
+        _sync_folder(path)
+    except OSError as error:
+        raise TrustError(f"cannot remove the key {path}: {error.strerror}") from error
+
+
+def _sync_folder(path: Path) -> None:
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)

@@ -7,7 +7,7 @@ counts, and none is ever made in its place. A file key of the first epoch needs 
 
 A unit that takes a new key (`agent.trust.succession`) counts its epochs; the new key lives beside the old one: file
 `unit-2.key`, the next persistent handle, label `NAME-2`. `hand_over` makes it, `take_over` makes it the unit's own. The
-public parts of the keys before it are remembered with it.
+public parts of the keys before it are remembered with it; the keys themselves are removed later (`remove_key`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.errors import TrustError
 from agent.trust.hardware import FormerKey, HardwareSigner, KeyThread, KnownKey, OpenKey
-from agent.trust.keys import FileSigner, KeySlowError, load_der_public_key, load_public_key, public_pem
+from agent.trust.keys import FileSigner, KeySlowError, Removal, load_der_public_key, load_public_key, public_pem
 from agent.trust.pkcs11 import Pkcs11Place, Pkcs11Signer
 from agent.trust.records import KeyProtection, Sha256, read, spell
 from agent.trust.session import FIRST_KEY_EPOCH, PublicKey
@@ -102,6 +102,21 @@ def open_key(config: KeyConfig, *, create: bool) -> OpenKey:
             if config.pkcs11 is None:
                 raise TrustError("backend pkcs11 needs to know which token", hint="add a [trust.key.pkcs11] section")
             return Pkcs11Signer.open(config.pkcs11, create=create)
+        case _:
+            assert_never(config.backend)
+
+
+def remove_key(config: KeyConfig, known_keyid: str) -> Removal:
+    """Remove the key where `config` names it, for good, if it is this one; raises TrustError. May block."""
+    match config.backend:
+        case "file":
+            return FileSigner.remove(config.file, known_keyid)
+        case "tpm":
+            return TpmSigner.remove(config.tpm, known_keyid)
+        case "pkcs11":
+            if config.pkcs11 is None:
+                raise TrustError("backend pkcs11 needs to know which token", hint="add a [trust.key.pkcs11] section")
+            return Pkcs11Signer.remove(config.pkcs11, known_keyid)
         case _:
             assert_never(config.backend)
 

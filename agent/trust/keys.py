@@ -10,10 +10,12 @@ root, which is why every statement says `keyProtection: file`. It is created who
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 from pathlib import Path
 from typing import Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicKey,
     generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -33,7 +36,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.hazmat.primitives.serialization import load_der_public_key as load_der
 
 from agent.errors import TrustError
-from agent.trust.keyfile import create_secret, read_secret
+from agent.trust.dsse import VerifyingKey
+from agent.trust.keyfile import create_secret, read_secret, remove_secret
 
 
 class KeyAbsentError(TrustError):
@@ -46,6 +50,16 @@ class KeySlowError(TrustError):
 
 class KeyRefusedError(TrustError):
     """The hardware refuses to be used like this, as with a wrong PIN: trying again makes it worse."""
+
+
+class Removal(enum.Enum):
+    """What came of removing a key for good."""
+
+    DONE = "done"
+    ABSENT = "absent"
+    """There was none."""
+    FOREIGN = "foreign"
+    """Another key is there, and was left alone."""
 
 
 class FileSigner:
@@ -77,6 +91,17 @@ class FileSigner:
         except FileNotFoundError as error:
             raise KeyAbsentError(f"there is no key {path}", hint="restore it or enrol again") from error
 
+    @classmethod
+    def remove(cls, path: Path, known_keyid: str) -> Removal:
+        """Remove the key in `path`, on the disk when this returns; raises TrustError when it is no readable key."""
+        try:
+            if cls.open(path).keyid != known_keyid:
+                return Removal.FOREIGN
+        except KeyAbsentError:
+            return Removal.ABSENT
+        remove_secret(path)
+        return Removal.DONE
+
     def public_key(self) -> EllipticCurvePublicKey:
         """The public key, as a verifier wants it."""
         return self._key.public_key()
@@ -93,7 +118,7 @@ class FileSigner:
         """Nothing is held."""
 
 
-def keyid(key: EllipticCurvePublicKey) -> str:
+def keyid(key: VerifyingKey) -> str:
     """SHA-256 of the key's SubjectPublicKeyInfo in DER, as hex."""
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
@@ -104,21 +129,35 @@ def public_pem(key: EllipticCurvePublicKey) -> str:
 
 
 def load_public_key(pem: str) -> EllipticCurvePublicKey:
-    """A P-256 public key from PEM; raises TrustError for anything else."""
-    try:
-        key = load_pem_public_key(pem.encode("ascii"))
-    except (ValueError, TypeError) as error:
-        raise TrustError("not a public key in PEM") from error
-    return _p256(key)
+    """A P-256 public key from PEM, as a unit has to have; raises TrustError for anything else."""
+    return _p256(_from_pem(pem))
+
+
+def load_verifying_key(pem: str) -> VerifyingKey:
+    """The public key of somebody who is trusted, from PEM: P-256 or Ed25519; raises TrustError for anything else."""
+    match _from_pem(pem):
+        case Ed25519PublicKey() as key:
+            return key
+        case EllipticCurvePublicKey(curve=SECP256R1()) as key:
+            return key
+        case _:
+            raise TrustError("the public key is neither ECDSA P-256 nor Ed25519")
 
 
 def load_der_public_key(text: str) -> EllipticCurvePublicKey:
     """A P-256 public key from its SubjectPublicKeyInfo in DER, base64; raises TrustError for anything else."""
     try:
         key = load_der(base64.b64decode(text, validate=True))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TrustError("not a public key in DER") from error
     return _p256(key)
+
+
+def _from_pem(pem: str) -> object:
+    try:
+        return load_pem_public_key(pem.encode("ascii"))
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TrustError("not a public key in PEM") from error
 
 
 def _p256(key: object) -> EllipticCurvePublicKey:

@@ -101,7 +101,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 
     RFC 9162 section 2.1.3.2. Raises ProofError when it is not, or when the proof is malformed.
     """
-    _check_hashes(leaf, root, *proof)
+    _check_form((index, size), (leaf, root), proof)
     if not 0 <= index < size:
         raise ProofError(f"no leaf {index} in a log of {size}")
     position, last, computed = index, size - 1, leaf
@@ -126,7 +126,7 @@ def verify_consistency(size1: int, size2: int, root1: bytes, root2: bytes, proof
 
     RFC 9162 section 2.1.4.2; the empty log is the beginning of every log. Raises ProofError.
     """
-    _check_hashes(root1, root2, *proof)
+    _check_form((size1, size2), (root1, root2), proof)
     if not 0 <= size1 <= size2:
         raise ProofError(f"a log of {size2} cannot begin with one of {size1}")
     if size1 in (0, size2):
@@ -193,6 +193,11 @@ def _trailing_zeros(number: int) -> int:
     return (number & -number).bit_length() - 1
 
 
-def _check_hashes(*hashes: bytes) -> None:
-    if any(len(entry) != HASH_BYTES for entry in hashes):
+def _check_form(numbers: Sequence[object], hashes: Sequence[object], proof: object) -> None:
+    """Whatever a stranger's parser made of a proof: whole numbers, and hashes in a list that can be read twice."""
+    if any(type(number) is not int for number in numbers):  # nor True, nor 1.0
+        raise ProofError("a place or size that is no whole number")
+    if not isinstance(proof, list | tuple):
+        raise ProofError("a proof that is no list of hashes")
+    if any(not isinstance(entry, bytes) or len(entry) != HASH_BYTES for entry in (*hashes, *proof)):
         raise ProofError(f"a hash that is not {HASH_BYTES} bytes")

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from agent.errors import TrustError
 from agent.trust.keyfile import read_secret
-from agent.trust.keys import KeyAbsentError, KeyRefusedError, keyid, public_pem
+from agent.trust.keys import KeyAbsentError, KeyRefusedError, Removal, keyid, public_pem
 
 if TYPE_CHECKING:
     from pkcs11 import Session
@@ -72,6 +72,16 @@ class Pkcs11Signer:
         except BaseException:
             _close(session)
             raise
+
+    @classmethod
+    def remove(cls, place: Pkcs11Place, known_keyid: str) -> Removal:
+        """Destroy the key pair in the token, which is for good; raises TrustError."""
+        session = _session(place, writing=True)
+        try:
+            with _explained(place):
+                return _destroyed(session, place, known_keyid)
+        finally:
+            _close(session)
 
     def public_key(self) -> EllipticCurvePublicKey:
         """The public key, as a verifier wants it."""
@@ -164,6 +174,21 @@ def _private_key(session: Session, place: Pkcs11Place) -> Any:
     if len(found) != 1:
         raise KeyAbsentError(f"the token {place.token!r} has {len(found)} private keys {place.key!r}, not one")
     return found[0]
+
+
+def _destroyed(session: Session, place: Pkcs11Place, known_keyid: str) -> Removal:
+    """The private key first: where a cut leaves only the public one, the next attempt finds that, and goes on."""
+    from pkcs11 import Attribute, ObjectClass  # noqa: PLC0415 - an extra
+
+    public = _public_key(session, place)
+    if public is None:
+        return Removal.ABSENT
+    if keyid(public) != known_keyid:
+        return Removal.FOREIGN
+    for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+        for one in list(session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: place.key})):
+            one.destroy()
+    return Removal.DONE
 
 
 def _check_private(session: Session, place: Pkcs11Place) -> None:

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from agent.errors import TrustError
 from agent.trust import dsse
+from agent.trust.dsse import VerifyingKey
 from agent.trust.keyfile import create_secret, read_secret
 from agent.trust.records import Identifier, read, spell
 from agent.trust.sealing import SealedObject, SealError, SealFault, key_id, unwrap
@@ -102,7 +102,7 @@ class SealingKeys:
 
 
 def verify_sealing_key(
-    envelope: bytes, unit: str, unit_keys: Mapping[str, EllipticCurvePublicKey]
+    envelope: bytes, unit: str, unit_keys: Mapping[str, VerifyingKey]
 ) -> tuple[SealingKeyRecord, X25519PublicKey]:
     """The sealing key that one of the unit's own keys vouches for in `envelope`; raises TrustError."""
     record = read(SealingKeyRecord, dsse.verify(envelope, SEALING_KEY_TYPE, unit_keys), "sealing key")

@@ -7,12 +7,15 @@ alone, with nothing but the unit's public key.
 
 `session` rises strictly for a key epoch. `keyProtection` is where the unit's key lives; a session key lives in memory,
 whatever certified it, and is worth what that key is worth for as long as one parking.
+
+Where the unit's key is in a TPM the certificate says what that TPM's clock showed (`tpmClock`). A TPM's counters only
+rise, and its time only between two resets, so a unit whose disk was put back, or whose certificates were made up later
+and put before others, contradicts itself (`clock_ran_back`). The unit says it; the TPM does not sign it.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,11 +28,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.errors import TrustError
 from agent.trust import dsse
-from agent.trust.keys import keyid
+from agent.trust.dsse import VerifyingKey
+from agent.trust.keys import keyid, load_der_public_key
 from agent.trust.records import Identifier, KeyProtection, Text, read, spell
 
 SESSION_TYPE = "application/vnd.driveway.session+json"
@@ -40,8 +44,24 @@ PublicKey = Annotated[str, re.compile(r"[A-Za-z0-9+/]{64,256}={0,2}")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TpmClock:
+    """What TPM2_ReadClock answered: milliseconds the TPM was powered, its resets, and its restarts since the last one.
+
+    `safe` is false when, after a power cut, it may have shown a later time before.
+    """
+
+    clock_ms: int
+    reset_count: int
+    restart_count: int
+    safe: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionCertificate:
-    """What a unit's key says of a session key; times are those of the boot `boot_id`, the wall clock proves nothing."""
+    """What a unit's key says of a session key; times are those of the boot `boot_id`, the wall clock proves nothing.
+
+    `tpm_clock` is left out where the unit's key is in no TPM, and in certificates from before it was said.
+    """
 
     v: int
     unit: Identifier
@@ -52,6 +72,7 @@ class SessionCertificate:
     boot_id: Text
     issued_boot_ms: int
     issued_wall_ms: int
+    tpm_clock: TpmClock | None = None
 
     def to_bytes(self) -> bytes:
         """The certificate's payload; raises TrustError when a field could not be read back."""
@@ -106,7 +127,15 @@ class Session:
 
 
 def certificate_of(
-    key: SessionKey, *, unit: str, key_epoch: int, number: int, boot_id: str, boot_ms: int, wall_ms: int
+    key: SessionKey,
+    *,
+    unit: str,
+    key_epoch: int,
+    number: int,
+    boot_id: str,
+    boot_ms: int,
+    wall_ms: int,
+    tpm_clock: TpmClock | None = None,
 ) -> SessionCertificate:
     """What the unit's key is to sign about `key`."""
     return SessionCertificate(
@@ -119,6 +148,7 @@ def certificate_of(
         boot_id=boot_id,
         issued_boot_ms=boot_ms,
         issued_wall_ms=wall_ms,
+        tpm_clock=tpm_clock,
     )
 
 
@@ -133,6 +163,29 @@ def begin(
     return Session(number, key, dsse.sign(SESSION_TYPE, said.to_bytes(), unit_key))
 
 
+def clock_ran_back(one: SessionCertificate, other: SessionCertificate) -> str:
+    """In which way the TPM's clock ran back between two sessions that one key certified, in words; "" where it did not.
+
+    Both hold already. Of different key epochs nothing is said: a key stays in its TPM, and two may be in two. Across a
+    reset the time says nothing, since what was not written down before a power cut is lost; the resets are counted.
+    """
+    earlier, later = sorted((one, other), key=lambda certificate: certificate.session)
+    before, after = earlier.tpm_clock, later.tpm_clock
+    comparable = one.key_epoch == other.key_epoch and earlier.session < later.session
+    if not comparable or before is None or after is None:
+        return ""
+    between = f" from session {earlier.session} to {later.session}"
+    if after.reset_count < before.reset_count:
+        return f"the TPM's resets went from {before.reset_count} to {after.reset_count}{between}"
+    if after.reset_count > before.reset_count:
+        return ""
+    if after.restart_count < before.restart_count:
+        return f"the TPM's restarts went from {before.restart_count} to {after.restart_count}{between} in one reset"
+    if after.clock_ms < before.clock_ms:
+        return f"the TPM's clock went from {before.clock_ms} to {after.clock_ms} ms{between} in one reset"
+    return ""
+
+
 def parse_certificate(body: bytes) -> SessionCertificate:
     """The certificate in `body`, every field checked; raises TrustError."""
     certificate = read(SessionCertificate, body, "session")
@@ -141,13 +194,10 @@ def parse_certificate(body: bytes) -> SessionCertificate:
     return certificate
 
 
-def verify_session(envelope: bytes, unit_keys: Mapping[str, EllipticCurvePublicKey]) -> Certified:
+def verify_session(envelope: bytes, unit_keys: Mapping[str, VerifyingKey]) -> Certified:
     """The session key that one of the unit's keys certified in `envelope`; raises TrustError."""
     certificate = parse_certificate(dsse.verify(envelope, SESSION_TYPE, unit_keys))
     try:
-        key = load_der_public_key(base64.b64decode(certificate.public_key, validate=True))
-    except (ValueError, binascii.Error, TypeError) as error:
-        raise TrustError("session: publicKey is not a public key") from error
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        raise TrustError("session: publicKey is not ECDSA P-256")
-    return Certified(certificate, key)
+        return Certified(certificate, load_der_public_key(certificate.public_key))
+    except TrustError as error:
+        raise TrustError(f"session: publicKey: {error.what}") from error

@@ -6,8 +6,9 @@ compact, ASCII, integers only) so that a statement has one spelling, and signed 
 (`agent.trust.session`) inside a DSSE envelope of type `application/vnd.in-toto+json`.
 
 `parse_statement` accepts what `Statement.to_bytes` can have written, to the byte, and nothing else: a verifier pays on
-this, so a field that is missing, unknown or out of range refuses the whole. A predicate that says more gets a new type.
-docs/attestation.md describes every field.
+this, so a field that is missing, unknown or out of range refuses the whole. What statements came to say later (in which
+precision and batches, and the last golden vector) is all there or not at all: so those of before stay readable, in
+ledgers and outboxes, and none says half. docs/attestation.md describes every field.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust import dsse
-from agent.trust.dsse import JsonValue, canonical_json, strict_json
+from agent.trust.dsse import JsonValue, VerifyingKey, canonical_json, strict_json
 from agent.trust.records import (
     Identifier,
     KeyProtection,
@@ -41,6 +40,9 @@ PREDICATE_TYPE = "https://driveway.example/attestation/inference-result/v1"
 
 Outcome = Annotated[str, re.compile(r"result|yield")]
 GateState = Annotated[str, re.compile(r"open|hold|closed")]
+Precision = Annotated[str, re.compile(r"float64|float32|tf32|bfloat16|float16|float8|int8|integer")]
+SelfTestOutcome = Annotated[str, re.compile(r"passed")]
+MAX_LANES = 64
 RawForm = Annotated[str, re.compile(r"none|mixed|[a-z0-9]{1,16}(\[(-?[0-9]{1,10}(,-?[0-9]{1,10}){0,7})?\])?")]
 """`float32[60,2]`: dtype and shape of one item's raw results, -1 where items differ; `mixed` where dtypes do."""
 
@@ -88,13 +90,16 @@ class Slice:
 class Engine:
     """What ran the model: the executor and its library's version, the kernels, and the plan that was built on the car.
 
-    `plan_sha256` is empty for an executor that needs no plan.
+    `plan_sha256` is empty for an executor that needs no plan. `precision` is what the engine computed in, and `batch`
+    how many items its full micro-batches had in each of the package's lanes, narrowest first (None: not told yet).
     """
 
     executor: Identifier
     version: Text
     plan_sha256: Sha256OrNone
     kernels_sha256: Sha256
+    precision: Precision | None = None
+    batch: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,18 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """The golden vector that the worker computed before it was given any work: it came out right, or there is no work.
+
+    `raw_sha256` is the digest of its raw results, as a slice's; `age_ms` how old it was when the last slice was done.
+    """
+
+    outcome: SelfTestOutcome
+    raw_sha256: Sha256
+    age_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """The predicate `inference-result/v1`; the in-toto subjects follow from `slices`.
 
@@ -158,6 +175,7 @@ class Statement:
     session: int
     log_index: int
     counter: int
+    self_test: SelfTest | None = None
 
     def to_bytes(self) -> bytes:
         """The in-toto Statement as canonical JSON; raises TrustError when a field could not be read back."""
@@ -179,11 +197,13 @@ def equivalence_class(model_sha256: str, engine: Engine, device: Device) -> str:
         "device": device.class_,
         "driver": device.driver,
     }
+    if engine.precision is not None and engine.batch is not None:
+        told |= {"precision": engine.precision, "batch": list(engine.batch)}
     return hashlib.sha256(canonical_json(told)).hexdigest()
 
 
 def verify_statement(
-    envelope: bytes, certificate: bytes, unit_keys: Mapping[str, EllipticCurvePublicKey]
+    envelope: bytes, certificate: bytes, unit_keys: Mapping[str, VerifyingKey]
 ) -> tuple[Statement, Certified]:
     """The statement in `envelope`, signed by the session key that one of the unit's keys certified; and that session.
 
@@ -245,6 +265,12 @@ def _check_whole(statement: Statement) -> None:
             raise TrustError(
                 f"predicate.slices: slice {entry.index} has {entry.failed_items} failed of {entry.items} items"
             )
+    later = (statement.engine.precision, statement.engine.batch, statement.self_test)
+    if None in later and any(one is not None for one in later):
+        raise TrustError("predicate: engine.precision, engine.batch and selfTest come together or not at all")
+    batch = statement.engine.batch
+    if batch is not None and not (0 < len(batch) <= MAX_LANES and all(batch)):
+        raise TrustError(f"predicate.engine.batch: not 1 to {MAX_LANES} lanes of at least one item")
     if statement.times.finished_boot_ms < statement.times.started_boot_ms:
         raise TrustError("predicate.times: finished before it started")
     expected = equivalence_class(statement.model_sha256, statement.engine, statement.device)

@@ -17,17 +17,34 @@ Standard library only. The clock and where the floor is kept are given, as small
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
-BUILT_MS = 1_795_000_000_000
-"""No later than when this version was made (2026-11-18); each release raises it."""
+LEAST_BUILT_MS = 1_795_000_000_000
+"""2026-11-18: no version that has this file is older. What counts where nobody wrote down when this one was made."""
+BUILT_FILE = Path(__file__).with_name("built_s")
+"""Packaging writes it (`.ci/build_time.py`): seconds since 1970. A checkout has none."""
 AHEAD_MS = 24 * 3_600_000
 """A signed time so far ahead of a clock that can be trusted comes from a wrong clock, or from a stolen key."""
 BEHIND_MS = 5 * 60_000
 """A wall clock so far behind the floor was set back; less is the drift between two computers."""
 KEEP_STEP_MS = 3_600_000
 """What passes by itself is kept once in so long, so that the store is not written for every order."""
+
+
+def built_ms(file: Path = BUILT_FILE) -> int:
+    """When this version was made, as far as that is known; never later than it was, if packaging had the time right."""
+    try:
+        text = file.read_text("ascii")
+    except (OSError, ValueError):
+        return LEAST_BUILT_MS
+    found = re.fullmatch(r"([0-9]{10})\n?", text)
+    return LEAST_BUILT_MS if found is None else max(LEAST_BUILT_MS, 1000 * int(found[1]))
+
+
+BUILT_MS = built_ms()
 
 
 class FloorClock(Protocol):

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import TrustError
 from agent.trust.keyfile import read_secret
-from agent.trust.keys import KeyAbsentError, keyid, public_pem
+from agent.trust.keys import KeyAbsentError, Removal, keyid, public_pem
 from agent.trust.tpm_commands import OWNER, Tpm
 from agent.trust.tpm_structures import Clock, Public, signing_template, storage_template
 from agent.trust.tpm_transport import opener
@@ -44,13 +44,15 @@ class TpmPlace:
     """Where the key is: the device's address (`tpm_transport`) and the handle.
 
     `kind` is `tpm` or `ftpm` where somebody knows better than the maker's code, else empty. The owner hierarchy's
-    password is needed to make a key, where it has one; its file is read then (0600).
+    password is needed to make a key, where it has one; its file is read then (0600). `ek_chain_file` holds certificates
+    between the endorsement key's and its maker's root, where the TPM itself has none (`tpm_enrolment`).
     """
 
     device: str = DEFAULT_DEVICE
     handle: int = DEFAULT_HANDLE
     kind: str = ""
     owner_auth_file: Path | None = None
+    ek_chain_file: Path | None = None
     limit_s: float = SIGN_LIMIT_S
 
     def opened(self, limit_s: float | None = None) -> Tpm:
@@ -108,6 +110,18 @@ class TpmSigner:
                 _make(tpm, place)
         return cls.open(place)
 
+    @classmethod
+    def remove(cls, place: TpmPlace, known_keyid: str) -> Removal:
+        """Evict the key from its handle, which is for good: nothing else holds it. Raises TrustError."""
+        with place.opened() as tpm:
+            public = tpm.read_public(place.handle)
+            if public is None:
+                return Removal.ABSENT
+            if not isinstance(public.key, EllipticCurvePublicKey) or keyid(public.key) != known_keyid:
+                return Removal.FOREIGN
+            tpm.evict(place.handle)
+        return Removal.DONE
+
     def public_key(self) -> EllipticCurvePublicKey:
         """The public key, as a verifier wants it."""
         return self._key
@@ -123,6 +137,11 @@ class TpmSigner:
 
     def close(self) -> None:
         """Nothing is held between two uses."""
+
+    def clock(self) -> Clock:
+        """The TPM's own time now; raises TrustError within the time limit."""
+        with self._place.opened() as tpm:
+            return tpm.read_clock()
 
     def facts(self) -> TpmFacts:
         """What the TPM says of itself now; raises TrustError within the time limit."""

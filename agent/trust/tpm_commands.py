@@ -108,8 +108,12 @@ class Tpm:
             yield handle
 
     def persist(self, handle: int, at: int) -> None:
-        """Keep a loaded key for good (TPM2_EvictControl); at a handle that is persistent already: remove it."""
+        """Keep a loaded key for good (TPM2_EvictControl)."""
         self._do("TPM2_EvictControl", 0x120, (OWNER, handle), (self._owner,), struct.pack(">I", at))
+
+    def evict(self, handle: int) -> None:
+        """Remove a key that was kept: the same command, given the handle at which it is persistent."""
+        self.persist(handle, handle)
 
     # --- attestation --------------------------------------------------------------------------------------------
 

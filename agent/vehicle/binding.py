@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from cantools.database.can import Database, Message, Signal
-
 from agent.core.events import Quality
 from agent.errors import ConfigError
+from agent.vehicle.can_database import Database, Message, Signal
 from agent.vehicle.dbc import load_dbc, message_names
 from agent.vehicle.layout import (
     EXTENDED_FLAG,

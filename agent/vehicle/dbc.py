@@ -17,11 +17,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-import cantools.database
-from cantools.database.can import Database
-from cantools.database.errors import Error as DatabaseError
-
 from agent.errors import ConfigError
+from agent.vehicle.can_database import Database, DatabaseError, load_string
 
 IMPORT = re.compile(r'^CM_ "IMPORT ([\w.-]+)";[ \t]*$', re.MULTILINE)
 COMMENT = re.compile(r'^[ \t]*CM_\s[^;"]*"(?:[^"\\]|\\.)*"\s*;', re.MULTILINE)
@@ -37,7 +34,7 @@ def load_dbc(path: Path, wanted: Collection[str] | None = None) -> Database:
         text = with_imports(path)
         if wanted is not None:
             text = cut_to(text, wanted)
-        database = cantools.database.load_string(text, "dbc")
+        database = load_string(text, "dbc")
     except (DatabaseError, OSError, ValueError) as error:
         raise ConfigError(f"DBC {path} cannot be used: {error}") from error
     if not isinstance(database, Database):

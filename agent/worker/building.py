@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.errors import PackageError
 from agent.onnx.check import ModelSummary, check_model
-from agent.package import Package, open_package
+from agent.package import Package, open_package, run_in
 from agent.wire import MAX_TIMING_BYTES, Build, Building, Built
 from agent.worker.channel import Channel
 from agent.worker.cuda.opening import open_context
@@ -49,10 +49,12 @@ def build(order: Build, channel: Channel, rest: Rest, compute_capability: str | 
     _deepen_stack()
     model = package.read(package.manifest.model)
     where = f"package {package.path}: {package.manifest.model}"
+    summary = check_model(model, where)
     todo = BuildOrder(
         model=model,
         where=where,
-        buckets=bucket_shapes(package, check_model(model, where)),
+        buckets=bucket_shapes(package, summary),
+        tf32=run_in(package.manifest, summary.precision, on_accelerator=True) == "tf32",
         scratch_bytes=order.memory_mb * 1024**2 // 2,
         threads=order.threads,
         timing=timing,

@@ -31,8 +31,9 @@ class ChannelClosedError(Exception):
 class Channel:
     """A blocking socket to the daemon."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+    def __init__(self, connection: socket.socket, riding: Sequence[int] = ()) -> None:
+        """`riding` are descriptors that go out with the first frame, and are closed here then."""
+        self._socket, self._riding = connection, tuple(riding)
         self._decoder = daemon_messages()
         self._writing = False
         self._descriptors: deque[int] = deque()
@@ -45,7 +46,7 @@ class Channel:
         Raises ChannelClosedError, or MemoryError when there is none for a memfd.
         """
         frame = encode(message)
-        descriptors: list[int] = []
+        descriptors, self._riding = [*self._riding], ()
         try:
             descriptors.extend(_sealed(body) for body in memories)
             self._writing = True

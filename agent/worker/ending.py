@@ -35,6 +35,20 @@ class Held(Protocol):
 
 _held: list[Held] = []
 _ending = False
+_say_status: Callable[[int], None] | None = None
+
+
+def say_status_by(say: Callable[[int], None]) -> None:
+    """Nobody waits for this process as for a child: `say` is told its exit status at the end, and must not wait."""
+    global _say_status  # noqa: PLW0603 - of the process, as its status is
+    _say_status = say
+
+
+def say_status(status: int) -> None:
+    """The process is about to end with this status."""
+    if _say_status is not None:
+        with contextlib.suppress(Exception):
+            _say_status(status)
 
 
 def heed_sigterm_no_more() -> None:
@@ -57,6 +71,7 @@ def end_on_sigterm(say_idle: Callable[[], None]) -> None:
             say_idle()
             _free()
         finally:
+            say_status(EXIT_TERMINATED)
             os._exit(EXIT_TERMINATED)
 
     signal.signal(signal.SIGTERM, end)
@@ -73,6 +88,7 @@ def end_after_idle() -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _free()
     finally:
+        say_status(0)
         os._exit(0)
 
 

@@ -117,6 +117,11 @@ class Pipeline:
         """Whether nothing is submitted."""
         return not self._flying
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """How many items a full micro-batch has in each lane, narrowest first; what is left goes in smaller ones."""
+        return tuple(self._items)
+
     def calibrate(self) -> Iterator[None]:
         """Bind and time the buckets, and choose how many items a micro-batch has; yields after each call of the engine.
 

@@ -15,11 +15,13 @@ from agent.package import Package
 from agent.wire import SliceDone, WireError, decode_input
 from agent.worker.answers import Answer
 from kernels.tensor_fingerprint import Fingerprint, fingerprints_agree
+from kernels.tensor_samples import PPM, samples_drift_ppm
 
 PERMILLE = "_permille"
 FINGERPRINT = "fingerprint"
 MASK = "mask"
 OUTPUTS = "outputs"
+SAMPLES = "samples"
 """Names in answers that say how a golden value is compared: how they end, and what `kernels` calls its results."""
 
 
@@ -46,11 +48,16 @@ def slice_done(index: int, answers: Sequence[Answer], compute_ms: int) -> SliceD
         failed_items=sum(answer.failed for answer in answers),
         output=output,
         output_sha256=hashlib.sha256(output).hexdigest(),
-        raw_sha256=hashlib.sha256(b"".join(answer.raw_sha256 for answer in answers)).hexdigest(),
+        raw_sha256=raw_sha256(answers),
         raw_dtype=(computed[0].raw_dtype or "none") if computed else "none",
         raw_shape=_common_shape([answer.raw_shape for answer in computed]),
         compute_ms=compute_ms,
     )
+
+
+def raw_sha256(answers: Sequence[Answer]) -> str:
+    """The digest of what left the accelerator for these items."""
+    return hashlib.sha256(b"".join(answer.raw_sha256 for answer in answers)).hexdigest()
 
 
 def golden_items(package: Package) -> list[bytes]:
@@ -62,13 +69,15 @@ def golden_items(package: Package) -> list[bytes]:
         raise PackageError(f"package {package.path}: {name}: {error.what}") from error
 
 
-def check_golden(package: Package, answers: Sequence[Answer]) -> None:
+def check_golden(package: Package, answers: Sequence[Answer], precision: str = "float32") -> None:
     """Raise PackageError, which says what differs, unless the golden answers came out within their tolerance.
 
     It holds for integers whose name ends in `_permille`, floats of a tensor (thousandths of the largest of them), the
-    pixels of a mask (thousandths of all) and fingerprints. Everything else has to be equal.
+    pixels of a mask (thousandths of all) and fingerprints. Samples keep to the package's band for the precision that
+    the engine computes in, so an engine that computes in a lower one than it says is refused. All else has to be equal.
     """
     golden = package.manifest.golden
+    band = package.manifest.precisions.get(precision, 0)  # type: ignore[call-overload]  # any text is looked up
     where = f"package {package.path}: golden vector"
     try:
         expected = msgspec.json.decode(package.read(golden.expected), type=list[dict[str, Any]])
@@ -77,22 +86,25 @@ def check_golden(package: Package, answers: Sequence[Answer]) -> None:
     if not expected or len(expected) != len(answers):
         raise PackageError(f"{where}: {len(answers)} answers, expected {len(expected)} (and at least one)")
     for place, (answer, wanted) in enumerate(zip(answers, expected)):  # noqa: B905 - same length, as checked
-        if not answers_agree(answer.body, wanted, golden.tolerance_permille):
+        if not answers_agree(answer.body, wanted, golden.tolerance_permille, band):
             raise PackageError(f"{where}: item {place} gave {answer.body}, expected {wanted}")
 
 
-def answers_agree(answer: object, wanted: object, tolerance_permille: int) -> bool:
-    """Whether an answer, or a part of one, is what was expected."""
+def answers_agree(answer: object, wanted: object, tolerance_permille: int, band_ppm: int = 0) -> bool:
+    """Whether an answer, or a part of one, is what was expected.
+
+    Samples (`kernels.tensor_samples`) are held to `band_ppm`; where that is 0, to the tolerance as everything else.
+    """
     if isinstance(answer, dict) and isinstance(wanted, dict):
         return answer.keys() == wanted.keys() and all(
-            _named_agree(key, answer[key], wanted[key], tolerance_permille) for key in wanted
+            _named_agree(key, answer[key], wanted[key], tolerance_permille, band_ppm) for key in wanted
         )
     if isinstance(answer, float) or isinstance(wanted, (float, list)):
         return _values_agree(answer, wanted, tolerance_permille)
     return type(answer) is type(wanted) and answer == wanted
 
 
-def _named_agree(name: str, answer: object, wanted: object, tolerance_permille: int) -> bool:
+def _named_agree(name: str, answer: object, wanted: object, tolerance_permille: int, band_ppm: int) -> bool:
     """The same for what stands under a name, which may say how it is to be compared."""
     if name.endswith(PERMILLE):
         return _permille_agree(answer, wanted, tolerance_permille)
@@ -104,6 +116,8 @@ def _named_agree(name: str, answer: object, wanted: object, tolerance_permille: 
         return _fingerprints_agree(answer, wanted, tolerance_permille)
     if name == MASK:
         return _masks_agree(answer, wanted, tolerance_permille)
+    if name == SAMPLES:
+        return samples_drift_ppm(answer, wanted) <= (band_ppm or tolerance_permille * PPM / 1000)
     return answers_agree(answer, wanted, tolerance_permille)
 
 

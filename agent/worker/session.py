@@ -25,7 +25,7 @@ from typing import NoReturn, Union
 
 from agent.errors import PackageError, WorkerError
 from agent.onnx.check import check_model
-from agent.package import open_package
+from agent.package import open_package, run_in
 from agent.wire import (
     MAX_NOTES,
     MAX_TEXT,
@@ -42,6 +42,7 @@ from agent.wire import (
     Loaded,
     Pace,
     Refused,
+    Require,
     Run,
     SliceError,
     Stop,
@@ -54,8 +55,8 @@ from agent.worker.executor import ExecutorError, LostError, StalePlanError, Unav
 from agent.worker.executors import host_memory_mb, open_executor
 from agent.worker.pacing import Pacer
 from agent.worker.pipeline import Pipeline
-from agent.worker.results import check_golden, golden_items, slice_done
-from agent.worker.sandbox import limit_memory
+from agent.worker.results import check_golden, golden_items, raw_sha256, slice_done
+from agent.worker.sandbox import lacking, limit_memory
 from agent.worker.scrub import scrub
 from agent.worker.survey import survey
 from kernels.operation import OperationError
@@ -130,6 +131,8 @@ class Session:
                 raise StopNowError
             case Pace(duty_permille=duty_permille):
                 self._pacer.duty_permille = duty_permille
+            case Require(measures=measures):
+                self._lacking = self._lacking or lacking(self._confinement, measures)
             case Survey() | Build() | Load() | Input() | Run() | Forget():
                 self._orders.append(message)
             case _:
@@ -192,7 +195,8 @@ class Session:
         limit_memory(host_memory_mb(order.executor, limits.memory_mb))
         self.attend(0)
         model = package.read(package.manifest.model)
-        check_model(model, f"package {package.path}: {package.manifest.model}")
+        written_in = check_model(model, f"package {package.path}: {package.manifest.model}").precision
+        precision = run_in(package.manifest, written_in, on_accelerator=order.executor != "onnxruntime")
         self.attend(0)
         executor = open_executor(order.executor, model, plan, threads=order.threads, memory_mb=limits.memory_mb)
         free_at_end(executor)
@@ -202,7 +206,7 @@ class Session:
             self._pacer.rest(time.monotonic() - began_s)
             began_s = time.monotonic()
         answers, _ = self._pacer.compute(pipeline, golden_items(package), slice_index=None)
-        check_golden(package, answers)
+        check_golden(package, answers, precision)
         self._pipeline, self._max_items = pipeline, limits.max_items
         return Loaded(
             executor=executor.name,
@@ -210,6 +214,9 @@ class Session:
             micro_batch_ms=pipeline.micro_batch_ms,
             package_sha256=package.package_sha256,
             kernels_sha256=executor.kernels_sha256,
+            precision=precision,
+            batch=pipeline.batch,
+            golden_raw_sha256=raw_sha256(answers),
             notes=tuple(note[:MAX_TEXT] for note in executor.notes[:MAX_NOTES]),
         )
 

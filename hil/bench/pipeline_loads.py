@@ -149,6 +149,7 @@ def _one_bucket(package: Package, bucket: Bucket, golden: Sequence[bytes], folde
         golden=golden,
         check_answers=lambda _: None,
         files={name: package.read(name) for name in others},
+        precisions=manifest.precisions,
     )
     return build(recipe, folder)
 

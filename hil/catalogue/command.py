@@ -24,10 +24,11 @@ from agent.trust.catalogue import (
     DenyList,
     DispatcherKey,
     Dispatchers,
+    deniable,
     read_deny_list,
     read_dispatchers,
 )
-from agent.trust.keys import load_public_key
+from agent.trust.keys import load_verifying_key
 from agent.trust.records import spell
 from hil.catalogue.repository import PATHS, TOP, Repository
 from hil.output import check_writable
@@ -64,7 +65,7 @@ def contents(made: Repository) -> dict[str, Any]:
 
 def deny(made: Repository, kind: str, what: str, why: str, *, lift: bool = False) -> DenyList:
     """Put `what` on the deny list, or take it off; `kind` is agents, dispatchers or packages. Raises TrustError."""
-    body = made.read(DENY)
+    what, body = deniable(kind, what), made.read(DENY)
     before = DenyList() if body is None else read_deny_list(body)
     kept = tuple(one for one in getattr(before, kind) if one.what != what)
     if lift and kept == getattr(before, kind):
@@ -79,7 +80,7 @@ def add_dispatcher(made: Repository, name: str, pem: str, epoch: int) -> Dispatc
     """Have the orders of this key count. The keys of its epoch and of the one before do, and no older ones."""
     body = made.read(DISPATCHERS)
     before = Dispatchers() if body is None else read_dispatchers(body)
-    der = load_public_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    der = load_verifying_key(pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     key = DispatcherKey(epoch, name, base64.b64encode(der).decode("ascii"))
     least = max(before.minimum_epoch, epoch - 1)
     keys = tuple(one for one in before.keys if one.epoch >= least and one.public_key != key.public_key)

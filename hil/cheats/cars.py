@@ -1,12 +1,15 @@
 """The cars of the play: what each hands in for the lines it is given. All of them sign, as one unit or another.
 
-A dishonest car's statement is well made: the right lease, the right model, a plausible time, and the equivalence class
-of the honest ones. Only what it says of the lines is not what the model says, or its unit's key is in two places.
+A dishonest car's statement is well made: the right lease, the right model, a plausible time, the precision that was
+asked for, and the equivalence class of the honest ones. Only what it says of the lines is not what the model says, or
+its unit's key is in two places.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,8 +19,12 @@ from agent.trust.dsse import SigningKey
 from agent.trust.session import Session, begin
 from hil.cheats.outputs import LineAnswer, Outputs
 
+UNTOLD = "float16, precision not told"
+"""Its statements are as they were before they told the precision."""
 CHEATS = (
     "float16 sold as float32",
+    "float16 weights only",
+    UNTOLD,
     "int8 sold as float32",
     "smaller model",
     "replayed outputs",
@@ -33,8 +40,11 @@ TURN_AFTER = 20
 """Honest leases of one that waits until it is trusted."""
 RESTORE_AFTER = 12
 """Leases until the disk is put back, or copied into a second computer."""
+_MADE_UP_SAMPLES = base64.b64encode(struct.pack("<6f", *[1.0] * 6)).decode("ascii")
 _PRECISIONS = {
-    "float16 sold as float32": "float16 weights",
+    "float16 sold as float32": "float16 hardware",
+    "float16 weights only": "float16 weights",
+    UNTOLD: "float16 hardware",
     "int8 sold as float32": "int8 weights",
     "smaller model": "half the weights",
 }
@@ -93,5 +103,5 @@ class Car:
 
 
 def _made_up(text: str) -> LineAnswer:
-    body = msgspec.json.encode({"confidence_permille": 990, "text": text})
+    body = msgspec.json.encode({"confidence_permille": 990, "samples": _MADE_UP_SAMPLES, "text": text})
     return LineAnswer(body.decode("ascii"), hashlib.sha256(body).hexdigest())

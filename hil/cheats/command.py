@@ -17,6 +17,7 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from hil.cheats.calibration import Calibration, calibrate
 from hil.cheats.cars import CHEATS
 from hil.cheats.outputs import LINES, Drift, Outputs, drifts, outputs
 from hil.cheats.world import Played, Terms, World
@@ -24,8 +25,8 @@ from hil.output import check_writable
 
 FOLDER = Path("build/cheats")
 SEEDS = 5
-MAY_ESCAPE = ("float16 sold as float32", "cheats once trusted")
-"""The one is within what honest engines differ by; the other is a matter of how long one waits."""
+MAY_ESCAPE = ("cheats once trusted",)
+"""That is a matter of how long one waits."""
 NOBODY = "nobody cheats"
 
 
@@ -56,6 +57,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     cars: int
     jobs_per_car: int
     drifts: list[Drift]
+    calibrations: list[Calibration]
     detections: list[Detection]
     held: bool
 
@@ -63,14 +65,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def cheats(json_file: Path | None, *, seed: int, cars: int) -> int:
     """Play all of them, print the table and write it down; 0 when every promise held, else 1. Raises PackageError."""
     check_writable(json_file)
-    report = detect(outputs(FOLDER, LINES), seed=seed, seeds=SEEDS, terms=Terms(cars=cars))
+    report = detect(outputs(FOLDER, LINES), calibrate(FOLDER), seed=seed, seeds=SEEDS, terms=Terms(cars=cars))
     _print(Console(), report)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     return 0 if report.held else 1
 
 
-def detect(made: Outputs, *, seed: int, seeds: int, terms: Terms) -> Report:
+def detect(made: Outputs, calibrations: list[Calibration], *, seed: int, seeds: int, terms: Terms) -> Report:
     """Every kind of cheat, with seeds from `seed` on; and the honest among themselves."""
     with _quiet():
         detections = [
@@ -85,6 +87,7 @@ def detect(made: Outputs, *, seed: int, seeds: int, terms: Terms) -> Report:
         cars=terms.cars,
         jobs_per_car=terms.jobs_per_car,
         drifts=drifts(made),
+        calibrations=calibrations,
         detections=detections,
         held=held,
     )
@@ -109,11 +112,16 @@ def _detection(name: str, played: list[Played]) -> Detection:
 
 
 def _print(console: Console, report: Report) -> None:
-    drifting = Table("how it ran", "same bits ‰", "same answer ‰", "in tolerance ‰")
+    drifting = Table("how it ran", "same bits ‰", "same text ‰", "in tolerance ‰", "in float32's band ‰")
     for drift in report.drifts:
-        figures = drift.same_bits_permille, drift.same_answer_permille, drift.within_tolerance_permille
-        drifting.add_row(drift.variant, *map(str, figures))
+        values = drift.within_tolerance_permille, drift.within_band_permille
+        drifting.add_row(drift.variant, *map(str, (drift.same_bits_permille, drift.same_text_permille, *values)))
     console.print(drifting)
+    bands = Table("held-out lines", "honest, furthest ppm", "band ppm", "others, 5th percentile ppm", "nearest ppm")
+    for band in report.calibrations:
+        figures = band.honest_ppm, band.band_ppm, band.dishonest_ppm, band.nearest_ppm
+        bands.add_row(f"{band.precision} (against {band.dishonest})", *map(str, figures))
+    console.print(bands)
     table = Table("cheat", "caught", "jobs (median)", "jobs (p95)", "pay kept ‰", "honest punished", "copies ‰")
     for one in report.detections:
         table.add_row(

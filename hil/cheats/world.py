@@ -20,17 +20,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
 
 from agent.core.model import JobKey, Outlook, Verdict
-from agent.fleet.messages import (
-    Capability,
-    Enrolment,
-    Envelope,
-    JobGrant,
-    LedgerFault,
-    ObjectRef,
-    PackageRef,
-    Result,
-    SliceOutput,
-)
+from agent.fleet.enrolment_messages import Enrolment
+from agent.fleet.messages import Capability, Envelope, JobGrant, LedgerFault, ObjectRef, PackageRef, Result, SliceOutput
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
 from agent.trust.statement import (
@@ -42,13 +33,14 @@ from agent.trust.statement import (
     Gate,
     Lease,
     Package,
+    SelfTest,
     Slice,
     Statement,
     Times,
     equivalence_class,
 )
-from hil.cheats.cars import RESTORE_AFTER, Car
-from hil.cheats.outputs import LineAnswer, Outputs, slice_body, slice_raw_sha256
+from hil.cheats.cars import RESTORE_AFTER, UNTOLD, Car
+from hil.cheats.outputs import HALVES, VARIANTS, LineAnswer, Outputs, slice_body, slice_raw_sha256
 from hil.dispatcher.book import Book
 from hil.dispatcher.leases import Places
 from hil.dispatcher.memory import MemoryDatabase
@@ -59,9 +51,10 @@ from hil.dispatcher.verdicts import NothingBrought, Verdicts
 
 REFEREE = "not optimised"
 """What the operator computes with: a reference, not what the cars have."""
-HONEST_KINDS = ("float32", "two threads", "batches of 8", "not optimised", "float16 hardware")
+HONEST_KINDS = ("float32", "two threads", "batches of 8", "partly optimised", "not optimised", "float16 hardware")
 PACKAGE = PackageRef(name="ocr-line", sha256="ab" * 32)
 MODEL_SHA256 = "0a" * 32
+GOLDEN = SelfTest(outcome="passed", raw_sha256="0d" * 32, age_ms=60_000)
 ITEMS, SLICE_ITEMS = 8, 4
 PRICE_MICRO = 100
 KNOWN_SHARE = 0.03
@@ -303,6 +296,7 @@ class World:
             session=car.number,
             log_index=car.counter,
             counter=car.next_counter(),
+            self_test=None if car.cheat == UNTOLD else GOLDEN,
         )
         envelope = dsse.sign(PAYLOAD_TYPE, statement.to_bytes(), car.session.key)
         return Result(
@@ -366,8 +360,14 @@ def _key(grant: JobGrant) -> JobKey:
 
 def _device(car: Car) -> tuple[Device, Engine]:
     """What a car says that it is: cheats say what the honest cars of their kind do."""
-    version = "1.32.0" if car.kind != "not optimised" else "1.32.0-unfused"
-    class_ = "float16-npu" if car.kind == "float16 hardware" else "cpu-x86_64"
+    versions = {"not optimised": "1.32.0-unfused", "partly optimised": "1.32.0-less-fused"}
+    class_ = "float16-npu" if car.kind == HALVES else "cpu-x86_64"
+    precision = "float16" if car.kind == HALVES else "float32"
     return Device(class_=class_, driver=""), Engine(
-        executor="onnxruntime", version=version, plan_sha256="", kernels_sha256="0b" * 32
+        executor="onnxruntime",
+        version=versions.get(car.kind, "1.32.0"),
+        plan_sha256="",
+        kernels_sha256="0b" * 32,
+        precision=None if car.cheat == UNTOLD else precision,
+        batch=None if car.cheat == UNTOLD else (VARIANTS[car.kind].batch,),
     )

@@ -17,7 +17,10 @@ It serves HTTP to its own machine, and to cars where it is told to (`--listen`, 
 While the database is locked by others, it waits to start, and says so once; a replica that loses it later leaves the
 broker until it is back.
 
-The link and the web server run on threads of their own; the book belongs to one more, `book`.
+The link, the web server and the referee run on threads of their own; the book belongs to one more, `book`.
+
+With `--referee` it decides by computing what units disagree about, and with `--known-permille` it puts in jobs whose
+answers it knows (`hil.dispatcher.refereeing`). Say both to all replicas of a dispatcher, or to none.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -45,9 +48,9 @@ from agent.fleet.messages import encode
 from agent.fleet.tls import TlsFiles
 from agent.trust.keys import FileSigner
 from hil.dispatcher.book import Book
+from hil.dispatcher.command_line import parse
 from hil.dispatcher.database import ConflictError, Database, DatabaseLostError
-from hil.dispatcher.doors import Doors, add_listening, address, listening
-from hil.dispatcher.endings import MAX_FAILURES
+from hil.dispatcher.doors import Doors, listening
 from hil.dispatcher.enrolling import makers_in
 from hil.dispatcher.jobs_api import JobsApi
 from hil.dispatcher.objects import Objects
@@ -55,6 +58,8 @@ from hil.dispatcher.operator_api import OperatorApi
 from hil.dispatcher.orders import TOKEN_FILE, read_order
 from hil.dispatcher.pump import Intake, Outbox, pump
 from hil.dispatcher.ramp import Ramp
+from hil.dispatcher.referee import Referee, packages_in
+from hil.dispatcher.refereeing import OnBook, Refereeing
 from hil.dispatcher.replication import AdaptiveReplication, NoReplication
 from hil.dispatcher.sealing import SECRET as SEALING_SECRET
 from hil.dispatcher.sealing import InputSealing
@@ -62,6 +67,7 @@ from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.staging import Staging, StillOpen
 from hil.dispatcher.steady_clock import open_steady
 from hil.dispatcher.tolerance import tolerances_in
+from hil.dispatcher.unwitnessed import Bound
 from hil.dispatcher.upload_rights import UploadLease
 from hil.dispatcher.web import WebServer
 from hil.secret import write_secret
@@ -71,12 +77,6 @@ SWEEP_EVERY_S = 600.0
 MAX_IN_FLIGHT = 64
 RECEIVE_MAXIMUM = 512
 INBOX_MESSAGES = 4096
-RAMP_PER_S = 50.0
-KEEPALIVE_S = 30
-"""A replica whose connection is dead and does not know it is still given its share of the messages."""
-RECONNECT_MAX_S = 15.0
-"""Replicas are few: coming back together, they trouble no broker, and all cars wait for them."""
-
 AGAIN_S = 0.5
 """Between two attempts to open a database that others keep locked."""
 
@@ -98,7 +98,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
 def main() -> None:
     """Run until told to end; exit status 1 with one sentence when it cannot start."""
-    arguments = parse()
+    arguments = parse(__doc__)
     try:
         folder: Path = arguments.dir / "replicas" / arguments.replica if arguments.replica else arguments.dir
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,48 +106,6 @@ def main() -> None:
         asyncio.run(_serve(arguments, folder))
     except (DrivewayError, OSError) as error:
         sys.exit(f"dispatcher: {error}")
-
-
-def parse() -> argparse.Namespace:
-    """What the command line says; exit status 2 for what it may not say."""
-    parser = argparse.ArgumentParser(prog="python -m hil.dispatcher", description=__doc__)
-    add = parser.add_argument
-    add("--dir", type=Path, required=True, help="where everything it knows is kept")
-    add("--broker", type=address, action="append", required=True, metavar="HOST:PORT", help="several: tried in order")
-    add("--http-port", type=int, default=0, help="of this machine; 0 takes any free one (see `ready`)")
-    add_listening(parser)
-    add("--retry-s", type=int, default=30, help="when to ask again when there is no work")
-    add("--enrol-code", action="append", default=[], help="admit one unit with this code")
-    add("--enrol-code-file", type=Path, metavar="FILE", help="admit one unit with each code in it, one a line")
-    add("--ek-roots", type=Path, metavar="DIR", help="makers' certificates: a TPM has to be by one (default: by any)")
-    add("--database", default="", metavar="URL", help="postgresql://… (default: SQLite in DIR)")
-    add("--database-file", type=Path, metavar="FILE", help="a file with that URL, which may hold a password")
-    add("--replica", default="", metavar="NAME", help="one of several: keeps `ready` in DIR/replicas/NAME")
-    add("--share-group", default="", metavar="NAME", help="of the broker's shared subscription (default: a secret)")
-    add("--key", type=Path, help="the signing key that all replicas share (default: DIR/dispatcher.key)")
-    add("--objects", type=Path, help="the folder of objects that all replicas share (default: DIR/objects)")
-    add("--ramp-per-s", type=float, default=RAMP_PER_S, help="idle cars of a cell that may start a second; 0: any")
-    add("--max-failures", type=int, default=MAX_FAILURES, help="failed leases in a row until a job is dead")
-    add("--replicate", action="store_true", help="have some jobs done twice, by two units, and compare")
-    add("--seal-inputs", action="store_true", help="seal every input to its car, not only where a job asks for it")
-    add("--packages", type=Path, metavar="FOLDER", help="packages whose tolerances are known: compare by value")
-    add("--keepalive-s", type=int, default=KEEPALIVE_S, help="to the broker")
-    add("--reconnect-max-s", type=float, default=RECONNECT_MAX_S, help="the longest wait between two attempts")
-    for name in ("ca", "certificate", "key"):
-        add(f"--tls-{name}", default="", metavar="FILE", help="mutual TLS to the broker (PEM)")
-    arguments = parser.parse_args()
-    tls = (arguments.tls_ca, arguments.tls_certificate, arguments.tls_key)
-    if any(tls) and not all(tls):
-        parser.error("--tls-ca, --tls-certificate and --tls-key go together")
-    if arguments.database and arguments.database_file:
-        parser.error("--database and --database-file are two ways to say one thing")
-    if not _is_name(arguments.replica) or not _is_name(arguments.share_group):
-        parser.error("a name has letters, digits, '-' and '_' only")
-    return arguments
-
-
-def _is_name(text: str) -> bool:
-    return (len(text) <= 64 and text.replace("-", "").replace("_", "").isalnum()) or not text
 
 
 def _open(arguments: argparse.Namespace) -> Database:
@@ -170,11 +128,19 @@ def _prepare(arguments: argparse.Namespace, database: Database) -> tuple[Book, s
         replication=replication,
         tolerances=known.get,
         read_object=objects.read,
+        has_referee=arguments.referee,
+        known_permille=arguments.known_permille,
         max_failures=arguments.max_failures,
     )
     for code in arguments.enrol_code + _lines(arguments.enrol_code_file):
         book.units.add_code(code)
     return book, arguments.share_group or book.secret("share_group")
+
+
+def _bound(arguments: argparse.Namespace) -> Bound | None:
+    """How much of a unit's ledger may stand unwitnessed."""
+    leaves, age_ms = arguments.unwitnessed_leaves, arguments.unwitnessed_h * 3_600_000
+    return Bound(leaves=leaves, age_ms=age_ms) if leaves else None
 
 
 def _lines(path: Path | None) -> list[str]:
@@ -284,6 +250,7 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
         brought=staging,
         ramp=Ramp(arguments.ramp_per_s),
         ek_roots=ek_roots,
+        unwitnessed=_bound(arguments),
     )
     link = Link(
         _link_config(arguments, group),
@@ -297,9 +264,10 @@ async def _serve(arguments: argparse.Namespace, folder: Path) -> None:
     pumping = loop.create_task(pump(dispatcher, intake, outbox, owner, link))
     sweeping = loop.create_task(_sweep(staging, lambda leases: on_book(lambda it: it.upload_rights.still_open(leases))))
     try:
-        await asyncio.wait({pumping, loop.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        if pumping.done():
-            pumping.result()  # it never ends by itself: let it be seen
+        async with _refereeing(arguments, objects, on_book):
+            await asyncio.wait({pumping, loop.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            if pumping.done():
+                pumping.result()  # it never ends by itself: let it be seen
     finally:
         pumping.cancel()
         sweeping.cancel()
@@ -318,6 +286,20 @@ def _answer(asked: Future[T]) -> T:
     except TimeoutError:
         asked.cancel()
         raise
+
+
+@contextlib.asynccontextmanager
+async def _refereeing(arguments: argparse.Namespace, objects: Objects, on_book: OnBook) -> AsyncIterator[None]:
+    """The referee is at work meanwhile, where that was asked for. Raises PackageError."""
+    if not arguments.referee:
+        yield
+        return
+    refereeing = Refereeing(Referee(packages_in(arguments.packages)), objects, on_book)
+    refereeing.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(refereeing.close)
 
 
 async def _sweep(staging: Staging, still_open: StillOpen) -> None:

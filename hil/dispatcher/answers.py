@@ -14,24 +14,27 @@ import msgspec
 
 from agent.core.model import JobKey, Verdict
 from agent.fleet.messages import (
-    CANCEL_TYPE,
-    DEMAND_TYPE,
     GRANT_TYPE,
     MAX_MESSAGE_BYTES,
-    PACE_TYPE,
-    PRICES_TYPE,
     VERDICT_TYPE,
     WITNESS_TYPE,
-    CancelMessage,
     Count,
     GrantMessage,
     Identifier,
     JobGrant,
-    PaceMessage,
-    PricesMessage,
     VerdictMessage,
+    WaitsFor,
     WitnessMessage,
     encode,
+)
+from agent.fleet.operator_messages import (
+    CANCEL_TYPE,
+    DEMAND_TYPE,
+    PACE_TYPE,
+    PRICES_TYPE,
+    CancelMessage,
+    PaceMessage,
+    PricesMessage,
 )
 from agent.ports import Signer
 from agent.printable import printable
@@ -165,6 +168,7 @@ def verdict(
     paid_micro: int = 0,
     retry_s: int = 0,
     statement_sha256: str = "",
+    waits_for: WaitsFor = WaitsFor.NOTHING,
 ) -> VerdictMessage:
     """A verdict without a next grant."""
     return VerdictMessage(
@@ -177,4 +181,5 @@ def verdict(
         paid_micro=paid_micro,
         statement_sha256=statement_sha256,
         retry_s=retry_s,
+        waits_for=waits_for,
     )

@@ -1,43 +1,40 @@
 """The book of jobs: who holds which lease, what was delivered, and what was paid. Rows decide; nothing is in memory.
 
-(job, epoch) fences a job: each grant takes the next epoch, and a hand-in counts only while its epoch is the job's, its
-unit the holder, and no hand-in of that epoch was judged, in one compare-and-set. An expired lease that nobody else was
-given still settles: its epoch is still the job's. So is one that was freed: freeing keeps epoch and holder.
-
-A finished slice is paid once, for the items it answered (not those it failed); what a lease left over becomes FREE.
-How leases are given out is in `hil.dispatcher.leases`, how they end without a result in `hil.dispatcher.endings`.
+(job, epoch) fences a job: each grant takes the next epoch. How leases are given out is in `hil.dispatcher.leases`, how
+they end without a result in `hil.dispatcher.endings`, what becomes of a hand-in in `hil.dispatcher.handins`, and how
+finished work is checked in `hil.dispatcher.copies`. Here they are put together, over one database.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from agent.core.model import JobKey, Outlook, Verdict, YieldReason
+from agent.core.model import JobKey, Outlook
 from agent.errors import FleetError
 from agent.fleet.messages import JobGrant
-from agent.trust.statement import Statement
 from hil.dispatcher.copies import Checking, Copies, ReadObject, Tolerances
 from hil.dispatcher.database import Database, Row, SqliteDatabase
 from hil.dispatcher.endings import EXPIRED_AT_ONCE, MAX_FAILURES
-from hil.dispatcher.judge import Accepted, Lease
-from hil.dispatcher.leases import Holding, Leases, Places, job_grant, longest_ms
+from hil.dispatcher.handins import HandIns
+from hil.dispatcher.known_jobs import KnownJobs
+from hil.dispatcher.leases import Holding, Leases, Places, job_grant
 from hil.dispatcher.ledgers import Ledgers
 from hil.dispatcher.orders import Orders
 from hil.dispatcher.paces import Paces
 from hil.dispatcher.pay import HoldBack, Pay
 from hil.dispatcher.rates import Rates
+from hil.dispatcher.referee_tasks import RefereeTasks
 from hil.dispatcher.replication import ByClassOrValue, Comparator, NoReplication, Replication
 from hil.dispatcher.sealing import SealingKeyBook
-from hil.dispatcher.sessions import Sessions, UsedSession
 from hil.dispatcher.submissions import Submissions
-from hil.dispatcher.tickets import MOST_KEPT, Tickets
+from hil.dispatcher.tickets import Tickets
 from hil.dispatcher.units import Unit, Units
+from hil.dispatcher.unwitnessed import Unwitnessed
 from hil.dispatcher.upload_rights import UploadRights
 
 MOST_MICRO = 10**12
@@ -58,15 +55,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     sealed: bool = False
 
 
-class HandedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A lease that has been judged already."""
-
-    verdict: Verdict
-    reason: str
-    paid_micro: int
-    statement_sha256: str
-
-
 class Book:
     """Use from one thread at a time. The clock is the database's; times in messages are durations from it.
 
@@ -83,6 +71,7 @@ class Book:
         tolerances: Tolerances = lambda _package_sha256: None,
         read_object: ReadObject = lambda _sha256: None,
         has_referee: bool = False,
+        known_permille: int = 0,
         hold_back: HoldBack | None = None,
         max_failures: int = MAX_FAILURES,
     ) -> None:
@@ -92,7 +81,7 @@ class Book:
         self.orders = Orders(database)
         self.paces = Paces(database)
         self.upload_rights = UploadRights(database)
-        self.ledgers, self._sessions = Ledgers(database), Sessions(database)
+        self.ledgers, self.unwitnessed = Ledgers(database), Unwitnessed(database)
         self._rates, self._tickets = Rates(database), Tickets(database)
         self.leases = Leases(database, self.units, self._rates, self._tickets, max_failures=max_failures)
         self.submissions = Submissions(database)
@@ -105,7 +94,23 @@ class Book:
             has_referee=has_referee,
         )
         self._pay = Pay(database, hold_back or HoldBack())
-        self.copies = Copies(database, checking, self._pay, lambda: self.secret("audit_draw"))
+
+        def secret() -> str:
+            return self.secret("audit_draw")
+
+        self.referee_tasks = RefereeTasks(database, known_permille, secret)
+        finished = self.referee_tasks.on_done if known_permille else None
+        self.copies = Copies(database, checking, self._pay, secret, finished)
+        self.known_jobs = KnownJobs(database, self.copies)
+        self.handins = HandIns(
+            database,
+            units=self.units,
+            unwitnessed=self.unwitnessed,
+            leases=self.leases,
+            copies=self.copies,
+            rates=self._rates,
+            tickets=self._tickets,
+        )
         self._expired_ms, self._released_ms = 0, 0
 
     @classmethod
@@ -223,194 +228,3 @@ class Book:
     def record_ticket(self, key: JobKey, sha256: str) -> None:
         """Note the digest of a signed payload that carries this grant. Call it before the payload is sent."""
         self._tickets.record(key, sha256)
-
-    # --- what comes back ---------------------------------------------------------------------------------------
-
-    def standing(self, unit: Unit, key: JobKey) -> Lease | HandedIn | None:
-        """What a hand-in of `unit` for `key` meets: its lease, the verdict it has had, or None when it is stale."""
-        rows = self.database.rows(
-            "SELECT jobs.*, handins.unit AS judged_unit, verdict, reason, paid_micro, statement_sha256,"
-            " tickets.sha256 AS ticket FROM jobs"
-            " LEFT JOIN handins ON handins.job = jobs.job AND handins.epoch = :epoch"
-            " LEFT JOIN tickets ON tickets.job = jobs.job AND tickets.epoch = :epoch WHERE jobs.job = :job",
-            job=key.job,
-            epoch=key.epoch,
-        )
-        if not rows:
-            return None
-        row = rows[0]
-        if row["judged_unit"] is None:
-            tickets = frozenset(one["ticket"] for one in rows if one["ticket"] is not None)
-            return self._lease(row, unit, key, tickets) if self._holds(row, unit, key) else None
-        if row["judged_unit"] != unit.unit:
-            return None
-        return HandedIn(
-            verdict=Verdict(row["verdict"]),
-            reason=row["reason"],
-            paid_micro=row["paid_micro"],
-            statement_sha256=row["statement_sha256"],
-        )
-
-    def _holds(self, row: Row, unit: Unit, key: JobKey) -> bool:
-        return (row["epoch"], row["holder"]) == (key.epoch, unit.unit)
-
-    def _lease(self, row: Row, unit: Unit, key: JobKey, tickets: frozenset[str]) -> Lease:
-        missing = self.leases.missing(row)
-        return Lease(
-            key=key,
-            unit=unit.unit,
-            nonce=row["nonce"],
-            tickets=tickets,
-            tickets_dropped=len(tickets) >= MOST_KEPT,
-            package=row["package"],
-            package_sha256=row["package_sha256"],
-            input_sha256=row["input_sha256"],
-            items=row["items"],
-            slice_items=row["slice_items"],
-            wanted=missing[: row["granted_slices"]],
-            left_over=len(missing),
-            held_ms=self.now_ms() - row["granted_ms"],
-            longest_ms=longest_ms(row["ttl_s"]),
-            estimate_us_per_item=row["estimate_us_per_item"],
-            price_micro_per_item=row["price_micro_per_item"],
-            replica_of=row["replica_of"],
-        )
-
-    def statement_with(self, keyid: str, counter: int) -> bytes | None:
-        """The envelope of the accepted statement of this unit's key with this counter; None: there is none."""
-        row = self.database.row(
-            "SELECT envelope FROM handins WHERE keyid = :keyid AND counter = :counter", keyid=keyid, counter=counter
-        )
-        return None if row is None else bytes(row["envelope"])
-
-    def session(self, keyid: str, number: int) -> UsedSession | None:
-        """The session of this number that this unit's key certified, as it came first; None: there was none."""
-        return self._sessions.of(keyid, number)
-
-    def settle(
-        self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str, *, forgive: bool = True
-    ) -> int | None:
-        """Take the slices, pay for them, and end the lease; what was paid, or None when the fence had moved.
-
-        With `forgive`, what was held against the unit is less, or gone: it did what it was asked.
-        """
-        paid_by_slice = {
-            entry.index: lease.price_micro_per_item * (entry.items - entry.failed_items) for entry in accepted.slices
-        }
-        paid_micro = sum(paid_by_slice.values())
-        done = len(paid_by_slice) == lease.left_over
-        statement = accepted.statement
-        raw_sha256 = {entry.index: entry.raw_sha256 for entry in statement.slices}
-        now_ms = self.now_ms()
-        with self.database.transaction():
-            if not self._end_lease(lease, "done" if done else "free", progress=bool(paid_by_slice)):
-                return None
-            if accepted.session is not None:
-                self._sessions.note(accepted.keyid, accepted.session)
-            self.database.execute(
-                "INSERT INTO handins (job, epoch, unit, verdict, statement_sha256, paid_micro, micro_wh, at_ms,"
-                " equivalence_class, items, compute_ms, session, keyid, counter, envelope) VALUES (:job, :epoch, :unit,"
-                " 'settled', :statement, :paid, :micro_wh, :now, :class, :items, :compute_ms, :session, :keyid,"
-                " :counter, :envelope)",
-                job=lease.key.job,
-                epoch=lease.key.epoch,
-                unit=lease.unit,
-                statement=statement_sha256,
-                paid=paid_micro,
-                micro_wh=statement.energy.micro_wh,
-                now=now_ms,
-                session=None if accepted.session is None else accepted.session.number,
-                keyid=accepted.keyid,
-                counter=statement.counter,
-                envelope=accepted.envelope,
-                items=sum(entry.items for entry in statement.slices),
-                compute_ms=sum(entry.compute_ms for entry in statement.slices),
-                **{"class": statement.equivalence_class},
-            )
-            self.copies.note_class(unit.unit, lease.package_sha256, statement.equivalence_class)
-            self.database.many(
-                "INSERT INTO results (job, slice, epoch, items, failed_items, raw_sha256, paid_micro, output_sha256,"
-                " body) VALUES (:job, :slice, :epoch, :items, :failed, :raw, :paid, :sha256, :body)",
-                [
-                    {
-                        "job": lease.key.job,
-                        "slice": entry.index,
-                        "epoch": lease.key.epoch,
-                        "items": entry.items,
-                        "failed": entry.failed_items,
-                        "paid": paid_by_slice[entry.index],
-                        "sha256": entry.output_sha256,
-                        "body": entry.body,
-                        "raw": raw_sha256[entry.index],
-                    }
-                    for entry in accepted.slices
-                ],
-            )
-            self._tickets.forget(lease.key)
-            if forgive:
-                self.units.note_settled(unit)
-            if done:
-                self.copies.on_done(lease.key.job, lease.replica_of, now_ms)
-            self.database.on_commit(partial(self._note_rate, lease, unit, statement))
-        return paid_micro
-
-    def _note_rate(self, lease: Lease, unit: Unit, statement: Statement) -> None:
-        items = sum(entry.items for entry in statement.slices)
-        took_ms = sum(entry.compute_ms for entry in statement.slices)
-        self._rates.note(lease.package_sha256, unit.device_class, items, took_ms, lease.estimate_us_per_item)
-
-    def refuse(self, lease: Lease, reason: str, statement_sha256: str) -> None:
-        """The unit itself signed something wrong: the lease is over, unpaid, and its slices are wanted again."""
-        now_ms = self.now_ms()
-        with self.database.transaction():
-            if self._end_lease(lease, "free", progress=False):
-                self.database.execute(
-                    "INSERT INTO handins (job, epoch, unit, verdict, reason, statement_sha256, at_ms)"
-                    " VALUES (:job, :epoch, :unit, 'bad', :reason, :statement, :now)",
-                    job=lease.key.job,
-                    epoch=lease.key.epoch,
-                    unit=lease.unit,
-                    reason=reason,
-                    statement=statement_sha256,
-                    now=now_ms,
-                )
-                self._tickets.forget(lease.key)
-                self.leases.note_bad(lease.unit, lease.key, reason, now_ms)
-
-    def give_back(self, lease: Lease, why: YieldReason, detail: str) -> bool:
-        """The unit gave the lease back with nothing done; False when it was over anyway.
-
-        It stays the holder: a hand-in may come after all.
-        """
-        return self.leases.give_back(lease.unit, lease.key, why, detail, self.now_ms())
-
-    def wait_for_uploads(self, lease: Lease, arrived_bytes: int) -> None:
-        """The unit has finished, and so much of its answers is here: give the job to nobody else while more comes."""
-        self.leases.hold(lease.unit, lease.key, arrived_bytes, self.now_ms())
-
-    def note_reason(self, lease: Lease, why: YieldReason, detail: str) -> None:
-        """Why a lease was given back says something of unit and job: what is offered next depends on it."""
-        row = self.leases.row(lease.key.job)
-        if row is not None:
-            self.leases.note_reason(lease.unit, row, why, detail, self.now_ms())
-
-    def _end_lease(self, lease: Lease, state: str, *, progress: bool) -> bool:
-        """The fence: only the holder of the job's present epoch ends its lease, and only once.
-
-        All of it is in the one row that is changed: another replica that waits for the row looks at it again.
-        """
-        ended = self.database.execute(
-            "UPDATE jobs SET settled_epoch = :epoch,"
-            " state = CASE WHEN :state = 'done' THEN 'done' WHEN state = 'cancelled' THEN 'cancelled'"
-            " WHEN state = 'dead' AND :progress = 0 THEN 'dead' ELSE 'free' END,"
-            " failures = CASE WHEN :progress = 1 THEN 0 ELSE failures END,"
-            " not_before_ms = CASE WHEN :progress = 1 THEN 0 ELSE not_before_ms END,"
-            " progress_epoch = CASE WHEN :progress = 1 THEN :epoch ELSE progress_epoch END"
-            " WHERE job = :job AND epoch = :epoch AND holder = :unit AND settled_epoch < :epoch",
-            job=lease.key.job,
-            epoch=lease.key.epoch,
-            unit=lease.unit,
-            state=state,
-            progress=int(progress),
-        )
-        return ended == 1

@@ -14,7 +14,6 @@ knows beforehand (`known_answers`) or computes himself counts as a result of his
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from hil.dispatcher.database import Database, Row
+from hil.dispatcher.job_names import name_like
 from hil.dispatcher.pay import Pay
 from hil.dispatcher.replication import (
     MOST_RESULTS,
@@ -57,7 +57,10 @@ class Checking(msgspec.Struct, frozen=True, kw_only=True):
     tolerances: Tolerances
     read_object: ReadObject
     has_referee: bool = False
-    """Whether the operator computes what is disputed himself (`hil.dispatcher.referee`): then no third car is asked."""
+    """Whether the operator computes what is disputed himself (`hil.dispatcher.referee`): then no third car is asked.
+
+    Not so for a package of which he does not know how far apart answers may be: he has it not, or could not compare.
+    """
 
 
 class _Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,10 +101,21 @@ class _Outcome:
 
 
 class Copies:
-    """Part of the book; call inside a transaction. `secret` makes the draws, and is asked for when it is needed."""
+    """Part of the book; call inside a transaction. `secret` makes the draws, and is asked for when it is needed.
 
-    def __init__(self, database: Database, checking: Checking, pay: Pay, secret: Callable[[], str]) -> None:
+    `finished` is told of customers' jobs that are finished, with the time, where their answers could be known.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        checking: Checking,
+        pay: Pay,
+        secret: Callable[[], str],
+        finished: Callable[[str, int], None] | None = None,
+    ) -> None:
         self._database, self._checking, self._pay, self._secret = database, checking, pay, secret
+        self._finished = finished
 
     def on_done(self, job: str, replica_of: str | None, now_ms: int) -> None:
         """A job was finished in this transaction: hold it against what is known, and copy it where that is wanted."""
@@ -110,7 +124,10 @@ class Copies:
             return
         if self._is_known(job):
             self.examine(job, now_ms)
-        elif not isinstance(self._checking.replication, NoReplication) and self._wanted(job):
+            return
+        if self._finished is not None and self._tolerance(job) is not None:
+            self._finished(job, now_ms)
+        if not isinstance(self._checking.replication, NoReplication) and self._wanted(job):
             self._make(job, "")
 
     def know(self, job: str, answers: Mapping[int, bytes], now_ms: int) -> None:
@@ -134,6 +151,11 @@ class Copies:
             package=package_sha256,
             **{"class": equivalence_class},
         )
+
+    def precisions(self, package_sha256: str) -> frozenset[str]:
+        """In which a package may be run, as far as its manifest says so; empty: in any."""
+        tolerance = self._checking.tolerances(package_sha256)
+        return frozenset() if tolerance is None else frozenset(tolerance.bands_ppm)
 
     def _is_known(self, job: str) -> bool:
         return self._database.row("SELECT 1 AS it FROM known_answers WHERE job = :job LIMIT 1", job=job) is not None
@@ -173,7 +195,7 @@ class Copies:
             " input_bytes, items, slice_items, price_micro_per_item, currency, ttl_s, workload_class, executor,"
             " device_class, sealed, priority, estimate_us_per_item, job, :replica, :class FROM jobs WHERE job = :job"
             " ON CONFLICT DO NOTHING",
-            copy=f"job-{secrets.token_hex(6)}",  # as any other: a car is not to know that it checks somebody
+            copy=name_like(job),  # as any other: a car is not to know that it checks somebody
             job=job,
             replica=told["copies"] + 1,
             **{"class": wanted_class},
@@ -200,7 +222,7 @@ class Copies:
 
     def _ask(self, original: str, outcome: _Outcome) -> bool:
         """Have somebody else say what is right; whether anybody will."""
-        if outcome.disputed and self._checking.has_referee:
+        if outcome.disputed and self._checking.has_referee and self._tolerance(original) is not None:
             return True
         return self._make(original, "" if outcome.disputed else outcome.unclear)
 
@@ -245,7 +267,8 @@ class Copies:
         """All results of the job's slices, its copies' included; the operator's own last."""
         rows = self._database.rows(
             "SELECT slice, results.job, results.epoch, output_sha256, raw_sha256, body, handins.unit,"
-            " handins.equivalence_class, checked, odd_bits FROM results JOIN jobs ON jobs.job = results.job"
+            " handins.equivalence_class, handins.precision, checked, odd_bits FROM results"
+            " JOIN jobs ON jobs.job = results.job"
             " JOIN handins ON handins.job = results.job AND handins.epoch = results.epoch"
             " JOIN units ON units.unit = handins.unit"
             " WHERE jobs.job = :job OR jobs.replica_of = :job ORDER BY jobs.replica, slice",
@@ -269,6 +292,7 @@ class Copies:
             equivalence_class=row["equivalence_class"],
             output_sha256=sha256,
             raw_sha256=row["raw_sha256"],
+            precision=row["precision"],
             answers=lambda: self._checking.read_object(sha256) if body is None else bytes(body),
         )
 

@@ -6,21 +6,21 @@ software. And what that attestation key says of the unit's key, the TPM says (`c
 for signing, and can never leave. A certificate for the unit's key is issued when both hold.
 
 That the endorsement key is a TPM's rests on its certificate: the maker's, or the fleet's own for a board whose firmware
-TPM it provisioned (`check_endorsement`). Without one, anybody's emulator passes. All failures are `TrustError`.
+TPM it provisioned (`hil.dispatcher.endorsement`). Without one, anybody's emulator passes.
+
+All failures are `TrustError`.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import hmac
 import secrets
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDH,
@@ -94,25 +94,6 @@ def check_evidence(evidence: TpmEvidence, request: bytes) -> Attested:
     return Attested(keyid(key.key), key.key, ek, said)
 
 
-def check_endorsement(evidence: TpmEvidence, makers: Iterable[x509.Certificate], now: dt.datetime) -> x509.Certificate:
-    """The endorsement key's certificate, issued directly by one of the makers' and for this very key.
-
-    `now` has a time zone. A certificate that is over is refused. Raises TrustError.
-    """
-    try:
-        certificate = x509.load_der_x509_certificate(evidence.ek_certificate)
-        certified = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"endorsement: not a certificate: {error}") from error
-    if certified != parse_public(evidence.ek).key:
-        raise TrustError("endorsement: the certificate is another TPM's")
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise TrustError("endorsement: the certificate is not valid now")
-    if not any(_is_issued_by(certificate, maker) for maker in makers):
-        raise TrustError("endorsement: none of the makers that are trusted issued the certificate")
-    return certificate
-
-
 def make_credential(endorsement: Public, name: bytes, secret: bytes | None = None) -> Challenge:
     """Seal `secret` (default: 32 random bytes) for the key `name` in the TPM of this endorsement key.
 
@@ -171,11 +152,3 @@ def _requested_key(request: bytes) -> EllipticCurvePublicKey:
     if not holds or not isinstance(key, EllipticCurvePublicKey):
         raise TrustError("the certificate request's signature does not hold, or is not by an ECDSA key")
     return key
-
-
-def _is_issued_by(certificate: x509.Certificate, maker: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(maker)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

@@ -28,8 +28,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from agent.errors import ConfigError, TrustError
-from agent.fleet.enrol import IN_TPM
-from agent.fleet.messages import (
+from agent.fleet.enrolment_messages import (
     ENROLMENT_TYPE,
     TPM_CHALLENGE_TYPE,
     Enrolled,
@@ -37,18 +36,19 @@ from agent.fleet.messages import (
     Rotation,
     TpmChallenge,
     TpmProof,
-    decode,
-    encode,
 )
+from agent.fleet.messages import decode, encode
 from agent.ports import Signer
 from agent.trust import dsse
+from agent.trust.hardware import IN_TPM
 from agent.trust.keys import keyid, load_public_key, public_pem
 from agent.trust.session import FIRST_KEY_EPOCH
 from agent.trust.succession import Succeeded, parse_succession, verify_succession
 from agent.trust.tpm_enrolment import TpmEvidence
 from agent.trust.tpm_structures import parse_public
 from hil.dispatcher.book import Book
-from hil.dispatcher.credential import check_endorsement, check_evidence, make_credential
+from hil.dispatcher.credential import check_evidence, make_credential
+from hil.dispatcher.endorsement import check_endorsement
 from hil.dispatcher.units import EnrolmentRefusedError, NewKey, Unit
 
 CHALLENGE_MS = 600_000
@@ -224,6 +224,7 @@ def _evidence(proof: TpmProof) -> TpmEvidence:
         key=_bytes(proof.key),
         certification=_bytes(proof.certification),
         signature=_bytes(proof.signature),
+        ek_chain=tuple(_bytes(one) for one in proof.ek_chain),
     )
 
 

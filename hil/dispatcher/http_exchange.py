@@ -17,6 +17,7 @@ import ssl
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -26,7 +27,8 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from agent.errors import DrivewayError
+from agent.errors import DrivewayError, StoreError
+from agent.fleet.messages import MessageError
 from hil.dispatcher.server_tls import ServerTls
 
 CLIENT_TIMEOUT_S = 10.0
@@ -44,6 +46,13 @@ class Refusal(msgspec.Struct, frozen=True):
     """The body of every answer that is not a success."""
 
     error: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A request that was carried out, and the JSON to say of it."""
+
+    status: HTTPStatus
+    body: bytes
 
 
 class RequestError(DrivewayError):
@@ -200,6 +209,24 @@ def is_operator(request: BaseHTTPRequestHandler, token: str) -> bool:
     """Whether the request carries the operator's token; nobody's does where there is none."""
     given = request.headers.get("Authorization", "").encode("utf-8", "replace")
     return bool(token) and secrets.compare_digest(given, f"Bearer {token}".encode())
+
+
+def serve_operator(request: BaseHTTPRequestHandler, token: str, work: Callable[[], Answer]) -> None:
+    """Do what the operator asks, and answer; what is refused is answered with its sentence. Others are not served."""
+    try:
+        if not is_operator(request, token):
+            raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
+        answer = work()
+    except RequestError as error:
+        refuse(request, error.status, error.what)
+    except StoreError as error:
+        refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, error.what)
+    except (DrivewayError, MessageError) as error:
+        refuse(request, HTTPStatus.BAD_REQUEST, str(error))
+    except TimeoutError:
+        refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
+    else:
+        send(request, answer.status, answer.body)
 
 
 def body_length(request: BaseHTTPRequestHandler, most: int, *, usual: str = "") -> int:

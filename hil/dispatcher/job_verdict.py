@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import TrustError
 from agent.trust import dsse
-from agent.trust.dsse import JsonValue, SigningKey, canonical_json, strict_json
+from agent.trust.dsse import JsonValue, SigningKey, VerifyingKey, canonical_json, strict_json
 from agent.trust.records import Identifier, Sha256, from_json, to_json
 from agent.trust.statement import PAYLOAD_TYPE, STATEMENT_TYPE, Package
 from hil.dispatcher.database import Database
@@ -79,7 +77,7 @@ def sign_job_verdict(verdict: JobVerdict, key: SigningKey) -> bytes:
     return dsse.sign(PAYLOAD_TYPE, verdict.to_bytes(), key)
 
 
-def verify_job_verdict(envelope: bytes, keys: Mapping[str, EllipticCurvePublicKey]) -> JobVerdict:
+def verify_job_verdict(envelope: bytes, keys: Mapping[str, VerifyingKey]) -> JobVerdict:
     """The verdict in `envelope`, signed by one of the dispatcher's `keys`; raises TrustError."""
     return parse_job_verdict(dsse.verify(envelope, PAYLOAD_TYPE, keys))
 

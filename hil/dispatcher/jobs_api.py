@@ -34,22 +34,11 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from agent.core.policy import WorkloadClass
-from agent.errors import DrivewayError, StoreError
 from agent.fleet.messages import MAX_MESSAGE_BYTES, Count, Identifier, ObjectRef, PackageRef, Sha256
 from agent.trust.dsse import SigningKey
 from hil.dispatcher.book import Book, Terms
 from hil.dispatcher.database import ConflictError
-from hil.dispatcher.http_exchange import (
-    BULK_S,
-    NO_OPERATOR,
-    Exchange,
-    RequestError,
-    body_length,
-    is_operator,
-    read_body,
-    refuse,
-    send,
-)
+from hil.dispatcher.http_exchange import BULK_S, Answer, Exchange, RequestError, body_length, read_body, serve_operator
 from hil.dispatcher.job_verdict import read_job_verdict, sign_job_verdict
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.submissions import PAGE_JOBS, JobProgress, SliceResult, job_name
@@ -128,13 +117,6 @@ class SubmissionPage(msgspec.Struct, frozen=True, kw_only=True):
     jobs: tuple[JobProgress, ...]
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """A status, and its JSON."""
-
-    status: HTTPStatus
-    body: bytes
-
-
 class JobsApi:
     """Give it to `hil.dispatcher.web.WebServer` as `more`; called on its threads."""
 
@@ -148,20 +130,7 @@ class JobsApi:
         work = self._resource(request, split.path, split.query)
         if work is None:
             return False
-        try:
-            if not is_operator(request, self._token):
-                raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
-            answer = work()
-        except RequestError as error:
-            refuse(request, error.status, error.what)
-        except StoreError as error:
-            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, error.what)
-        except DrivewayError as error:
-            refuse(request, HTTPStatus.BAD_REQUEST, str(error))
-        except TimeoutError:
-            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
-        else:
-            send(request, answer.status, answer.body)
+        serve_operator(request, self._token, work)
         return True
 
     def _resource(self, request: Exchange, path: str, query: str) -> Callable[[], Answer] | None:

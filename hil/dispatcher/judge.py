@@ -60,6 +60,10 @@ class MisstatementError(TrustError):
     """The unit signed something wrong about this lease."""
 
 
+class PrecisionError(MisstatementError):
+    """The unit says that it computed in a precision that the package does not allow."""
+
+
 class ContradictionError(MisstatementError):
     """The unit's key signed two things that cannot be of one ledger; `evidence` are their envelopes."""
 
@@ -69,7 +73,7 @@ class ContradictionError(MisstatementError):
 
 
 class SaidBefore(Protocol):
-    """What units' keys have said before (`hil.dispatcher.book.Book`)."""
+    """What units' keys have said before (`hil.dispatcher.handins.HandIns`)."""
 
     def statement_with(self, keyid: str, counter: int) -> bytes | None:
         """The envelope of the accepted statement of this key with this counter."""
@@ -84,7 +88,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease as the book has it; `tickets` are the digests of the signed grants that were sent for it.
 
     `tickets_dropped`: there were more of them than are kept. `held_ms` is how long ago it was granted by the database's
-    clock, `longest_ms` how long it can have been worked on, whatever that clock shows. `wanted` are the slices
+    clock, `longest_ms` how long it can have been worked on, whatever that clock shows. `precisions` are those in which
+    the package may be run (empty: nobody knows). `wanted` are the slices
     that it is for, `left_over` is how many the whole job still lacks.
     """
 
@@ -103,6 +108,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     held_ms: int
     longest_ms: int
     price_micro_per_item: int
+    precisions: frozenset[str] = frozenset()
     replica_of: str | None = None
     estimate_us_per_item: int = 0
 
@@ -133,14 +139,14 @@ class AcceptedSlice(msgspec.Struct, frozen=True, kw_only=True):
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """A hand-in that holds, with what proves it: the envelope, and the session whose key signed it.
 
-    `keyid` is the unit's own key: it certified the session, or (no session) signed the statement.
+    `keyid` is the unit's own key, which certified the session.
     """
 
     statement: Statement
     slices: tuple[AcceptedSlice, ...]
     keyid: str
     envelope: bytes
-    session: UsedSession | None = None
+    session: UsedSession
 
 
 class _Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +155,7 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True):
     statement: Statement
     keyid: str
     envelope: bytes
-    session: UsedSession | None
+    session: UsedSession
 
 
 def judge(
@@ -169,6 +175,7 @@ def judge(
     signed = _authentic(hand_in, lease, unit, keys)
     statement = signed.statement
     _check_bindings(signed, lease, keys[signed.keyid])
+    _check_precision(statement, lease)
     _check_slices(statement.slices, lease)
     _check_plausible(statement, lease)
     _check_said_before(signed, before)
@@ -195,12 +202,13 @@ def _authentic(hand_in: HandIn, lease: Lease, unit: Unit, keys: Mapping[str, Uni
 
 
 def _signed(hand_in: HandIn, unit: Unit, keys: Mapping[str, UnitKey]) -> _Signed:
-    """The statement, signed by a key of the unit, or by one that such a key certified; raises TrustError."""
-    envelope = msgspec.json.encode(hand_in.statement)
+    """The statement, signed by a session key that a key of the unit certified; raises TrustError.
+
+    The unit's own key signs no statement: one that handed over could go on for ever, outside every session.
+    """
     if hand_in.session is None:
-        keyid, body = verified_by(keys, partial(dsse.verify, envelope, PAYLOAD_TYPE))
-        _check_overlap(keys[keyid])
-        return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=None)
+        raise UnprovenError("no certificate of the session whose key signed the statement came with it")
+    envelope = msgspec.json.encode(hand_in.statement)
     certificate = msgspec.json.encode(hand_in.session)
     keyid, session = verified_by(keys, partial(verify_session, certificate))
     said, own = session.certificate, keys[keyid]
@@ -213,7 +221,7 @@ def _signed(hand_in: HandIn, unit: Unit, keys: Mapping[str, UnitKey]) -> _Signed
     return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=used)
 
 
-def _check_overlap(key: UnitKey, session: int = 0) -> None:
+def _check_overlap(key: UnitKey, session: int) -> None:
     """A key that handed over counts for a while, for the sessions that it had certified; raises UnprovenError."""
     if key.is_over:
         raise UnprovenError(f"the unit's key of epoch {key.epoch} handed over to the next, and its overlap is over")
@@ -228,8 +236,8 @@ def _check_said_before(signed: _Signed, before: SaidBefore) -> None:
     if earlier is not None:
         what = f"counter {counter} was used in another statement of this key"
         raise ContradictionError(what, (earlier, signed.envelope))
-    known = None if session is None else before.session(signed.keyid, session.number)
-    if session is not None and known is not None and known.keyid != session.keyid:
+    known = before.session(signed.keyid, session.number)
+    if known is not None and known.keyid != session.keyid:
         what = f"session {session.number} was certified for another key"
         raise ContradictionError(what, (known.certificate, session.certificate))
 
@@ -246,10 +254,18 @@ def _check_bindings(signed: _Signed, lease: Lease, key: UnitKey) -> None:
         ("package digest", statement.package.sha256, lease.package_sha256),
         ("input digest", statement.input_sha256, lease.input_sha256),
         ("keyProtection", statement.key_protection, key.protection),
-        ("session", statement.session, statement.session if signed.session is None else signed.session.number),
+        ("session", statement.session, signed.session.number),
     ):
         if said != granted:
             raise MisstatementError(f"{name} is {said}, expected {granted}")
+
+
+def _check_precision(statement: Statement, lease: Lease) -> None:
+    """A lower precision that is owned up to is not what was asked for; one that is not, comparing finds out."""
+    said = statement.engine.precision
+    if said is not None and lease.precisions and said not in lease.precisions:
+        allowed = ", ".join(sorted(lease.precisions))
+        raise PrecisionError(f"precision is {said}, and {lease.package} may be run in {allowed}")
 
 
 def _check_slices(slices: tuple[Slice, ...], lease: Lease) -> None:

@@ -18,14 +18,13 @@ from hil.dispatcher.database import ConflictError, Database, Row
 class Witnessed(msgspec.Struct, frozen=True, kw_only=True):
     """A unit's newest countersigned checkpoint: `envelope` has both signatures.
 
-    `claim` is the envelope of the largest checkpoint that came without a proof that holds, `unproven` how many did,
-    each larger than those before. They outlive what is countersigned after them: a copied ledger may go on twice.
+    `claim` is the envelope of the largest checkpoint that came without a proof that holds. It outlives what is
+    countersigned after it: a copied ledger may go on twice.
     """
 
     size: int
     root: str
     envelope: bytes
-    unproven: int = 0
     claim: bytes | None = None
 
 
@@ -50,16 +49,13 @@ class Ledgers:
 
     def newest(self, unit: str) -> Witnessed | None:
         """What was countersigned last of this unit's ledger; None: nothing yet."""
-        row = self._database.row(
-            "SELECT size, root, envelope, unproven, claim FROM ledgers WHERE unit = :unit", unit=unit
-        )
+        row = self._database.row("SELECT size, root, envelope, claim FROM ledgers WHERE unit = :unit", unit=unit)
         if row is None:
             return None
         return Witnessed(
             size=row["size"],
             root=row["root"],
             envelope=bytes(row["envelope"]),
-            unproven=row["unproven"],
             claim=None if row["claim"] is None else bytes(row["claim"]),
         )
 
@@ -77,33 +73,28 @@ class Ledgers:
             )
         else:
             moved = self._database.execute(
-                "UPDATE ledgers SET size = :size, root = :root, envelope = :envelope, at_ms = :now,"
-                " unproven = :unproven, claim = :claim WHERE unit = :unit AND size = :old_size AND root = :old_root"
-                " AND unproven = :old_unproven",
+                "UPDATE ledgers SET size = :size, root = :root, envelope = :envelope, at_ms = :now, claim = :claim"
+                " WHERE unit = :unit AND size = :old_size AND root = :old_root",
                 unit=unit,
                 size=after.size,
                 root=after.root,
                 envelope=after.envelope,
                 now=now_ms,
-                unproven=after.unproven,
                 claim=after.claim,
                 old_size=before.size,
                 old_root=before.root,
-                old_unproven=before.unproven,
             )
         if moved != 1:
             raise ConflictError(f"another replica has countersigned a checkpoint of {unit}")
 
     def note_unproven(self, unit: str, before: Witnessed, claim: bytes) -> None:
-        """One more checkpoint without proof, larger than those before; raises ConflictError as `advance` does."""
+        """A checkpoint without proof, larger than those before; raises ConflictError as `advance` does."""
         noted = self._database.execute(
-            "UPDATE ledgers SET unproven = unproven + 1, claim = :claim"
-            " WHERE unit = :unit AND size = :size AND root = :root AND unproven = :unproven",
+            "UPDATE ledgers SET claim = :claim WHERE unit = :unit AND size = :size AND root = :root",
             unit=unit,
             claim=claim,
             size=before.size,
             root=before.root,
-            unproven=before.unproven,
         )
         if noted != 1:
             raise ConflictError(f"another replica has heard of the ledger of {unit}")
@@ -162,7 +153,7 @@ class Ledgers:
                 number=held.number,
             )
             self._database.execute("UPDATE units SET ledger_fault = '' WHERE unit = :unit", unit=unit)
-            self._database.execute("UPDATE ledgers SET unproven = 0, claim = NULL WHERE unit = :unit", unit=unit)
+            self._database.execute("UPDATE ledgers SET claim = NULL WHERE unit = :unit", unit=unit)
             return held
 
 

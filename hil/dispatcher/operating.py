@@ -11,7 +11,8 @@ import re
 import msgspec
 import structlog
 
-from agent.fleet.messages import CancelMessage, MessageError, PaceMessage
+from agent.fleet.messages import MessageError
+from agent.fleet.operator_messages import CancelMessage, PaceMessage
 from hil.dispatcher.answers import Answers
 from hil.dispatcher.book import Book
 from hil.dispatcher.enrolling import Enrolling

@@ -21,9 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
-from agent.errors import StoreError
 from agent.fleet.messages import MAX_MESSAGE_BYTES, MessageError, Remark
-from hil.dispatcher.http_exchange import NO_OPERATOR, Exchange, RequestError, is_operator, read_body, refuse, send
+from hil.dispatcher.http_exchange import Answer, Exchange, RequestError, read_body, serve_operator
 from hil.dispatcher.ledgers import HeldFault
 from hil.dispatcher.paces import PaceOrder
 from hil.dispatcher.service import Dispatcher
@@ -107,20 +106,7 @@ class OperatorApi:
         work = self._resource(request)
         if work is None:
             return False
-        try:
-            if not is_operator(request, self._token):
-                raise RequestError(HTTPStatus.FORBIDDEN, NO_OPERATOR)  # noqa: TRY301 - refused as the rest is
-            answer = work()
-        except RequestError as error:
-            refuse(request, error.status, error.what)
-        except MessageError as error:
-            refuse(request, HTTPStatus.BAD_REQUEST, str(error))
-        except StoreError as error:
-            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        except TimeoutError:
-            refuse(request, HTTPStatus.SERVICE_UNAVAILABLE, "the dispatcher is busy")
-        else:
-            send(request, HTTPStatus.OK, answer)
+        serve_operator(request, self._token, lambda: Answer(HTTPStatus.OK, work()))
         return True
 
     def _resource(self, request: Exchange) -> Callable[[], bytes] | None:

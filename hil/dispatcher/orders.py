@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
-from agent.fleet.messages import DemandMessage, MessageError, PricesMessage, PricesSlot, decode, encode
+from agent.fleet.messages import MessageError, decode, encode
+from agent.fleet.operator_messages import DemandMessage, PricesMessage, PricesSlot
 from hil.dispatcher.database import ConflictError, Database
 
 TOKEN_FILE = "operator.token"  # noqa: S105 - a file's name

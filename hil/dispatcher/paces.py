@@ -16,7 +16,8 @@ import msgspec
 import structlog
 
 from agent.core.model import PaceState
-from agent.fleet.messages import MessageError, PaceMessage, decode, encode
+from agent.fleet.messages import MessageError, decode, encode
+from agent.fleet.operator_messages import PaceMessage
 from hil.dispatcher.database import ConflictError, Database, Row
 
 ALL_CELLS = "all"

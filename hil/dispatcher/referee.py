@@ -1,84 +1,89 @@
-"""The operator computes what cars dispute: a worker of his own, on a CPU, with the package from his own shelf.
+"""The operator's own computer: a worker on a CPU that runs whole jobs, with the packages on the operator's own shelf.
 
-Its answers need no majority (`hil.dispatcher.copies`), so no number of colluding cars can outvote an honest one, and no
-car is paid for deciding. It computes whole jobs, with the same worker, sandbox and wire as a car. What it cannot
-compute (a package that it has not, an input that is gone) stays disputed until it ages.
+What it says needs no majority (`hil.dispatcher.copies`), so no number of colluding cars can outvote an honest one, and
+no car is paid for deciding. It is the same worker, sandbox and wire as in a car, a new process for every job.
+
+This module computes and nothing else. What is to be computed, by which replica, and what becomes of it is in
+`hil.dispatcher.referee_tasks`; who asks for it, `hil.dispatcher.refereeing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-import structlog
 
-from agent.errors import DrivewayError, PackageError
+from agent.errors import PackageError
 from agent.inference.runner import PackageRunner
-from agent.wire import decode_input
-from hil.dispatcher.book import Book
-
-log = structlog.get_logger("dispatcher")
+from agent.package import MANIFEST
+from agent.wire import WireError, decode_input
 
 
-class Disputed(msgspec.Struct, frozen=True, kw_only=True):
-    """A job to be computed once more."""
+class UnfitJobError(PackageError):
+    """The package or the input of a job is not here, or it is no input: about this job, and nothing of the worker."""
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What to compute: so many items, in slices as cars cut them."""
 
     job: str
     package_sha256: str
-    input_sha256: str
     items: int
     slice_items: int
 
 
-def disputed(book: Book) -> list[Disputed]:
-    """What waits for a decision, oldest first."""
-    rows = (book.leases.row(job) for job in book.copies.disputes())
-    return [
-        Disputed(
-            job=row["job"],
-            package_sha256=row["package_sha256"],
-            input_sha256=row["input_sha256"],
-            items=row["items"],
-            slice_items=row["slice_items"],
-        )
-        for row in rows
-        if row is not None
-    ]
-
-
 class Referee:
-    """`packages` are folders by digest, `read_object` gives an input. Use on one event loop, a job at a time."""
+    """`packages` are folders by digest. Use on one event loop, a job at a time: opening a package blocks it."""
 
-    def __init__(
-        self, packages: Mapping[str, Path], read_object: Callable[[str], bytes | None], *, threads: int = 1
-    ) -> None:
-        self._packages, self._read_object, self._threads = packages, read_object, threads
+    def __init__(self, packages: Mapping[str, Path], *, threads: int = 1) -> None:
+        self._packages, self._threads = packages, threads
 
-    async def answers(self, job: Disputed) -> dict[int, bytes]:
-        """What is right for each slice; raises PackageError or WorkerError where that cannot be computed."""
-        folder, body = self._packages.get(job.package_sha256), self._read_object(job.input_sha256)
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The digests of what is on the shelf."""
+        return tuple(self._packages)
+
+    async def answers(self, work: Work, body: bytes | None) -> dict[int, bytes]:
+        """What is right for each slice, a JSON array; `body` is the job's input, None where it is gone.
+
+        Raises UnfitJobError, and PackageError or WorkerError where the worker cannot do it.
+        """
+        folder = self._packages.get(work.package_sha256)
         if folder is None or body is None:
-            what = "package" if folder is None else "input"
-            raise PackageError(f"the {what} of job {job.job} is not here", hint="give the referee what cars were given")
+            what = f"the {'package' if folder is None else 'input'} of job {work.job} is not here"
+            raise UnfitJobError(what, hint="give the referee what cars were given")
+        items = _items(work, body)
         runner = PackageRunner(folder, self._threads)
         try:
             await runner.open()
-            runner.give(decode_input(body))
+            runner.give(items)
             return {
-                index: (await runner.compute(first, min(first + job.slice_items, job.items))).output
-                for index, first in enumerate(range(0, job.items, job.slice_items))
+                index: (await runner.compute(first, min(first + work.slice_items, work.items))).output
+                for index, first in enumerate(range(0, work.items, work.slice_items))
             }
         finally:
             await runner.close()
 
-    async def decide(self, jobs: list[Disputed], know: Callable[[str, Mapping[int, bytes]], object]) -> int:
-        """Compute these and tell the book (`Book.know`); how many that were. One that fails is logged and left."""
-        decided = 0
-        for job in jobs:
-            try:
-                know(job.job, await self.answers(job))
-                decided += 1
-            except DrivewayError as error:
-                log.warning("dispute_not_decided", job=job.job, reason=str(error))
-        return decided
+
+def _items(work: Work, body: bytes) -> list[bytes]:
+    try:
+        items = decode_input(body)
+    except WireError as error:
+        raise UnfitJobError(f"the input of job {work.job} cannot be read: {error.what}") from error
+    if len(items) != work.items:
+        raise UnfitJobError(f"the input of job {work.job} has {len(items)} items, not {work.items}")
+    return items
+
+
+def packages_in(folder: Path) -> dict[str, Path]:
+    """The packages directly in `folder`, by digest; raises PackageError where it cannot be read.
+
+    They are checked when they are opened.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if (path / MANIFEST).is_file())
+        return {hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest(): path for path in paths}
+    except OSError as error:
+        raise PackageError(f"cannot read the packages in {folder}: {error.strerror}") from error

@@ -88,7 +88,8 @@ def drawn(secret: str, statement_sha256: str) -> float:
 class SliceResult(msgspec.Struct, frozen=True, kw_only=True):
     """Who said what about a slice. `answers` reads the JSON array; None: it is gone.
 
-    `equivalence_class` is "" where nobody knows. `reference`: the operator's own.
+    `equivalence_class` is "" where nobody knows. `precision` is the one that it claims to have been computed in ("": in
+    full). `reference`: the operator's own.
     """
 
     unit: str
@@ -96,6 +97,7 @@ class SliceResult(msgspec.Struct, frozen=True, kw_only=True):
     output_sha256: str
     raw_sha256: str
     answers: Callable[[], bytes | None]
+    precision: str = ""
     reference: bool = False
 
 
@@ -141,7 +143,7 @@ def by_value(one: SliceResult, other: SliceResult, tolerance: Tolerance) -> Agre
     mine, theirs = one.answers(), other.answers()
     if mine is None or theirs is None:
         return Agreement.UNKNOWN
-    return compare_slices(mine, theirs, tolerance)
+    return compare_slices(mine, theirs, tolerance, (one.precision, other.precision))
 
 
 class Judgement(msgspec.Struct, frozen=True):

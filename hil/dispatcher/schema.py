@@ -9,7 +9,7 @@ Times are milliseconds of the database's clock, money millionths of the currency
 
 from __future__ import annotations
 
-VERSION = "4"
+VERSION = "5"
 """Of the tables; kept in `settings`. A book of another version is refused, never guessed at."""
 
 TABLES = """
@@ -84,13 +84,15 @@ CREATE TABLE IF NOT EXISTS sessions (
 
 -- One row for each lease that ended with a signed statement; the envelope is kept so that anybody can verify it, and
 -- with `session` (NULL: none) the certificate of the key that signed it. `keyid` is the unit's own key either way.
+-- `precision` is the one that it says it computed in ('': it does not say).
 -- `pay` is what became of `paid_micro`; `checked` is what came of comparing its answers; `disputed`: nobody knows yet.
 CREATE TABLE IF NOT EXISTS handins (
     job TEXT NOT NULL REFERENCES jobs, epoch BIGINT NOT NULL, unit TEXT NOT NULL REFERENCES units,
     verdict TEXT NOT NULL CHECK (verdict IN ('settled', 'bad')), reason TEXT NOT NULL DEFAULT '',
     paid_micro BIGINT NOT NULL DEFAULT 0, micro_wh BIGINT NOT NULL DEFAULT 0, at_ms BIGINT NOT NULL,
     statement_sha256 TEXT NOT NULL, keyid TEXT, counter BIGINT, envelope BYTEA,
-    session BIGINT, equivalence_class TEXT NOT NULL DEFAULT '', items BIGINT NOT NULL DEFAULT 0,
+    session BIGINT, equivalence_class TEXT NOT NULL DEFAULT '', precision TEXT NOT NULL DEFAULT '',
+    items BIGINT NOT NULL DEFAULT 0,
     compute_ms BIGINT NOT NULL DEFAULT 0,
     pay TEXT NOT NULL DEFAULT 'held' CHECK (pay IN ('held', 'released', 'forfeited')),
     checked TEXT NOT NULL DEFAULT '' CHECK (checked IN ('', 'right', 'wrong')), disputed BIGINT NOT NULL DEFAULT 0,
@@ -127,6 +129,21 @@ CREATE TABLE IF NOT EXISTS known_answers (
     job TEXT NOT NULL REFERENCES jobs, slice BIGINT NOT NULL, answers BYTEA NOT NULL, PRIMARY KEY (job, slice)
 );
 
+-- Jobs that the operator put in among the others because he knows their answers, and after which job's pattern.
+CREATE TABLE IF NOT EXISTS known_jobs (
+    job TEXT PRIMARY KEY REFERENCES jobs, pattern TEXT NOT NULL UNIQUE REFERENCES jobs, made_ms BIGINT NOT NULL
+);
+
+-- What the operator's own worker is to compute: a job in dispute (`decide`), or one that is to be imitated (`known`).
+-- One replica has it, until `claimed_until_ms`; `tries` failed, the last of them for `detail`.
+CREATE TABLE IF NOT EXISTS referee_tasks (
+    job TEXT NOT NULL REFERENCES jobs, task TEXT NOT NULL CHECK (task IN ('decide', 'known')),
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'done', 'given up')), at_ms BIGINT NOT NULL,
+    claimed_by TEXT NOT NULL DEFAULT '', claimed_until_ms BIGINT NOT NULL DEFAULT 0,
+    not_before_ms BIGINT NOT NULL DEFAULT 0, tries BIGINT NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (job, task)
+);
+
 -- Of which equivalence class a unit is, with each package; and how often two of a class gave the same bits, or only the
 -- same values.
 CREATE TABLE IF NOT EXISTS unit_classes (
@@ -153,10 +170,16 @@ CREATE TABLE IF NOT EXISTS paces (
 );
 
 -- The newest checkpoint of each unit's ledger that was countersigned. `claim` is the largest that came without a proof
--- that it continues what was countersigned before it, `unproven` how many did and were not proven later.
+-- that it continues what was countersigned before it.
 CREATE TABLE IF NOT EXISTS ledgers (
     unit TEXT PRIMARY KEY REFERENCES units, size BIGINT NOT NULL, root TEXT NOT NULL, envelope BYTEA NOT NULL,
-    at_ms BIGINT NOT NULL, unproven BIGINT NOT NULL DEFAULT 0, claim BYTEA
+    at_ms BIGINT NOT NULL, claim BYTEA
+);
+
+-- Units with settled hand-ins that no countersigned checkpoint covers: since when, and since when hand-ins are put off
+-- for that (0: they are not).
+CREATE TABLE IF NOT EXISTS unwitnessed (
+    unit TEXT PRIMARY KEY REFERENCES units, since_ms BIGINT NOT NULL, put_off_ms BIGINT NOT NULL DEFAULT 0
 );
 
 -- What units' own signatures say against their ledgers, until an operator clears it, and ever after. `evidence` is a
@@ -182,6 +205,10 @@ CREATE INDEX IF NOT EXISTS jobs_open ON jobs (state, priority DESC, seq);
 CREATE INDEX IF NOT EXISTS jobs_by_holder ON jobs (holder, state);
 CREATE INDEX IF NOT EXISTS jobs_by_expiry ON jobs (state, expires_ms);
 CREATE INDEX IF NOT EXISTS jobs_by_age ON jobs (seq);
+CREATE INDEX IF NOT EXISTS jobs_by_input ON jobs (input_sha256);
+CREATE INDEX IF NOT EXISTS known_jobs_by_age ON known_jobs (made_ms);
+CREATE INDEX IF NOT EXISTS handins_disputed ON handins (job) WHERE disputed = 1;
+CREATE INDEX IF NOT EXISTS referee_tasks_open ON referee_tasks (task, at_ms) WHERE state = 'open';
 CREATE INDEX IF NOT EXISTS handins_held ON handins (unit, at_ms) WHERE pay = 'held';
 CREATE UNIQUE INDEX IF NOT EXISTS ledger_faults_standing ON ledger_faults (unit) WHERE cleared_ms IS NULL;
 """

@@ -25,7 +25,6 @@ from cryptography.x509 import Certificate
 from agent.core.model import JobKey, Outlook, PaceState, Verdict
 from agent.errors import TrustError
 from agent.fleet.messages import (
-    CancelMessage,
     CheckpointMessage,
     GrantMessage,
     JobGrant,
@@ -38,6 +37,7 @@ from agent.fleet.messages import (
     Yield,
     decode,
 )
+from agent.fleet.operator_messages import CancelMessage
 from agent.ports import Signer
 from agent.trust.sealing_key import verify_sealing_key
 from hil.dispatcher.answers import Answers, Publish, later
@@ -49,7 +49,8 @@ from hil.dispatcher.leases import Holding, Places
 from hil.dispatcher.operating import Operating
 from hil.dispatcher.ramp import Ramp
 from hil.dispatcher.units import Unit, verified_by
-from hil.dispatcher.verdicts import LATER_S, STALE, Brought, NothingBrought, Verdicts
+from hil.dispatcher.unwitnessed import Bound
+from hil.dispatcher.verdicts import LATER_S, STALE, WITNESS_S, Brought, NothingBrought, Verdicts
 from hil.dispatcher.witness import Witness
 
 TOPIC = re.compile(r"dw/v1/u/(?P<cell>[0-9a-f]{2})/(?P<unit>[A-Za-z0-9_-]{1,64})/(?P<verb>[a-z]{1,16})")
@@ -59,6 +60,7 @@ IN_DISPUTE_S = 3_600
 """When to ask again while the unit's ledger is in dispute: an operator has to look into it."""
 BUSY_S = 30
 REFRESH_EVERY_MS = 1_000
+MOST_UNWITNESSED = Bound()
 MOST_EPOCH = 2**40
 """Of a sealing key: no clock shows more."""
 TRIES = 3
@@ -76,7 +78,8 @@ class Dispatcher(Operating):
     """Use from the thread that owns the book. `brought` is what cars have uploaded; without it, nothing.
 
     `retry_s` is when a car asks again that got nothing; `ramp` how many idle cars of a cell may start at once;
-    `ek_roots` are the makers of TPMs that are trusted (`hil.dispatcher.enrolling`).
+    `ek_roots` are the makers of TPMs that are trusted (`hil.dispatcher.enrolling`); `unwitnessed` is how much of a
+    unit's ledger may stand unwitnessed, None: as much as it likes.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Dispatcher(Operating):
         brought: Brought | None = None,
         ramp: Ramp | None = None,
         ek_roots: Sequence[Certificate] = (),
+        unwitnessed: Bound | None = MOST_UNWITNESSED,
     ) -> None:
         self.counts: Counter[str] = Counter()
         super().__init__(book, Answers(book, key, publish, self.counts), Enrolling(book, key, ek_roots))
@@ -97,7 +101,10 @@ class Dispatcher(Operating):
         self._ramp = ramp or Ramp(0)
         self._complaints = Complaints()
         self._witness = Witness(book, key, self._complain)
-        self._verdicts = Verdicts(book, brought or NothingBrought(), self._complain, self._witness.hold)
+        self._unwitnessed = unwitnessed
+        self._verdicts = Verdicts(
+            book, brought or NothingBrought(), self._complain, self._witness.hold, unwitnessed=unwitnessed
+        )
         self._refreshed_ms, self._all_paces = 0, False
 
     # --- messages ----------------------------------------------------------------------------------------------
@@ -234,14 +241,24 @@ class Dispatcher(Operating):
             self.answers.witness(witnessed)
 
     def _on_sealing_key(self, unit: Unit, message: SealingKeyMessage) -> None:
-        """Believed by the unit's own key alone, and never an older one than is known."""
-        keys = {unit.keyid: self._book.units.keys_of(unit)[unit.keyid]}  # none that handed over
+        """Believed by the unit's own key, and never an older one than is known.
+
+        A key that handed over still counts during its overlap, since the unit may not know yet that its successor was
+        taken; but it cannot replace a sealing key that is known: whoever stole it would be sealed to from then on.
+        """
+        present = self._book.units.keys_of(unit)
+        keys = {keyid: one for keyid, one in present.items() if not one.is_over}
         try:
-            _, (record, key) = verified_by(
+            by, (record, key) = verified_by(
                 keys, lambda known: verify_sealing_key(msgspec.json.encode(message.sealing_key), unit.unit, known)
             )
         except TrustError as error:
             self._complain(unit.unit, str(error))
+            return
+        known = self._book.sealing_keys.of(unit.unit)
+        if by != unit.keyid and known is not None:
+            if known.epoch != record.epoch:
+                self._complain(unit.unit, "a key that handed over vouches for another sealing key than is known")
             return
         if record.epoch <= MOST_EPOCH and self._book.sealing_keys.note(unit.unit, record.epoch, key):
             self._count("sealing_keys")
@@ -292,6 +309,8 @@ class Dispatcher(Operating):
                 self._cancel_again(unit, holding)
         if unit.ledger_fault:
             return None, max(self._retry_s, IN_DISPUTE_S)
+        if self._unwitnessed is not None and self._book.unwitnessed.is_overdue(unit.unit, self._unwitnessed, now_ms):
+            return None, max(self._retry_s, WITNESS_S)
         pace = self._book.paces.of(unit.cell)
         if pace is not None and pace.state is not PaceState.OPEN:
             return None, max(self._retry_s, CLOSED_RETRY_S)

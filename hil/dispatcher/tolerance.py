@@ -6,6 +6,10 @@ texts, classes and counts not at all (`agent.worker.results.answers_agree`). Rou
 rare but real, so a share of the items may disagree altogether (`strays_permille`). Nobody is called wrong for what
 honest rounding does once in a million slices; what is neither that nor within the share is UNKNOWN.
 
+Samples of the engine's values (`kernels.tensor_samples`) are held to more: to the band of the precision that both claim
+to have computed in, the wider where they claim different ones. So half precision sold as full is told from full, while
+its texts are nearly always the same. Almost nothing strays there by rounding, so almost nothing may.
+
 Both sides are bytes that somebody untrusted sent. Whatever is no JSON array of answers agrees with nothing. Pure.
 """
 
@@ -21,10 +25,14 @@ import msgspec
 
 from agent.errors import PackageError
 from agent.package import MANIFEST, Manifest, open_package
-from agent.worker.results import answers_agree
+from agent.trust.statement import Engine
+from agent.worker.results import SAMPLES, answers_agree
+from kernels.tensor_samples import samples_drift_ppm
 
 STRAYS_PERMILLE = 20
 """Honest float16 reads about seven lines in a thousand otherwise than float32 (docs/attestation-checks.md)."""
+BAND_STRAYS_PERMILLE = 1
+"""Of honest float32 samples none was found beyond a tenth of the band: this is room for what nobody has seen."""
 HONEST_ONCE_IN = 1_000_000
 MANY_ITEMS = 4
 """One stray among so many is nothing to ask about."""
@@ -34,10 +42,36 @@ Permille = Annotated[int, msgspec.Meta(ge=0, le=1000)]
 
 
 class Tolerance(msgspec.Struct, frozen=True, kw_only=True):
-    """How far two honest answers may be apart: in their values, and in the share of a slice's items beyond that."""
+    """How far two honest answers may be apart: in their values, and in the share of a slice's items beyond that.
+
+    `bands_ppm` are the precisions that the package may be run in, each with its band; none: the package does not say.
+    """
 
     values_permille: Permille = 0
     strays_permille: Permille = 0
+    bands_ppm: dict[str, int] = {}
+
+    @property
+    def full_precision(self) -> str:
+        """The strictest of the precisions, which is what is sold unless something else is said; "": unknown."""
+        known = [(band, name) for name, band in self.bands_ppm.items() if band]
+        return min(known, default=(0, ""))[1]
+
+    def band_ppm(self, *claimed: str) -> int | None:
+        """The band for two results that claim these precisions; None: their samples cannot be compared.
+
+        Who claims none, or one that is not among them, is held to full precision.
+        """
+        full = self.bands_ppm.get(self.full_precision, 0)
+        bands = [self.bands_ppm.get(one, full) for one in claimed]
+        return max(bands) if all(bands) else None
+
+
+def claimed_precision(engine: Engine) -> str:
+    """In which precision a statement says that it computed; of one from before that was told, what such agents did."""
+    if engine.precision is not None:
+        return engine.precision
+    return "tf32" if engine.executor.startswith("tensorrt") else ""
 
 
 class Agreement(enum.Enum):
@@ -48,17 +82,25 @@ class Agreement(enum.Enum):
     UNKNOWN = "unknown"
 
 
-def compare_slices(one: bytes, other: bytes, tolerance: Tolerance) -> Agreement:
-    """Whether two slices' answers, as JSON arrays, can be of one computation. The same either way round."""
+def compare_slices(one: bytes, other: bytes, tolerance: Tolerance, claimed: tuple[str, str] = ("", "")) -> Agreement:
+    """Whether two slices' answers, as JSON arrays, can be of one computation, done in the precisions that are claimed.
+
+    The same either way round.
+    """
     try:
         mine, theirs = (msgspec.json.decode(body, type=list[dict[str, Any]]) for body in (one, other))
         if len(mine) != len(theirs) or not mine:
             return Agreement.DIFFERENT
-        pairs = zip(mine, theirs, strict=True)
+        pairs = list(zip(mine, theirs, strict=True))
         strays = sum(not _items_agree(*pair, tolerance.values_permille) for pair in pairs)
+        beyond = sum(not _samples_agree(*pair, tolerance.band_ppm(*claimed)) for pair in pairs)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
         return Agreement.DIFFERENT
-    return judge_strays(strays, len(mine), tolerance.strays_permille)
+    found = {
+        judge_strays(strays, len(mine), tolerance.strays_permille),
+        judge_strays(beyond, len(mine), BAND_STRAYS_PERMILLE),
+    }
+    return next(one for one in (Agreement.DIFFERENT, Agreement.UNKNOWN, Agreement.SAME) if one in found)
 
 
 def judge_strays(strays: int, items: int, strays_permille: int) -> Agreement:
@@ -84,12 +126,26 @@ def _items_agree(mine: Mapping[str, Any], theirs: Mapping[str, Any], tolerance_p
     """An item that has no answer has none on either side; in which words is the library's affair."""
     if ERROR in mine or ERROR in theirs:
         return ERROR in mine and ERROR in theirs
+    if (SAMPLES in mine) != (SAMPLES in theirs):
+        return False
+    mine, theirs = ({name: one[name] for name in one if name != SAMPLES} for one in (mine, theirs))
     return answers_agree(mine, theirs, tolerance_permille) or answers_agree(theirs, mine, tolerance_permille)
 
 
+def _samples_agree(mine: Mapping[str, Any], theirs: Mapping[str, Any], band_ppm: int | None) -> bool:
+    """Whether an item's samples are within the band. Where one side has none, the answers differ anyway."""
+    if band_ppm is None or SAMPLES not in mine or SAMPLES not in theirs:
+        return True
+    return samples_drift_ppm(mine[SAMPLES], theirs[SAMPLES]) <= band_ppm
+
+
 def tolerance_of(manifest: Manifest) -> Tolerance:
-    """What a package allows its golden vector, and the share of strays that honest engines need."""
-    return Tolerance(values_permille=manifest.golden.tolerance_permille, strays_permille=STRAYS_PERMILLE)
+    """What a package allows its golden vector, its precisions, and the share of strays that honest engines need."""
+    return Tolerance(
+        values_permille=manifest.golden.tolerance_permille,
+        strays_permille=STRAYS_PERMILLE,
+        bands_ppm=dict[str, int](manifest.precisions.items()),
+    )
 
 
 def tolerances_in(folder: Path) -> dict[str, Tolerance]:

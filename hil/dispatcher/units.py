@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.core.policy import WorkloadClass
 from agent.errors import TrustError
-from agent.fleet.messages import Capability, Enrolment, Status
+from agent.fleet.enrolment_messages import Enrolment
+from agent.fleet.messages import Capability, Status
 from agent.trust.keys import load_public_key
 from agent.trust.session import FIRST_KEY_EPOCH
 from hil.dispatcher.database import ConflictError, Database, Row

@@ -16,9 +16,10 @@ from typing import Protocol
 import structlog
 
 from agent.core.model import HandInKind, JobKey, Verdict, YieldReason
-from agent.fleet.messages import Envelope, LedgerFault, Result, VerdictMessage, Yield
+from agent.fleet.messages import Envelope, LedgerFault, Result, VerdictMessage, WaitsFor, Yield
 from hil.dispatcher.answers import verdict
-from hil.dispatcher.book import Book, HandedIn
+from hil.dispatcher.book import Book
+from hil.dispatcher.handins import HandedIn
 from hil.dispatcher.judge import (
     Accepted,
     ContradictionError,
@@ -31,12 +32,15 @@ from hil.dispatcher.judge import (
 )
 from hil.dispatcher.staging import Upload
 from hil.dispatcher.units import Unit
+from hil.dispatcher.unwitnessed import Bound, UnwitnessedError
 
 LATER_S = 60
 """When to hand in again what could not be verified."""
 MISSING_UPLOAD_S = 15
 CLOSED_UPLOAD_S = 3_600
 """The same, where what is missing cannot be brought any more: until the job is granted again, and this one is stale."""
+WITNESS_S = 60
+"""The same, where a checkpoint has to come first: it comes at once, unless something on the way drops it."""
 UNFORGIVEN = {YieldReason.FAULT, YieldReason.SHORT}
 """Why a lease ended that did not go as it should, though some of it was finished."""
 STALE = "the lease is not this unit's, or no longer"
@@ -86,11 +90,21 @@ class NothingBrought:
 class Verdicts:
     """Use from the thread that owns the book, inside its transaction.
 
-    `complain(who, reason)` counts what is odd; `hold` is told of two things that cannot be of one ledger.
+    `complain(who, reason)` counts what is odd; `hold` is told of two things that cannot be of one ledger. `unwitnessed`
+    is how much of a ledger may stand unwitnessed; None: as much as it likes.
     """
 
-    def __init__(self, book: Book, brought: Brought, complain: Callable[[str, str], None], hold: Hold) -> None:
+    def __init__(
+        self,
+        book: Book,
+        brought: Brought,
+        complain: Callable[[str, str], None],
+        hold: Hold,
+        *,
+        unwitnessed: Bound | None = None,
+    ) -> None:
         self._book, self._brought, self._complain, self._hold = book, brought, complain, hold
+        self._unwitnessed = unwitnessed
 
     def on_result(self, unit: Unit, result: Result) -> VerdictMessage:
         """The verdict on a finished lease."""
@@ -113,31 +127,29 @@ class Verdicts:
         self, unit: Unit, key: JobKey, rid: str, hand_in: HandIn, yielded: Yield | None = None
     ) -> VerdictMessage:
         judged = statement_sha256(hand_in.statement)
-        standing = self._book.standing(unit, key)
+        standing = self._book.handins.standing(unit, key)
         if standing is None or isinstance(standing, HandedIn):
             return _again(unit, key, rid, standing, judged)
         try:
             find = partial(self._brought.find, unit.unit, key)
             keys = self._book.units.keys_of(unit)
-            accepted = judge(hand_in, standing, unit, keys=keys, before=self._book, uploaded=find)
+            accepted = judge(hand_in, standing, unit, keys=keys, before=self._book.handins, uploaded=find)
+            if self._unwitnessed is not None:
+                self._book.unwitnessed.check(
+                    unit.unit, accepted.statement.log_index, self._unwitnessed, self._book.now_ms()
+                )
             self._keep(unit, key, accepted)
-        except MissingUploadError as error:
-            self._book.wait_for_uploads(standing, self._brought.arrived_bytes(unit.unit, key))
-            is_open = self._book.upload_rights.still_open([(unit.unit, key)])
-            retry_s = MISSING_UPLOAD_S if is_open else CLOSED_UPLOAD_S
-            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=retry_s)
         except UnprovenError as error:
-            self._complain(unit.unit, f"unproven: {error.what}")
-            return verdict(unit.unit, key, rid, Verdict.LATER, error.what, retry_s=LATER_S)
+            return self._later(standing, rid, error)
         except MisstatementError as error:
             if isinstance(error, ContradictionError):
                 self._hold(unit.unit, LedgerFault.FORK, error.what, error.evidence)
-            self._book.refuse(standing, error.what, judged)
+            self._book.handins.refuse(standing, error.what, judged)
             refused = partial(log.warning, "hand_in_refused", unit=unit.unit, job=str(key), reason=error.what)
             self._book.database.on_commit(refused)
             return verdict(unit.unit, key, rid, Verdict.BAD, error.what, statement_sha256=judged)
         forgive = yielded is None or yielded.why not in UNFORGIVEN
-        paid_micro = self._book.settle(standing, unit, accepted, judged, forgive=forgive)
+        paid_micro = self._book.handins.settle(standing, unit, accepted, judged, forgive=forgive)
         if paid_micro is None:  # another replica moved the fence since we looked
             return verdict(unit.unit, key, rid, Verdict.LATER, "the lease changed meanwhile", retry_s=1)
         if yielded is not None:
@@ -146,6 +158,22 @@ class Verdicts:
         settled = partial(log.info, "settled", unit=unit.unit, job=str(key), slices=done, paid_micro=paid_micro)
         self._book.database.on_commit(settled)
         return verdict(unit.unit, key, rid, Verdict.SETTLED, paid_micro=paid_micro, statement_sha256=judged)
+
+    def _later(self, lease: Lease, rid: str, error: UnprovenError) -> VerdictMessage:
+        """The hand-in may come again: when, and what has to come before."""
+        unit, key, waits_for, retry_s = lease.unit, lease.key, WaitsFor.NOTHING, LATER_S
+        match error:
+            case UnwitnessedError():
+                waits_for, retry_s = WaitsFor.WITNESS, WITNESS_S
+                if self._book.handins.wait_for_witness(lease):
+                    self._book.database.on_commit(partial(log.warning, "unit_put_off", unit=unit, reason=error.what))
+            case MissingUploadError():
+                self._book.handins.wait_for_uploads(lease, self._brought.arrived_bytes(unit, key))
+                is_open = self._book.upload_rights.still_open([(unit, key)])
+                retry_s = MISSING_UPLOAD_S if is_open else CLOSED_UPLOAD_S
+            case _:
+                self._complain(unit, f"unproven: {error.what}")
+        return verdict(unit, key, rid, Verdict.LATER, error.what, retry_s=retry_s, waits_for=waits_for)
 
     def _keep(self, unit: Unit, key: JobKey, accepted: Accepted) -> None:
         """Before the commit, so that no result names an object that is not there."""
@@ -156,10 +184,10 @@ class Verdicts:
             raise MissingUploadError(f"what was uploaded cannot be kept: {error.strerror}") from error
 
     def _give_back(self, unit: Unit, key: JobKey, yielded: Yield) -> VerdictMessage:
-        standing = self._book.standing(unit, key)
+        standing = self._book.handins.standing(unit, key)
         if standing is None or isinstance(standing, HandedIn):
             return _again(unit, key, yielded.rid, standing, "")
-        if self._book.give_back(standing, yielded.why, yielded.detail):
+        if self._book.handins.give_back(standing, yielded.why, yielded.detail):
             self._note(unit, standing, yielded)
         return verdict(unit.unit, key, yielded.rid, Verdict.SETTLED)
 
@@ -167,7 +195,7 @@ class Verdicts:
         if yielded.why in (YieldReason.REFUSED, YieldReason.FAULT):
             about = {"unit": unit.unit, "job": str(lease.key), "why": yielded.why, "detail": yielded.detail}
             self._book.database.on_commit(partial(log.info, "lease_failed", **about))
-        self._book.note_reason(lease, yielded.why, yielded.detail)
+        self._book.handins.note_reason(lease, yielded.why, yielded.detail)
 
 
 def _again(unit: Unit, key: JobKey, rid: str, judged: HandedIn | None, claimed_sha256: str) -> VerdictMessage:

@@ -16,12 +16,14 @@ import msgspec
 from agent.errors import FleetError
 from hil.dispatcher.database import Database, SqliteReader
 from hil.dispatcher.objects import Objects
+from hil.dispatcher.referee_tasks import RefereeCounts, referee_counts
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """One job; `state` is `free`, `leased`, `done`, `dead` or `cancelled`. Items count once their slice is settled.
 
     `replica_of` is the job that it is a copy of, `failures` the leases of it that failed since it last came on.
+    `known`: the operator put it in since he knows its answers. Neither copies nor these are on any customer's bill.
     """
 
     job: str
@@ -37,12 +39,14 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     replica_of: str | None = None
     failures: int = 0
+    known: bool = False
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """How the dispatcher is doing: jobs by state, leases that run, slices whose copy said the same and another.
 
-    `units_in_dispute` are granted nothing until an operator has looked into their ledgers.
+    `units_in_dispute` are granted nothing until an operator has looked into their ledgers, `units_put_off` until more
+    of their ledgers is witnessed. `referee`: what waits for the operator's own worker, and what it did.
     """
 
     free: int
@@ -56,6 +60,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     units: int
     units_benched: int
     units_in_dispute: int
+    units_put_off: int
+    referee: RefereeCounts
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,11 +142,12 @@ class View(contextlib.AbstractContextManager["View"]):
                    count(slice) AS slices_done, jobs.items,
                    CAST(coalesce(sum(results.items), 0) AS BIGINT) AS items_done,
                    CAST(coalesce(sum(failed_items), 0) AS BIGINT) AS items_failed,
-                   CAST(coalesce(sum(paid_micro), 0) AS BIGINT) AS paid_micro, currency, replica_of, failures
+                   CAST(coalesce(sum(paid_micro), 0) AS BIGINT) AS paid_micro, currency, replica_of, failures,
+                   EXISTS (SELECT 1 FROM known_jobs WHERE known_jobs.job = jobs.job) AS known
             FROM jobs LEFT JOIN results ON results.job = jobs.job GROUP BY jobs.job ORDER BY jobs.seq, jobs.job
             """
         )
-        return [JobView(**dict(row)) for row in rows]
+        return [JobView(**{**row, "known": bool(row["known"])}) for row in rows]
 
     def answers(self, job: str) -> list[Any]:
         """The answers to the job's items, in the order of the items, as the package writes them.
@@ -216,6 +223,7 @@ def counts(database: Database, now_ms: int) -> Counts:
         " count(CASE WHEN ledger_fault != '' THEN 1 END) AS in_dispute FROM units",
         now=now_ms,
     )
+    put_off = database.row("SELECT count(*) AS many FROM unwitnessed WHERE put_off_ms > 0")
     return Counts(
         free=jobs["free"],
         leased=jobs["leased"],
@@ -228,6 +236,8 @@ def counts(database: Database, now_ms: int) -> Counts:
         units=0 if units is None else units["many"],
         units_benched=0 if units is None else units["benched"],
         units_in_dispute=0 if units is None else units["in_dispute"],
+        units_put_off=0 if put_off is None else put_off["many"],
+        referee=referee_counts(database),
     )
 
 

@@ -3,11 +3,13 @@
 A checkpoint is countersigned when it is the first of its unit, or proven to continue the last that was (RFC 9162). Any
 answer is the newest one that was countersigned: a car that is behind, or whose answer got lost, goes on from there.
 
-Only what the unit's own key signed is held against it, for the pipe may bend, repeat and reorder the rest:
+Only what the unit's own key signed is held against it, for the pipe may bend, repeat and reorder the rest. A proof is
+not signed: one that does not hold shows nothing, however often it comes; the checkpoint with it is not countersigned.
+What a checkpoint signs is its own root, and the root that the unit's log has where it was witnessed last:
 
-* FORK: two checkpoints of one size with different roots. Or, since a forked ledger has no proof to give, `UNPROVEN`
-  checkpoints, each larger than those before, none of which was ever proven. A proof is not signed, so that the pipe may
-  have bent them all: this is no evidence against the unit's key, but asks a person to look.
+* FORK: two checkpoints that name different roots for one size. A unit that goes on with another past than was witnessed
+  says so in its next checkpoint. One that hides it has no proof to give, is witnessed no more, and earns nothing
+  (`hil.dispatcher.unwitnessed`).
 * ROLLBACK: a checkpoint that was issued after another one and is smaller. Ledgers only grow.
 
 Hand-ins have contradictions of their own: `hil.dispatcher.judge`.
@@ -34,7 +36,6 @@ from hil.dispatcher.book import Book
 from hil.dispatcher.ledgers import Witnessed
 from hil.dispatcher.units import Unit, UnitKey, verified_by
 
-UNPROVEN = 5
 REMARK_CHARACTERS = 128
 """As long as a witness's `detail` may be."""
 
@@ -90,8 +91,9 @@ def weigh(
 
 
 def _contradiction(one: Checkpoint, other: Checkpoint) -> tuple[LedgerFault, str] | None:
-    if contradicts(one, other):
-        return LedgerFault.FORK, f"two roots were signed for the first {one.size} entries"
+    size = contradicts(one, other)
+    if size is not None:
+        return LedgerFault.FORK, f"two roots were signed for the first {size} entries"
     earlier, later = (one, other) if _issued_after(other, one) else (other, one)
     if _issued_after(later, earlier) and later.size < earlier.size:
         return LedgerFault.ROLLBACK, f"{earlier.size} entries were signed for, and {later.size} after that"
@@ -143,15 +145,15 @@ class Witness:
             case Continues():
                 after = _after(newest, said, countersign(envelope, self._key))
                 self._book.ledgers.advance(unit.unit, newest, after, now_ms)
+                if self._book.unwitnessed.witnessed(unit.unit):
+                    told = partial(log.info, "unit_witnessed_again", unit=unit.unit, leaves=said.size)
+                    self._book.database.on_commit(told)
             case Known():
                 pass
             case Unproven():
                 assert newest is not None
                 self._book.ledgers.note_unproven(unit.unit, newest, envelope)
                 self._complain(unit.unit, f"checkpoint: not shown to continue the one of {newest.size} entries")
-                if newest.unproven + 1 >= UNPROVEN:
-                    detail = f"{UNPROVEN} checkpoints were never shown to continue what was witnessed before them"
-                    self.hold(unit.unit, LedgerFault.FORK, detail, (newest.envelope, envelope))
             case Faulty(fault=fault, detail=detail, evidence=evidence):
                 self.hold(unit.unit, fault, detail, evidence)
             case other:
@@ -168,11 +170,9 @@ def _after(newest: Witnessed | None, said: Checkpoint, envelope: bytes) -> Witne
     """What is witnessed now. A claim that was proven after all counts no more."""
     if newest is None or newest.claim is None:
         return Witnessed(size=said.size, root=said.root, envelope=envelope)
-    claim, unproven = newest.claim, newest.unproven
-    claimed = parse_checkpoint(dsse.parse(claim).payload)
-    if (claimed.size, claimed.root) == (said.size, said.root):
-        return Witnessed(size=said.size, root=said.root, envelope=envelope, unproven=unproven - 1)
-    return Witnessed(size=said.size, root=said.root, envelope=envelope, unproven=unproven, claim=claim)
+    claimed = parse_checkpoint(dsse.parse(newest.claim).payload)
+    proven = (claimed.size, claimed.root) == (said.size, said.root)
+    return Witnessed(size=said.size, root=said.root, envelope=envelope, claim=None if proven else newest.claim)
 
 
 def _authentic(message: CheckpointMessage, unit: Unit, keys: Mapping[str, UnitKey]) -> tuple[Checkpoint, bytes]:

@@ -2,7 +2,7 @@
 
 Three books, kept by parties who do not share code paths: what was ordered, what the dispatcher's rows say, and what
 every agent's store says (its own ledger: session certificates, signed statements, signed verdicts). Every signature is
-verified anew, a statement's by the session key that the unit's key certified.
+verified anew, a statement's by the session key that the unit's key of that epoch certified.
 
 `lost`: work that was done and signed, or money that was promised, and which is nowhere now.
 
@@ -38,10 +38,10 @@ from agent.core.model import Verdict
 from agent.errors import TrustError
 from agent.fleet import messages
 from agent.trust import dsse
-from agent.trust.checkpoint import verify_countersigned
+from agent.trust.checkpoint import parse_checkpoint, verify_countersigned
 from agent.trust.keys import keyid, load_public_key
 from agent.trust.merkle import leaf_hash, tree_root
-from agent.trust.session import Certified, verify_session
+from agent.trust.session import parse_certificate, verify_session
 from agent.trust.statement import Statement, parse_statement, verify_statement
 from hil.faults.books import AgentBook, DispatcherBook, HandInRow, Ordered, ResultRow
 
@@ -116,19 +116,18 @@ def _ledger(
     dispatcher_keys: dict[str, EllipticCurvePublicKey],
     findings: list[Finding],
 ) -> Ledger:
-    own = load_public_key(dispatcher.keys[book.unit])
-    own_keys = {keyid(own): own}
+    keys = _Keys(dispatcher.keys[book.unit])
     statements: dict[Key, list[Said]] = defaultdict(list)
     verdicts: dict[Key, list[Said]] = defaultdict(list)
-    sessions: dict[int, bytes] = {}
+    sessions = _Sessions()
     for index, leaf in enumerate(book.ledger):
         key = (leaf.job, leaf.epoch)
         try:
             match leaf.kind:
                 case "session":
-                    _note_session(verify_session(leaf.envelope, own_keys), leaf.envelope, sessions)
+                    sessions.note(leaf.envelope, keys)
                 case "statement":
-                    statements[key].append(_statement(leaf.envelope, index, sessions, own_keys))
+                    statements[key].append(_statement(leaf.envelope, index, sessions, keys))
                 case _:
                     payload = dsse.verify(leaf.envelope, messages.VERDICT_TYPE, dispatcher_keys)
                     verdict = messages.decode(payload, messages.VerdictMessage)
@@ -137,7 +136,7 @@ def _ledger(
             findings.append(Finding(Loss.DOUBLED, "session_used_twice", "", book.unit, str(error)))
         except (TrustError, messages.MessageError) as error:
             findings.append(Finding(Loss.LOST, "leaf_unreadable", leaf.job, book.unit, str(error)))
-    findings += _whole(book, dispatcher, own_keys, dispatcher_keys)
+    findings += _whole(book, dispatcher, keys, dispatcher_keys)
     return Ledger(book, dict(statements), dict(verdicts))
 
 
@@ -145,22 +144,49 @@ class _TwiceError(TrustError):
     """A session's number was certified for a second key."""
 
 
-def _note_session(certified: Certified, envelope: bytes, sessions: dict[int, bytes]) -> None:
-    number = certified.certificate.session
-    if number in sessions:
-        raise _TwiceError(f"session {number} was certified twice")
-    sessions[number] = envelope
+class _Keys:
+    """The keys that a unit has and had, by epoch: what says to be of an epoch has to be signed by the key of that."""
+
+    def __init__(self, pems: dict[int, str]) -> None:
+        self._keys = {epoch: load_public_key(pem) for epoch, pem in pems.items()}
+
+    def of(self, epoch: int) -> dict[str, EllipticCurvePublicKey]:
+        """The key of this epoch, by its id; raises TrustError where the dispatcher knows none."""
+        if epoch not in self._keys:
+            raise TrustError(f"no key of epoch {epoch} is known")
+        return {keyid(self._keys[epoch]): self._keys[epoch]}
 
 
-def _statement(
-    envelope: bytes, index: int, sessions: dict[int, bytes], own_keys: dict[str, EllipticCurvePublicKey]
-) -> Said:
+class _Sessions:
+    """The sessions of a ledger up to a leaf. Their numbers begin anew with each key epoch."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()
+        self._newest: dict[int, tuple[bytes, int]] = {}
+
+    def note(self, envelope: bytes, keys: _Keys) -> None:
+        """A certificate's leaf; raises _TwiceError for a number that its epoch had, TrustError for a false one."""
+        epoch = parse_certificate(dsse.parse(envelope).payload).key_epoch
+        number = verify_session(envelope, keys.of(epoch)).certificate.session
+        if (epoch, number) in self._seen:
+            raise _TwiceError(f"session {number} of key epoch {epoch} was certified twice")
+        self._seen.add((epoch, number))
+        self._newest[number] = envelope, epoch
+
+    def of(self, number: int) -> tuple[bytes, int] | None:
+        """The last certificate of this number so far, and its key epoch."""
+        return self._newest.get(number)
+
+
+def _statement(envelope: bytes, index: int, sessions: _Sessions, keys: _Keys) -> Said:
     """A statement's leaf, signed in a session whose certificate came before it, and saying where it stands."""
     body = dsse.parse(envelope).payload
     number = parse_statement(body).session
-    if number not in sessions:
+    found = sessions.of(number)
+    if found is None:
         raise TrustError(f"no certificate of session {number} comes before the statement at {index}")
-    statement, _session = verify_statement(envelope, sessions[number], own_keys)
+    certificate, epoch = found
+    statement, _session = verify_statement(envelope, certificate, keys.of(epoch))
     if statement.log_index != index:
         raise TrustError(f"the statement at {index} says that it is at {statement.log_index}")
     return Said(_sha256(body), statement=statement)
@@ -169,7 +195,7 @@ def _statement(
 def _whole(
     book: AgentBook,
     dispatcher: DispatcherBook,
-    own_keys: dict[str, EllipticCurvePublicKey],
+    keys: _Keys,
     dispatcher_keys: dict[str, EllipticCurvePublicKey],
 ) -> Iterator[Finding]:
     """The leaves lead to the head, and to what was witnessed of them."""
@@ -178,7 +204,9 @@ def _whole(
         yield Finding(Loss.LOST, "ledger_torn", "", book.unit, f"{len(hashes)} leaves, head {book.head}")
     if book.unit in dispatcher.witnessed:
         try:
-            said = verify_countersigned(dispatcher.witnessed[book.unit], own_keys, dispatcher_keys)
+            envelope = dispatcher.witnessed[book.unit]
+            own = keys.of(parse_checkpoint(dsse.parse(envelope).payload).key_epoch)
+            said = verify_countersigned(envelope, own, dispatcher_keys)
         except TrustError as error:
             yield Finding(Loss.LOST, "witness_unreadable", "", book.unit, str(error))
             return
@@ -288,9 +316,9 @@ class _Answer(msgspec.Struct, forbid_unknown_fields=True):
 def _settled_slices(row: HandInRow, dispatcher: DispatcherBook) -> list[tuple[int, str]]:
     """(slice, digest of its answers) that the envelope of a settled row signs; none when it does not hold."""
     try:
-        key = load_public_key(dispatcher.keys[row.unit])
         certificate = dispatcher.sessions[row.keyid or "", row.session or 0]
-        statement, _session = verify_statement(row.envelope, certificate, {keyid(key): key})
+        epoch = parse_certificate(dsse.parse(certificate).payload).key_epoch
+        statement, _session = verify_statement(row.envelope, certificate, _Keys(dispatcher.keys[row.unit]).of(epoch))
     except (TrustError, KeyError):
         return []
     return [(one.index, one.output_sha256) for one in statement.slices]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class ResultRow(msgspec.Struct, frozen=True):
 
 
 class DispatcherBook(msgspec.Struct, frozen=True):
-    """The dispatcher's side: `keys` are the units' public keys, in PEM.
+    """The dispatcher's side: `keys` are each unit's public keys, in PEM, by epoch: the present one and those before it.
 
     `sessions` are the certificates that it kept, by the id of the unit's key and the session's number; `witnessed` is
     the checkpoint, as the envelope it is, that it countersigned last for each unit.
@@ -97,7 +98,7 @@ class DispatcherBook(msgspec.Struct, frozen=True):
     jobs: list[JobRow]
     hand_ins: list[HandInRow]
     results: list[ResultRow]
-    keys: dict[str, str]
+    keys: dict[str, dict[int, str]]
     sessions: dict[tuple[str, int], bytes] = {}
     witnessed: dict[str, bytes] = {}
 
@@ -146,14 +147,17 @@ def read_dispatcher(query: Query) -> DispatcherBook:
         " FROM handins"
     )
     results = query("SELECT job, slice, epoch, items, failed_items, paid_micro, body FROM results")
-    keys = query("SELECT unit, public_key_pem FROM units")
+    keys: dict[str, dict[int, str]] = defaultdict(dict)
+    for table, epoch in (("former_keys", "epoch"), ("units", "key_epoch")):
+        for unit, number, pem in query(f"SELECT unit, {epoch}, public_key_pem FROM {table}"):  # noqa: S608 - two constants
+            keys[unit][number] = pem
     sessions = query("SELECT keyid, session, certificate FROM sessions")
     witnessed = query("SELECT unit, envelope FROM ledgers")
     return DispatcherBook(
         jobs=[JobRow(*row) for row in jobs],
         hand_ins=[HandInRow(*_with_bytes(row)) for row in hand_ins],
         results=[ResultRow(*_with_bytes(row)) for row in results],
-        keys={unit: pem for unit, pem in keys},  # noqa: C416 - rows may be of any sequence type
+        keys=dict(keys),
         sessions={(keyid, number): bytes(certificate) for keyid, number, certificate in sessions},
         witnessed={unit: bytes(envelope) for unit, envelope in witnessed},
     )

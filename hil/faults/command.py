@@ -2,7 +2,8 @@
 
     driveway-hil faults --jobs 1000 --seed 1 --json faults.json [--broker mosquitto|embedded|both] [--cars 5] …
 
-Exit status 1 when anything was lost or paid twice, or when not every job was settled in time.
+Exit status 1 when anything was lost or paid twice, or when not every job was settled in time; then what each car saw
+and decided is kept beside the figures (`hil.faults.recordings`).
 
 Not made here, since they need a kernel or a machine of their own (the virtual machine has them): loss and reordering of
 single packets (netem), power cuts (what a disk forgets), suspend, jumps of the wall clock (the deterministic simulation
@@ -36,6 +37,7 @@ from hil.faults.accounts import Loss, audit
 from hil.faults.disk import own_namespace
 from hil.faults.figures import Figures, Recovery, by_kind, draw, percentile
 from hil.faults.ground import BrokerKind, DatabaseKind, Ground, executions
+from hil.faults.recordings import keep
 from hil.faults.schedule import Injector, possible, schedule
 
 POLL_S = 1.0
@@ -83,10 +85,19 @@ def faults(asked: argparse.Namespace) -> int:
     for broker in brokers:
         runs[broker] = figures = asyncio.run(_until_told(run(options, broker, mounting=mounting)))
         draw(console, figures)
+        if not figures.held:
+            _keep_recordings(console, options, broker, json_file)
         if json_file is not None:
             told = figures if len(brokers) == 1 else {"runs": runs}
             json_file.write_bytes(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
     return 0 if all(figures.held for figures in runs.values()) else 1
+
+
+def _keep_recordings(console: Console, options: Options, broker: BrokerKind, json_file: Path | None) -> None:
+    """What the cars saw and decided, beside the figures: the next run makes its folder anew."""
+    beside = options.folder if json_file is None else json_file.with_suffix("")
+    kept = keep(options.folder, beside.with_name(f"{beside.name}-recordings") / broker)
+    console.print(f"{len(kept)} recordings of cars: {kept[0].parent}" if kept else "no car has a recording")
 
 
 async def _until_told(running: Coroutine[Any, Any, Figures]) -> Figures:

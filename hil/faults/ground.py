@@ -39,6 +39,7 @@ from hil.faults.database import Database, PostgresDatabase, SqliteFile
 from hil.faults.disk import SmallDisk
 from hil.faults.processes import Child, Ended
 from hil.faults.proxy import FaultyLink
+from hil.faults.recordings import recorded_apart
 from hil.faults.settings import (
     AGENT_CONFIG,
     BUS,
@@ -61,6 +62,7 @@ BrokerKind = Literal["mosquitto", "embedded"]
 DatabaseKind = Literal["sqlite", "postgresql"]
 START_TIMEOUT_S = 60.0
 ASK_TIMEOUT_S = 0.3
+RECORD_TIMEOUT_S = 10.0
 WORKER_MARK = "agent.worker"
 
 
@@ -98,10 +100,17 @@ class Agent:
 
     def status(self) -> dict[str, Any] | None:
         """`driveway status --json`, None when there is no answer at once (it may be frozen)."""
+        return self._ask("status", ASK_TIMEOUT_S)
+
+    def record(self) -> bool:
+        """`driveway record`: whether it wrote down what it saw since it was started."""
+        return self._ask("record", RECORD_TIMEOUT_S) is not None
+
+    def _ask(self, verb: str, timeout_s: float) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError, KeyError), socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ASK_TIMEOUT_S)
+            connection.settimeout(timeout_s)
             connection.connect(str(self._control))
-            connection.sendall(b'{"verb": "status"}\n')
+            connection.sendall(msgspec.json.encode({"verb": verb}) + b"\n")
             with connection.makefile("rb") as answers:
                 data: dict[str, Any] = json.loads(answers.readline())["data"]
                 return data
@@ -219,9 +228,10 @@ class Ground:
             await agent.child.until(partial(_connected, agent), START_TIMEOUT_S)
 
     async def stop_agents(self) -> None:
-        """End the agents politely: what they have written down is complete."""
+        """End the agents politely: what they have written down is complete, their recordings too."""
         for agent in self.agents:
             agent.look()
+            await asyncio.to_thread(agent.record)
         await asyncio.gather(*(agent.child.stop() for agent in self.agents))
         for agent in self.agents:
             agent.disk.keep()
@@ -289,6 +299,7 @@ class Ground:
         unit = unit_of(number)
         folder, link, tls = self.folder / unit, await self._link(unit), self.tls(unit)
         disk, control = SmallDisk(folder / "state", mounting=self._mounting), self.sockets / f"{unit}.sock"
+        recorded_apart(folder, disk.folder)
         ready = json.loads((self.folder / "dispatcher/replicas/dispatcher-0/ready").read_text("ascii"))
         config = AGENT_CONFIG.format(
             control_socket=control,

@@ -10,7 +10,8 @@ import secrets
 from collections.abc import Iterable
 
 from agent.errors import FleetError
-from agent.fleet.messages import Enrolment, ObjectRef, PackageRef
+from agent.fleet.enrolment_messages import Enrolment
+from agent.fleet.messages import ObjectRef, PackageRef
 from hil.dispatcher.book import Book, Terms
 from hil.dispatcher.submit import job_grant
 from hil.fleet.keys import signer, unit_name

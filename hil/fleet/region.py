@@ -95,6 +95,7 @@ class Region:
         return [
             *("--dir", str(self.dispatcher_folder), "--replica", f"r{number}"),
             *("--broker", f"{HOST}:{self.port}", "--retry-s", str(RETRY_S), "--ramp-per-s", str(self.ramp_per_s)),
+            *("--unwitnessed-leaves", "0"),  # these cars keep no ledger
             *database,
         ]
 

@@ -20,6 +20,7 @@ from kernels.operation import ResultOperation
 from kernels.resize_normalize_pad import ResizeNormalizePad
 from kernels.softmax_top_k import SoftmaxTopK
 from kernels.tensor_fingerprint import TensorFingerprint
+from kernels.tensor_samples import TensorSamples
 from kernels.threshold_bit_pack import ThresholdBitPack
 
 
@@ -40,6 +41,7 @@ def _large_results(chance: np.random.Generator, many: int) -> Iterator[Trial]:
         "softmax_top_k": (SoftmaxTopK(k=5, softmax=True), (many, 1_000_000)),
         "threshold_bit_pack": (ThresholdBitPack(threshold=0.3), (many, 1, 1280, 1280)),
         "tensor_fingerprint": (TensorFingerprint(output="y", k=64), (many, 1_638_400)),
+        "tensor_samples": (TensorSamples(output="y"), (many, 80, 18_710)),
     }
     for dtype in ("float32", "float16"):
         for name, (operation, shape) in operations.items():

@@ -21,6 +21,7 @@ from kernels.operation import IMAGE, Array, ImageOperation, ResultOperation
 from kernels.resize_normalize_pad import ResizeNormalizePad
 from kernels.softmax_top_k import SoftmaxTopK
 from kernels.tensor_fingerprint import TensorFingerprint
+from kernels.tensor_samples import TensorSamples
 from kernels.threshold_bit_pack import ThresholdBitPack
 
 SOFTMAX_TOLERANCE = 4e-6
@@ -208,6 +209,14 @@ def _fingerprint_cases() -> list[Case]:
     return [*cases, *(ResultCase(operation, each) for each in (np.arange(40_001, dtype=np.float32)[None], _crowded()))]
 
 
+def _samples_cases() -> list[Case]:
+    return [
+        ResultCase(TensorSamples(output="y", k=k), floats(4, *shape, dtype=dtype))
+        for dtype in ("float32", "float16")
+        for k, shape in ((6, (3, 120, 211)), (64, (2, 7)), (1, (1, 1)))
+    ]
+
+
 CASES: Mapping[str, Sequence[Case]] = {
     "resize_normalize_pad.cu": _resize_cases(),
     "letterbox_normalize.cu": _letterbox_cases(),
@@ -215,4 +224,5 @@ CASES: Mapping[str, Sequence[Case]] = {
     "softmax_top_k.cu": _softmax_cases(),
     "threshold_bit_pack.cu": _threshold_cases(),
     "tensor_fingerprint.cu": _fingerprint_cases(),
+    "tensor_samples.cu": _samples_cases(),
 }

@@ -26,7 +26,7 @@ import numpy as np
 from agent.errors import PackageError
 from agent.inference.runner import PackageRunner
 from agent.onnx.check import check_model
-from agent.package import Package, open_package
+from agent.package import Package, open_package, run_in
 from agent.wire import ExecutorName
 from agent.worker.building import bucket_shapes
 from agent.worker.cuda import opening
@@ -106,10 +106,17 @@ def _plan(package: Package, flavour: Flavour) -> memoryview:
         model=model,
         where=manifest.name,
         buckets=bucket_shapes(package, check_model(model, manifest.name)),
+        tf32=_precision(package) == "tf32",
         scratch_bytes=SCRATCH_BYTES,
         threads=4,
     )
     return build_plan(order, flavour, _go_on).body
+
+
+def _precision(package: Package) -> str:
+    """What the plan computes in."""
+    model = package.read(package.manifest.model)
+    return run_in(package.manifest, check_model(model, package.manifest.name).precision, on_accelerator=True)
 
 
 def _go_on(phase: str, done_permille: int) -> None:
@@ -131,7 +138,7 @@ def _golden(built: Built) -> Check:
         pipeline = Pipeline(built.package, executor)
         for _ in pipeline.calibrate():
             pass
-        check_golden(built.package, pipeline.compute(items))
+        check_golden(built.package, pipeline.compute(items), _precision(built.package))
     except PackageError as error:
         detail = str(error)
     finally:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,12 +84,12 @@ def without_softmax(model: bytes, where: str) -> bytes:
     return _with_graph(model, _without_softmax, f"{where} does not end in one Softmax")
 
 
-def with_logits(model: bytes, where: str) -> bytes:
-    """The model, also giving what goes into the Sigmoid that makes its only output, as a second output of its own name.
+def with_logits(model: bytes, where: str, operator: Literal["Sigmoid", "Softmax"] = "Sigmoid") -> bytes:
+    """The model, also giving what goes into the operator that makes its only output, as a second output.
 
-    Raises PackageError when its only output does not come from a Sigmoid.
+    Raises PackageError when its only output does not come from that operator.
     """
-    return _with_graph(model, _with_logits, f"{where} does not end in one Sigmoid")
+    return _with_graph(model, partial(_with_logits, operator=operator), f"{where} does not end in one {operator}")
 
 
 def _with_graph(model: bytes, changed: Callable[[memoryview], Iterator[bytes]], fault: str) -> bytes:
@@ -116,9 +118,9 @@ def _without_softmax(graph: memoryview) -> Iterator[bytes]:
         yield _renamed(output, source) if number == _GRAPH_OUTPUT else copied(number, kind, value)
 
 
-def _with_logits(graph: memoryview) -> Iterator[bytes]:
+def _with_logits(graph: memoryview, operator: str) -> Iterator[bytes]:
     output = _only_output(graph)
-    source, _ = _before(graph, _name(output), "Sigmoid")
+    source, _ = _before(graph, _name(output), operator)
     for number, kind, value in fields(graph):
         if number != _GRAPH_VALUE or _name(_bytes(value)) != source:
             yield copied(number, kind, value)

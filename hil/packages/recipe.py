@@ -28,6 +28,7 @@ from agent.package import (
     OpCall,
     Package,
     PipelineSpec,
+    PrecisionName,
     encode_manifest,
     open_package,
 )
@@ -69,6 +70,8 @@ class Recipe:
     golden: Sequence[bytes]
     check_answers: Callable[[Bodies], None]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    precisions: Mapping[PrecisionName, int] = field(default_factory=dict)
+    """See `Manifest`."""
 
 
 def build(recipe: Recipe, folder: Path) -> Package:
@@ -146,6 +149,7 @@ def _write_manifest(recipe: Recipe, folder: Path, files: Mapping[str, bytes]) ->
         buckets=recipe.buckets,
         golden=Golden(input=GOLDEN_INPUT, expected=GOLDEN_EXPECTED, tolerance_permille=recipe.tolerance_permille),
         limits=recipe.limits,
+        precisions=dict(recipe.precisions),
         files={name: hashlib.sha256(body).hexdigest() for name, body in files.items()},
     )
     body = encode_manifest(manifest)

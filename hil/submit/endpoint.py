@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from agent.errors import ConfigError, FleetError, TrustError
-from agent.trust.keys import keyid, load_public_key
+from agent.trust.dsse import VerifyingKey
+from agent.trust.keys import keyid, load_verifying_key
 from hil.dispatcher.orders import TOKEN_FILE
 
 READY_FILE = "ready"
@@ -31,13 +31,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     token_file: str = ""
     key_file: str = ""
 
-    def keys(self) -> Mapping[str, EllipticCurvePublicKey] | None:
+    def keys(self) -> Mapping[str, VerifyingKey] | None:
         """The dispatcher's public keys by keyid; None where nobody has said. Raises ConfigError for what is no key."""
         path = Path(self.key_file) if self.key_file else Path(self.folder) / "dispatcher" / PUBLIC_KEY_FILE
         if not self.key_file and not self.folder:
             return None
         try:
-            key = load_public_key(path.read_text("ascii"))
+            key = load_verifying_key(path.read_text("ascii"))
         except (OSError, UnicodeDecodeError, TrustError) as error:
             raise ConfigError(f"cannot read the dispatcher's public key {path}: {error}") from error
         return {keyid(key): key}

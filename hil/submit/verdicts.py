@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from agent.errors import FleetError, TrustError
 from agent.trust import dsse
+from agent.trust.dsse import VerifyingKey
 from hil.dispatcher.job_verdict import JobVerdict, parse_job_verdict, verify_job_verdict
 from hil.dispatcher.submissions import SliceResult
 from hil.submit.client import Client
@@ -22,7 +21,7 @@ from hil.submit.client import Client
 class Verdicts:
     """Writes to `out`. `keys` are the dispatcher's, None where nobody has said which they are."""
 
-    def __init__(self, client: Client, out: TextIO, keys: Mapping[str, EllipticCurvePublicKey] | None) -> None:
+    def __init__(self, client: Client, out: TextIO, keys: Mapping[str, VerifyingKey] | None) -> None:
         self._client, self._out, self._keys = client, out, keys
 
     def take(self, job: str, slices: Sequence[SliceResult]) -> None:

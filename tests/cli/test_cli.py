@@ -12,7 +12,7 @@ from agent.cli.text import table, value
 
 VERBS = (
     *("run", "status", "why", "signals", "leases", "earnings", "ledger"),
-    *("pause", "resume", "finish", "consent", "owner", "infer", "bench", "packages", "verify"),
+    *("pause", "resume", "finish", "consent", "owner", "infer", "bench", "packages", "verify", "doctor"),
 )
 
 

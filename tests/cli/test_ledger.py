@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent import store_ledger
 from agent.answers import Answers
 from agent.cli import exits
 from agent.cli.main import main
@@ -120,6 +121,8 @@ def served(folder: Path, story: Callable[[Unit], None], fill: Callable[[Unit, St
             owner=nothing,
             recorder=nothing,
             recordings=folder,
+            self_test=nothing,
+            prover=nothing,
         )
         server = ControlServer(unit.socket, answers.answer)
         await server.start()
@@ -216,6 +219,64 @@ def test_what_cannot_be_proven_says_why_and_what_next(
         assert told.count("\n") == 1
 
     served(tmp_path, story)
+
+
+def test_a_statement_is_proven_whose_session_began_long_before_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_ledger, "LEAVES_KEPT", 4)
+
+    def fill(unit: Unit, store: Store) -> None:
+        unit.fill(store)
+        for number in range(4, 10):
+            unit.lease(store, number)
+            unit.checkpoint(store, witnessed=True)
+        kept = [row.index for row in store.ledger(100) if row.leaf is not None]
+        assert kept == [0, 17, 18, 19, 20], "the certificate, and the newest of the rest"
+
+    def story(unit: Unit) -> None:
+        assert unit.asks("ledger", "prove", "17", "--out", tmp_path / "late.json") == exits.FINE
+        capsys.readouterr()
+        assert unit.verifies(tmp_path / "late.json") == exits.FINE
+
+    served(tmp_path, story, fill)
+
+
+def test_hand_ins_that_wait_for_the_witness_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill(unit: Unit, store: Store) -> None:
+        unit.fill(store)
+        assert store.want_witness(1_790_000_000_000)
+        assert not store.want_witness(1_790_000_000_999)
+
+    def story(unit: Unit) -> None:
+        assert unit.asks("ledger", "show") == exits.FINE
+        assert "hand-ins wait for the witness since 2026-09-21T14:13:20.000Z" in capsys.readouterr().out
+
+    served(tmp_path, story, fill)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE ledger SET leaf = CAST(leaf AS TEXT) WHERE idx = 3",
+        "UPDATE ledger SET leaf = 7 WHERE idx = 3",
+        "UPDATE ledger SET hash = NULL WHERE idx = 2",
+        "UPDATE nodes SET hash = NULL WHERE level = 1",
+        "UPDATE nodes SET hash = 'text'",
+    ],
+)
+def test_of_a_damaged_ledger_nothing_is_proven_and_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    def fill(unit: Unit, store: Store) -> None:
+        unit.fill(store)
+        store._db.execute(damage)
+
+    def story(unit: Unit) -> None:
+        assert unit.asks("ledger", "prove", "3") == exits.FAILED
+        assert "the ledger is damaged" in capsys.readouterr().err
+
+    served(tmp_path, story, fill)
 
 
 def test_of_an_old_leaf_only_the_hash_is_kept_and_that_is_said(

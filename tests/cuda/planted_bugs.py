@@ -45,6 +45,7 @@ def plant(bug: Bug) -> Path:
 
 RESIZE, LETTERBOX, CTC = "resize_normalize_pad.cu", "letterbox_normalize.cu", "ctc_greedy_decode.cu"
 SOFTMAX, THRESHOLD, FINGERPRINT = "softmax_top_k.cu", "threshold_bit_pack.cu", "tensor_fingerprint.cu"
+SAMPLES = "tensor_samples.cu"
 SYNC = "__syncthreads();"
 
 BUGS: Sequence[Bug] = (
@@ -256,6 +257,8 @@ BUGS: Sequence[Bug] = (
     Bug("sums of another group", SOFTMAX, "* groups + at] = sum", "* groups] = sum", SOFTMAX),
     Bug("indices in no order", FINGERPRINT, "block_sort(complement, shared.exchange)", "complement", FINGERPRINT),
     Bug("indices within the group", FINGERPRINT, "static_cast<unsigned>(begin) + place", "place", FINGERPRINT),
+    Bug("samples of the first item alone", SAMPLES, "output[item * count +", "output[", SAMPLES),
+    Bug("samples at the state itself", SAMPLES, "mixed((static_cast", "((static_cast", SAMPLES),
     Bug(
         "a group past the tensor", FINGERPRINT, "min(1 << shift, count - begin)", "1 << shift", FINGERPRINT, alone=True
     ),

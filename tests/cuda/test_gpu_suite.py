@@ -203,6 +203,7 @@ def test_every_chapter_runs_on_the_stand_in(pycuda: Path, host_kernels: Path, bu
         "softmax_top_k",
         "threshold_bit_pack",
         "tensor_fingerprint",
+        "tensor_samples",
         "letterbox_normalize",
         "resize_normalize_pad",
     }

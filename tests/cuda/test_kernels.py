@@ -18,13 +18,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from hil.gpu.hard_cases import CASES, Case, ImageCase, ResultCase, floats, picture
-from kernels import ctc_greedy_decode, letterbox_normalize, resizing, softmax_top_k, threshold_bit_pack, top_k
+from kernels import (
+    ctc_greedy_decode,
+    letterbox_normalize,
+    resizing,
+    softmax_top_k,
+    tensor_samples,
+    threshold_bit_pack,
+    top_k,
+)
 from kernels.ctc_greedy_decode import CtcGreedyDecode
 from kernels.letterbox_normalize import LetterboxNormalize
 from kernels.operation import Array, Int32, ResultOperation, TensorSpec
 from kernels.resize_normalize_pad import ResizeNormalizePad
 from kernels.softmax_top_k import SoftmaxTopK
 from kernels.tensor_fingerprint import TensorFingerprint
+from kernels.tensor_samples import TensorSamples
 from kernels.threshold_bit_pack import ThresholdBitPack
 from tests.cuda import sanitized
 from tests.cuda.host_kernels import SOURCES, Guarded, HostKernels, kernel_names, library
@@ -115,7 +124,12 @@ def fingerprints(draw: st.DrawFn) -> Case:
     return ResultCase(TensorFingerprint(output="y", k=draw(st.integers(1, min(output.shape[1], 128)))), output)
 
 
-@pytest.mark.parametrize("family", [lines, frames, steps, likeliest, masks, fingerprints])
+@st.composite
+def samples(draw: st.DrawFn) -> Case:
+    return ResultCase(TensorSamples(output="y", k=draw(st.integers(1, 64))), draw(outputs(st.integers(1, 3000))))
+
+
+@pytest.mark.parametrize("family", [lines, frames, steps, likeliest, masks, fingerprints, samples])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data(), order=st.sampled_from(ORDERS))
 def test_any_size_and_any_values(
@@ -154,6 +168,7 @@ def test_a_fingerprint_does_not_depend_on_the_size_of_the_groups(kernels: HostKe
         (SoftmaxTopK(k=5, softmax=True), (1000,)),
         (CtcGreedyDecode(characters="c"), (40, 211)),
         (TensorFingerprint(output="y", k=16), (7, 301)),
+        (TensorSamples(output="y", k=64), (7, 301)),
         (ThresholdBitPack(threshold=0.5), (33, 77)),
     ],
 )
@@ -180,6 +195,7 @@ def test_equal_rows_give_equal_bits_wherever_they_lie(kernels: HostKernels) -> N
         ("ctc_greedy_decode.cu", "THREADS", ctc_greedy_decode.THREADS),
         ("threshold_bit_pack.cu", "ROWS_PER_BLOCK", threshold_bit_pack.ROWS_PER_BLOCK),
         ("threshold_bit_pack.cu", "VOTES", threshold_bit_pack.VOTES),
+        ("tensor_samples.cu", "THREADS", tensor_samples.THREADS),
         ("top_k.cuh", "GROUPS_PER_BLOCK", top_k.GROUPS_PER_BLOCK),
         ("top_k.cuh", "SELECT_THREADS", top_k.SELECT_THREADS),
         ("top_k.cuh", "MAX_K", top_k.MAX_K),
@@ -208,6 +224,7 @@ def test_every_kernel_that_is_launched_exists_and_the_other_way_round() -> None:
             (ThresholdBitPack(threshold=0.5), plane),
             (SoftmaxTopK(k=1, softmax=True), row),
             (TensorFingerprint(output="y", k=1), row),
+            (TensorSamples(output="y"), row),
         ):
             named |= {launch.kernel for launch in operation.launches(1, output)}
     named.add(ResizeNormalizePad().launch(1, TensorSpec("float32", (3, 48, 8))).kernel)

@@ -197,9 +197,9 @@ def _fill_the_disk(rig: Rig, state: Path) -> None:
         except OSError:
             pass
     full = wait(rig, "the full disk to be noticed", lambda status: status["state"] == "fault")
-    assert full["gate"] == "hold"
-    assert full["reasons"][0]["code"] == "storage_failed"
-    assert "disk" in full["reasons"][0]["text"]
+    assert full["gate"] in {"hold", "closed"}  # closed where the machine was too busy for the car's signals meanwhile
+    (told,) = (reason for reason in full["reasons"] if reason["code"] == "storage_failed")
+    assert "disk" in told["text"]
     assert driveway(rig, "status").returncode == 4
     ballast.unlink()
     with View(rig.folder / "dispatcher") as view:

@@ -27,6 +27,7 @@ from agent.trust import dsse
 from agent.trust.checkpoint import verify_checkpoint
 from agent.trust.hardware import HardwareSigner
 from agent.trust.keys import load_public_key
+from agent.trust.sealing_key import verify_sealing_key
 from agent.trust.session import verify_session
 from hil.emulated_keys import EmulatedTpm
 from tests.daemon.test_shutdown import configured
@@ -151,6 +152,8 @@ def test_a_daemon_without_its_tpm_starts_says_so_and_goes_on_when_it_is_back(
                 daemon.parts.notary.session.certificate, _keys(daemon.parts.keys.key)
             ).certificate
             assert (certified.unit, certified.key_protection) == (UNIT, "ftpm")
+            assert certified.tpm_clock is not None
+            assert certified.tpm_clock.reset_count == 2, "the emulator was switched on twice"
             assert (await car.ask("keys"))["state"] == "ready"
         assert set(key_threads()) - others
 
@@ -182,10 +185,11 @@ def test_a_daemon_takes_a_new_key_and_its_ledger_goes_on(config: Config, office:
                 newest = await parts.store.call(Store.checkpoint)
         assert parts.notary.session is not before
         certified = verify_session(parts.notary.session.certificate, _keys(second)).certificate
-        assert (certified.key_epoch, certified.session) == (2, 1)
+        assert (certified.key_epoch, certified.session, certified.tpm_clock) == (2, 1, None)
         assert verify_checkpoint(newest.envelope, _keys(second)).size > size
         assert (await car.ask("keys"))["epoch"] == 2
         assert not (await car.ask("ledger"))["ledger"]["dispute"]
+        verify_sealing_key(parts.desk._sealing_key, UNIT, _keys(second))  # what is said when the link comes up
 
     lived(config, story)
     unit = office.on_thread(lambda: office.desk.book.units.get(UNIT))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agent.core.events import CancelSeen, EventType, GrantSeen, PaceSeen, VerdictSeen
 from agent.core.model import PaceState, Verdict
-from agent.fleet import messages
+from agent.fleet import messages, operator_messages
 from agent.fleet.desk import CHECK_BURST, CHECKS_PER_S
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
@@ -42,13 +42,17 @@ HONEST: list[tuple[str, str, msgspec.Struct]] = [
         messages.VERDICT_TYPE,
         messages.VerdictMessage(rid="r", unit=UNIT, job="j", epoch=1, verdict=Verdict.SETTLED, next_grant=JOB),
     ),
-    (CANCEL, messages.CANCEL_TYPE, messages.CancelMessage(unit=UNIT, job="j", epoch=1, grace_s=5, why="w")),
-    (CONFIG, messages.PRICES_TYPE, prices()),
-    (CONFIG, messages.DEMAND_TYPE, demand()),
+    (
+        CANCEL,
+        operator_messages.CANCEL_TYPE,
+        operator_messages.CancelMessage(unit=UNIT, job="j", epoch=1, grace_s=5, why="w"),
+    ),
+    (CONFIG, operator_messages.PRICES_TYPE, prices()),
+    (CONFIG, operator_messages.DEMAND_TYPE, demand()),
     (
         PACE,
-        messages.PACE_TYPE,
-        messages.PaceMessage(cell="00", issued_wall_ms=NOW_MS, state=PaceState.STOP, spread_s=9),
+        operator_messages.PACE_TYPE,
+        operator_messages.PaceMessage(cell="00", issued_wall_ms=NOW_MS, state=PaceState.STOP, spread_s=9),
     ),
 ]
 KINDS = [kind for _, kind, _ in HONEST]

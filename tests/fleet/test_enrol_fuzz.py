@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import DrivewayError, TrustError
-from agent.fleet import messages
+from agent.fleet import enrolment_messages, messages
 from agent.fleet.channel import Web
 from agent.fleet.enrol import enrol
 from agent.trust import dsse
@@ -55,7 +55,7 @@ class Dispatcher:
         self.key, self.stranger = (FileSigner(generate_private_key(SECP256R1())) for _ in range(2))
         self.unit_key = FileKey()
 
-    def ask(self, status: int, body: bytes) -> messages.Enrolled:
+    def ask(self, status: int, body: bytes) -> enrolment_messages.Enrolled:
         """Enrol, and be answered this."""
         url = self.site.put("/enrol", body, status=status)
         return asyncio.run(
@@ -84,7 +84,7 @@ def dispatcher() -> Iterator[Dispatcher]:
 
 
 def test_the_honest_answer_is_believed(dispatcher: Dispatcher) -> None:
-    answer = dsse.sign(messages.ENROLMENT_TYPE, dispatcher.said(), dispatcher.key)
+    answer = dsse.sign(enrolment_messages.ENROLMENT_TYPE, dispatcher.said(), dispatcher.key)
     assert dispatcher.ask(200, answer).cell == "0a"
 
 
@@ -109,7 +109,9 @@ def test_envelopes_of_any_shape_are_refused(dispatcher: Dispatcher, envelope: An
         JUNK | st.sampled_from(["0a\n", "../../x", "a/b", "+", "#", "\x00", "x" * 65, "x" * 600, 2**53, -1]),
         max_size=3,
     ),
-    kind=st.sampled_from([messages.ENROLMENT_TYPE, messages.TPM_CHALLENGE_TYPE, messages.GRANT_TYPE, "x"]),
+    kind=st.sampled_from(
+        [enrolment_messages.ENROLMENT_TYPE, enrolment_messages.TPM_CHALLENGE_TYPE, messages.GRANT_TYPE, "x"]
+    ),
 )
 def test_what_the_dispatcher_signed_counts_only_as_far_as_it_can_be_used(
     dispatcher: Dispatcher, bent: dict[str, Any], kind: str
@@ -119,7 +121,7 @@ def test_what_the_dispatcher_signed_counts_only_as_far_as_it_can_be_used(
         enrolled = dispatcher.ask(200, answer)
     except DrivewayError:
         return
-    assert kind == messages.ENROLMENT_TYPE
+    assert kind == enrolment_messages.ENROLMENT_TYPE
     assert (enrolled.unit, enrolled.keyid) == (UNIT, dispatcher.unit_key.keyid)
     assert NAME.fullmatch(enrolled.cell), "it becomes part of a topic"
     assert enrolled.epoch >= 1
@@ -128,7 +130,7 @@ def test_what_the_dispatcher_signed_counts_only_as_far_as_it_can_be_used(
 
 def test_what_a_stranger_signed_is_refused(dispatcher: Dispatcher) -> None:
     with pytest.raises(TrustError):
-        dispatcher.ask(200, dsse.sign(messages.ENROLMENT_TYPE, dispatcher.said(), dispatcher.stranger))
+        dispatcher.ask(200, dsse.sign(enrolment_messages.ENROLMENT_TYPE, dispatcher.said(), dispatcher.stranger))
 
 
 @pytest.mark.parametrize("body", [b"[" * 10_000, b"x" * 20_000, b'{"payload":"' + b"A" * 15_000, b""])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agent.core.events import DemandSeen, EventType, PricesSeen
 from agent.errors import StoreError
-from agent.fleet import messages
+from agent.fleet import messages, operator_messages
 from agent.fleet.desk import Desk
 from agent.fleet.orders import Orders
 from agent.store import Store, StoreThread
@@ -30,21 +30,21 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def slots(*prices: int, start_ms: int = NOW_MS, length_ms: int = HOUR_MS) -> tuple[messages.PricesSlot, ...]:
+def slots(*prices: int, start_ms: int = NOW_MS, length_ms: int = HOUR_MS) -> tuple[operator_messages.PricesSlot, ...]:
     return tuple(
-        messages.PricesSlot(start_ms + n * length_ms, start_ms + (n + 1) * length_ms, price)
+        operator_messages.PricesSlot(start_ms + n * length_ms, start_ms + (n + 1) * length_ms, price)
         for n, price in enumerate(prices)
     )
 
 
-def prices(issued_ms: int = NOW_MS, **changes: object) -> messages.PricesMessage:
+def prices(issued_ms: int = NOW_MS, **changes: object) -> operator_messages.PricesMessage:
     """A curve of three hours."""
     fields = {"unit": UNIT, "issued_wall_ms": issued_ms, "expires_wall_ms": issued_ms + DAY_MS, "slots": slots(1, 2, 3)}
-    return messages.PricesMessage(**(fields | changes))  # type: ignore[arg-type]
+    return operator_messages.PricesMessage(**(fields | changes))  # type: ignore[arg-type]
 
 
-def demand(issued_ms: int = NOW_MS, stop_for_s: int = 900) -> messages.DemandMessage:
-    return messages.DemandMessage(unit=UNIT, issued_wall_ms=issued_ms, stop_for_s=stop_for_s, detail="peak")
+def demand(issued_ms: int = NOW_MS, stop_for_s: int = 900) -> operator_messages.DemandMessage:
+    return operator_messages.DemandMessage(unit=UNIT, issued_wall_ms=issued_ms, stop_for_s=stop_for_s, detail="peak")
 
 
 class Listening:
@@ -68,7 +68,11 @@ class Listening:
         )
 
     def hear(self, message: object, signer: FileSigner | None = None, payload_type: str = "") -> None:
-        kind = messages.DEMAND_TYPE if isinstance(message, messages.DemandMessage) else messages.PRICES_TYPE
+        kind = (
+            operator_messages.DEMAND_TYPE
+            if isinstance(message, operator_messages.DemandMessage)
+            else operator_messages.PRICES_TYPE
+        )
         body = dsse.sign(payload_type or kind, msgspec.json.encode(message), signer or self._signer)
         self.desk.receive(TOPIC, body)
 
@@ -258,8 +262,8 @@ BROKEN = {
     "overlapping": {"slots": (*slots(1), *slots(2, start_ms=NOW_MS + HOUR_MS - 1))},
     "unsorted": {"slots": slots(1, 2)[::-1]},
     "twice": {"slots": slots(1) * 2},
-    "backwards": {"slots": (messages.PricesSlot(NOW_MS + 5, NOW_MS, 1),)},
-    "empty slot": {"slots": (messages.PricesSlot(NOW_MS, NOW_MS, 1),)},
+    "backwards": {"slots": (operator_messages.PricesSlot(NOW_MS + 5, NOW_MS, 1),)},
+    "empty slot": {"slots": (operator_messages.PricesSlot(NOW_MS, NOW_MS, 1),)},
     "absurdly long": {"slots": slots(1, length_ms=DAY_MS + 1)},
     "absurdly dear": {"slots": slots(10_000_001)},
     "absurdly cheap": {"slots": slots(-10_000_001)},
@@ -292,8 +296,8 @@ def test_what_is_not_signed_as_what_it_is_is_refused(
     async def story(one: Listening) -> None:
         one.hear(prices(), stranger_signer)
         one.hear(demand(), stranger_signer)
-        one.hear(demand(), payload_type=messages.PRICES_TYPE)
-        one.hear(prices(), payload_type=messages.DEMAND_TYPE)
+        one.hear(demand(), payload_type=operator_messages.PRICES_TYPE)
+        one.hear(prices(), payload_type=operator_messages.DEMAND_TYPE)
         one.hear(prices(), payload_type=messages.GRANT_TYPE)
         one.desk.receive(TOPIC, msgspec.json.encode(prices()))
         one.hear(msgspec.structs.replace(demand(), stop_for_s=86_401))
@@ -304,15 +308,17 @@ def test_what_is_not_signed_as_what_it_is_is_refused(
 
 
 def test_no_slots_take_the_curve_back() -> None:
-    assert messages.decode(messages.encode(prices(slots=())), messages.PricesMessage).slots == ()
+    assert messages.decode(messages.encode(prices(slots=())), operator_messages.PricesMessage).slots == ()
 
 
-@pytest.mark.parametrize("count", [192, 200, messages.MAX_PRICE_SLOTS])
+@pytest.mark.parametrize("count", [192, 200, operator_messages.MAX_PRICE_SLOTS])
 def test_two_days_of_quarter_hours_fit_into_a_message(dispatcher_signer: FileSigner, count: int) -> None:
     curve = prices(slots=slots(*[-9_876_543] * count, length_ms=900_000), unit="u" * 64)
-    body = dsse.sign(messages.PRICES_TYPE, messages.encode(curve), dispatcher_signer)
+    body = dsse.sign(operator_messages.PRICES_TYPE, messages.encode(curve), dispatcher_signer)
     assert len(body) <= messages.MAX_MESSAGE_BYTES
-    read = messages.decode(dsse.verify(body, messages.PRICES_TYPE, _trusted(dispatcher_signer)), messages.PricesMessage)
+    read = messages.decode(
+        dsse.verify(body, operator_messages.PRICES_TYPE, _trusted(dispatcher_signer)), operator_messages.PricesMessage
+    )
     assert read == curve
 
 
@@ -332,7 +338,7 @@ NUMBERS = st.one_of(
 def test_every_curve_that_is_taken_is_one(entries: list[tuple[int, int, int]], issued_ms: int, expires_ms: int) -> None:
     body = {"unit": UNIT, "issued_wall_ms": issued_ms, "expires_wall_ms": expires_ms, "slots": entries}
     try:
-        curve = messages.decode(msgspec.json.encode(body), messages.PricesMessage)
+        curve = messages.decode(msgspec.json.encode(body), operator_messages.PricesMessage)
     except messages.MessageError:
         return
     assert curve.issued_wall_ms < curve.expires_wall_ms <= curve.issued_wall_ms + 8 * DAY_MS
@@ -348,17 +354,17 @@ def test_every_curve_of_ordered_slots_is_taken(gaps_min: list[int], numbers: lis
     at_ms, made = NOW_MS, []
     for gap_min, price in zip(gaps_min, numbers, strict=False):
         at_ms += gap_min * 60_000
-        made.append(messages.PricesSlot(at_ms, at_ms + 900_000, price))
+        made.append(operator_messages.PricesSlot(at_ms, at_ms + 900_000, price))
         at_ms += 900_000
     curve = prices(slots=tuple(made))
-    assert messages.decode(messages.encode(curve), messages.PricesMessage) == curve
+    assert messages.decode(messages.encode(curve), operator_messages.PricesMessage) == curve
 
 
 @given(st.binary(max_size=300))
 def test_no_bytes_are_an_order(dispatcher_signer: FileSigner, body: bytes) -> None:
     one = Listening(Path("never-opened"), dispatcher_signer)
     one.desk.receive(TOPIC, body)
-    for kind in (messages.PRICES_TYPE, messages.DEMAND_TYPE):
+    for kind in (operator_messages.PRICES_TYPE, operator_messages.DEMAND_TYPE):
         one.desk.receive(TOPIC, dsse.sign(kind, body, dispatcher_signer))
     assert one.events == []
     assert sum(one.desk.refused.values()) == 3

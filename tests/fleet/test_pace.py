@@ -10,7 +10,7 @@ import pytest
 
 from agent.core.events import EventType, LinkChanged, PaceSeen
 from agent.core.model import Pace, PaceState
-from agent.fleet import messages
+from agent.fleet import operator_messages
 from agent.fleet.orders import Orders
 from agent.store import Store
 from agent.trust import dsse
@@ -21,8 +21,8 @@ TOPIC = "dw/v1/b/00/pace"
 STOP, OPEN, CLOSED = PaceState.STOP, PaceState.OPEN, PaceState.CLOSED
 
 
-def pace(issued_ms: int = NOW_MS, state: str = STOP, **changes: object) -> messages.PaceMessage:
-    message = messages.PaceMessage(cell="00", issued_wall_ms=issued_ms, state=OPEN, spread_s=900)
+def pace(issued_ms: int = NOW_MS, state: str = STOP, **changes: object) -> operator_messages.PaceMessage:
+    message = operator_messages.PaceMessage(cell="00", issued_wall_ms=issued_ms, state=OPEN, spread_s=900)
     return msgspec.structs.replace(message, state=state, **changes)
 
 
@@ -38,8 +38,8 @@ def played(tmp_path: Path, dispatcher_signer: FileSigner) -> Callable[..., list[
 
 @pytest.fixture
 def tell(dispatcher_signer: FileSigner) -> Callable[..., None]:
-    def told(one: Listening, message: messages.PaceMessage, topic: str = TOPIC) -> None:
-        one.desk.receive(topic, dsse.sign(messages.PACE_TYPE, msgspec.json.encode(message), dispatcher_signer))
+    def told(one: Listening, message: operator_messages.PaceMessage, topic: str = TOPIC) -> None:
+        one.desk.receive(topic, dsse.sign(operator_messages.PACE_TYPE, msgspec.json.encode(message), dispatcher_signer))
 
     return told
 
@@ -100,7 +100,7 @@ def test_a_retained_copy_is_no_news_and_an_older_one_a_replay_over_restarts_too(
     ],
 )
 def test_a_pace_that_is_none_of_this_cell_and_time_is_refused(
-    played: Played, tell: Tell, message: messages.PaceMessage, topic: str, refusal: str
+    played: Played, tell: Tell, message: operator_messages.PaceMessage, topic: str, refusal: str
 ) -> None:
     async def story(one: Listening) -> None:
         tell(one, message, topic)
@@ -131,7 +131,7 @@ def test_a_pace_in_the_store_that_is_not_understood_is_forgotten(
         await one.store.call(lambda store: store._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row))
 
     async def newer(one: Listening) -> None:
-        assert await one.store.call(Store.recall, "pace", messages.PaceMessage) is None
+        assert await one.store.call(Store.recall, "pace", operator_messages.PaceMessage) is None
         tell(one, pace())
 
     played(write)

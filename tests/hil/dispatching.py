@@ -26,7 +26,8 @@ from hypothesis.stateful import (
 )
 
 from agent.core.model import JobKey, Verdict, YieldReason
-from agent.fleet.messages import CancelMessage, JobGrant, Result, Yield
+from agent.fleet.messages import JobGrant, Result, Yield
+from agent.fleet.operator_messages import CancelMessage
 from agent.trust.keys import FileSigner
 from agent.trust.statement import parse_statement
 from hil.dispatcher.database import Database, SqliteDatabase

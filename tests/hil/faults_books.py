@@ -13,7 +13,7 @@ from agent.trust import dsse, statement
 from agent.trust.checkpoint import CHECKPOINT_TYPE, Checkpoint, countersign
 from agent.trust.keys import FileSigner
 from agent.trust.merkle import leaf_hash, tree_root
-from agent.trust.session import begin
+from agent.trust.session import SESSION_TYPE, Session, SessionKey, begin, certificate_of
 from hil.faults.books import (
     AgentBook,
     DispatcherBook,
@@ -37,7 +37,9 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self.dispatcher_key = FileSigner.open_or_create(folder / "dispatcher.key")
+        self._folder = folder
         self.keys = {unit: FileSigner.open_or_create(folder / f"{unit}.key") for unit in ("car-0000", "car-0001")}
+        self.former: dict[str, dict[int, FileSigner]] = {unit: {} for unit in self.keys}
         self.ordered = [Ordered(f"job-{number}", 5, 2, PRICE, 5 * number) for number in range(4)]
         self.jobs = {job.job: JobRow(job.job, "free", 0, None) for job in self.ordered}
         self.hand_ins: list[HandInRow] = []
@@ -47,6 +49,7 @@ class Fleet:
         self.ledgers: dict[str, list[tuple[str, str, int, bytes]]] = {
             unit: [("session", "", 1, session.certificate)] for unit, session in self.sessions.items()
         }
+        self.kept_sessions = {(key.keyid, 1): self.sessions[unit].certificate for unit, key in self.keys.items()}
         self.witnessed: dict[str, bytes] = {}
         self.outboxes: dict[str, dict[tuple[str, int], str]] = {unit: {} for unit in self.keys}
 
@@ -55,6 +58,23 @@ class Fleet:
         sha256 = self.hand_in(unit, number, epoch=epoch)
         self.take(unit, number, sha256, epoch=epoch)
         self.tell(unit, number, sha256, epoch=epoch)
+
+    def rotate(self, unit: str) -> None:
+        """The unit takes a new key, whose first session is number 1 once more."""
+        former = self.former[unit]
+        former[len(former) + 1] = self.keys[unit]
+        epoch = len(former) + 1
+        self.keys[unit] = FileSigner.open_or_create(self._folder / f"{unit}-{epoch}.key")
+        self.certify(unit, epoch)
+
+    def certify(self, unit: str, epoch: int) -> None:
+        """The unit's key certifies a session that says to be of this epoch."""
+        key = SessionKey("file")
+        said = certificate_of(key, unit=unit, key_epoch=epoch, number=1, boot_id="b", boot_ms=1, wall_ms=OPENED_MS)
+        certificate = dsse.sign(SESSION_TYPE, said.to_bytes(), self.keys[unit])
+        self.sessions[unit] = Session(1, key, certificate)
+        self.ledgers[unit].append(("session", "", 1, certificate))
+        self.kept_sessions[self.keys[unit].keyid, 1] = certificate
 
     def hand_in(self, unit: str, number: int, *, epoch: int = 1) -> str:
         """The unit's half: the statement is in the ledger and in the outbox; the statement's digest."""
@@ -99,10 +119,12 @@ class Fleet:
     @property
     def dispatcher(self) -> DispatcherBook:
         """The dispatcher's book as it is now."""
-        keys = {unit: key.public_key_pem() for unit, key in self.keys.items()}
-        sessions = {(self.keys[unit].keyid, 1): session.certificate for unit, session in self.sessions.items()}
+        keys = {
+            unit: {epoch: key.public_key_pem() for epoch, key in (*former.items(), (len(former) + 1, self.keys[unit]))}
+            for unit, former in self.former.items()
+        }
         rows = (list(self.jobs.values()), list(self.hand_ins), list(self.results))
-        return DispatcherBook(*rows, keys, sessions, dict(self.witnessed))
+        return DispatcherBook(*rows, keys, dict(self.kept_sessions), dict(self.witnessed))
 
     def witness(self, unit: str) -> None:
         """The unit's ledger as it is now gets a checkpoint, and the dispatcher countersigns it."""
@@ -110,7 +132,7 @@ class Fleet:
         said = Checkpoint(
             v=1,
             unit=unit,
-            key_epoch=1,
+            key_epoch=len(self.former[unit]) + 1,
             size=len(hashes),
             root=tree_root(hashes).hex(),
             session=1,

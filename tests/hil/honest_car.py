@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, generate_private_key
 from cryptography.x509 import Certificate
 
 from agent.core.model import JobKey, Outlook, YieldReason
+from agent.fleet.enrolment_messages import ENROLMENT_TYPE, Enrolled, Enrolment
 from agent.fleet.messages import (
-    CANCEL_TYPE,
-    ENROLMENT_TYPE,
     GRANT_TYPE,
     VERDICT_TYPE,
-    CancelMessage,
     Capability,
-    Enrolled,
-    Enrolment,
     Envelope,
     GrantMessage,
     JobGrant,
@@ -39,6 +36,7 @@ from agent.fleet.messages import (
     decode,
     encode,
 )
+from agent.fleet.operator_messages import CANCEL_TYPE, CancelMessage
 from agent.trust import dsse
 from agent.trust.keys import FileSigner
 from agent.trust.session import begin
@@ -69,7 +67,9 @@ from hil.dispatcher.service import Dispatcher
 from hil.dispatcher.staging import Staging
 from hil.dispatcher.submit import add_job
 from hil.dispatcher.tolerance import Tolerance
+from hil.dispatcher.unwitnessed import Bound
 from hil.dispatcher.uploads import Uploads
+from hil.dispatcher.view import View
 
 ENGINE = Engine(executor="onnxruntime", version="1.24.1", plan_sha256="", kernels_sha256="0b" * 32)
 DEVICE = Device(class_="cpu-x86_64", driver="")
@@ -108,8 +108,12 @@ class Peer(Protocol):
 class Desk:
     """A dispatcher over a real book; what it publishes lies in `sent` until a car reads it. `now_ms` is its clock.
 
-    `database` is given the clock; without it, the book is a SQLite file in `folder`.
+    `database` is given the clock; without it, the book is where `open_database` puts that of `folder`: a SQLite file,
+    unless the test runs over both kinds (the fixture `each_database`). Cars here keep no ledger, so that nothing has to
+    be witnessed unless `unwitnessed` says so.
     """
+
+    open_database: ClassVar[Callable[[Path, Callable[[], int]], Database]] = SqliteDatabase
 
     def __init__(
         self,
@@ -119,21 +123,26 @@ class Desk:
         database: Callable[[Callable[[], int]], Database] | None = None,
         replication: Replication | None = None,
         tolerances: Tolerances = EXACT_VALUES,
+        has_referee: bool = False,
+        known_permille: int = 0,
         hold_back: HoldBack | None = None,
         max_failures: int = 10,
         ramp_per_s: float = 0.0,
         ek_roots: Sequence[Certificate] = (),
+        unwitnessed: Bound | None = None,
     ) -> None:
         self.now_ms = 1_000_000
         self.folder = folder
         self.key = key or new_signer()
-        opened = SqliteDatabase(folder, self._clock) if database is None else database(self._clock)
+        opened = type(self).open_database(folder, self._clock) if database is None else database(self._clock)
         self.objects = Objects(folder / "objects")
         self.book = Book(
             opened,
             replication=replication,
             tolerances=tolerances,
             read_object=self.objects.read,
+            has_referee=has_referee,
+            known_permille=known_permille,
             hold_back=hold_back,
             max_failures=max_failures,
         )
@@ -149,7 +158,13 @@ class Desk:
             brought=self.staging,
             ramp=Ramp(ramp_per_s),
             ek_roots=ek_roots,
+            unwitnessed=unwitnessed,
         )
+
+    @contextlib.contextmanager
+    def viewing(self) -> Iterator[View]:
+        """What an operator would see, through the dispatcher's own connection (so it is not closed)."""
+        yield View(self.folder, reading=self.book.database)
 
     def _clock(self) -> int:
         return self.now_ms

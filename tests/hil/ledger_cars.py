@@ -15,10 +15,11 @@ from typing import Protocol
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from agent.fleet.messages import WITNESS_TYPE, CheckpointMessage, Envelope, LedgerFault, WitnessMessage, decode
+from agent.fleet.messages import WITNESS_TYPE, CheckpointMessage, Envelope, LedgerFault, WitnessMessage, decode, encode
 from agent.trust import dsse, merkle
-from agent.trust.checkpoint import CHECKPOINT_TYPE, VERSION, Checkpoint, verify_countersigned
+from agent.trust.checkpoint import CHECKPOINT_TYPE, VERSION, Checkpoint, Earlier, verify_countersigned
 from agent.trust.keys import FileSigner
+from tests.hil.honest_car import Car, Desk
 
 
 @dataclass
@@ -51,6 +52,8 @@ class LedgerCar:
         self.unit, self.signer = car.unit, car.signer
         self.ledger, self.session, self.boot_ms = ledger, session, 0
         self.witnessed: tuple[int, str] = (0, "")
+        self.hides = False
+        """Whether it leaves out what a later agent has to sign of the past."""
         self._said = 0
 
     def work(self, leaves: int, what: str = "leaf") -> None:
@@ -68,7 +71,7 @@ class LedgerCar:
         """The ledger as it is now, proven from what was witnessed last as far as it can be."""
         self.boot_ms += 1_000
         self._said += 1
-        size = len(self.ledger.leaves)
+        size, before = len(self.ledger.leaves), self.witnessed[0]
         said = Checkpoint(
             v=VERSION,
             unit=self.unit,
@@ -79,10 +82,12 @@ class LedgerCar:
             boot_id="b" * 32,
             issued_boot_ms=self.boot_ms,
             issued_wall_ms=1,
+            continues=Earlier(size=before, root=self.ledger.root(before))
+            if 0 < before < size and not self.hides
+            else None,
         )
         said = replace(said, **change)  # type: ignore[arg-type]  # a test knows the fields' types
         envelope = dsse.sign(CHECKPOINT_TYPE, said.to_bytes(), self.signer)
-        before = self.witnessed[0]
         proof = merkle.consistency_proof(self.ledger.leaves, before) if before <= size else []
         return CheckpointMessage(
             rid=hashlib.sha256(envelope).hexdigest()[:16],
@@ -105,6 +110,14 @@ class LedgerCar:
         """What the agent's own store would hold against its ledger: another past was witnessed than it has."""
         size, root = self.witnessed
         return size > len(self.ledger.leaves) or (size > 0 and self.ledger.root(size) != root)
+
+
+def say(desk: Desk, car: Car, message: CheckpointMessage) -> WitnessMessage:
+    """The dispatcher's word on a checkpoint."""
+    car.say("checkpoint", encode(message))
+    topic, envelope = desk.hear()
+    assert topic == f"dw/v1/d/{car.unit}/witness"
+    return opened(envelope, desk.trusted())
 
 
 def opened(envelope: bytes, trusted: Mapping[str, EllipticCurvePublicKey]) -> WitnessMessage:

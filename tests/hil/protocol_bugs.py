@@ -1,6 +1,7 @@
-"""Bugs of the lease protocol, planted in the core, the store, the hands and the dispatcher for a test.
+"""Bugs of the lease protocol, planted for a test: those of the dispatcher, and the table of all.
 
-Each breaks one invariant, in the world of one seed and under the kinds of faults that it takes to meet it.
+Each breaks one invariant, in the world of one seed and under the kinds of faults that it takes to meet it. The car's
+are in `protocol_bugs_car`.
 """
 
 from __future__ import annotations
@@ -11,28 +12,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.core import asking, owed, plan
-from agent.core.effects import EffectType, SendHandIn
-from agent.core.events import GrantSeen, VerdictSeen
-from agent.core.lease import Lease, Pending
-from agent.core.model import Grant, JobKey, Verdict, YieldReason
-from agent.core.state import State
-from agent.core.world import FAR_MS
+from agent.core.model import JobKey, Verdict
 from agent.fleet.messages import VerdictMessage
-from agent.hands import Hands
-from agent.store import Store
 from agent.trust.statement import Statement
 from hil.dispatcher import answers, judge, service, verdicts
 from hil.dispatcher.answers import Answers
-from hil.dispatcher.book import Book, HandedIn
 from hil.dispatcher.database import Row
+from hil.dispatcher.handins import HandedIn, HandIns
 from hil.dispatcher.judge import MisstatementError
 from hil.dispatcher.leases import Leases
+from hil.dispatcher.pump import Intake
 from hil.dispatcher.units import Unit
 from hil.sim.protocol.counter import ReplicasDatabase
 from hil.sim.protocol.faults import Fault
 from hil.sim.protocol.invariants import Invariant
 from hil.sim.protocol.plan import Plan
+from tests.hil import protocol_bugs_car as car
 
 Patch = pytest.MonkeyPatch
 REPLACE = msgspec.structs.replace
@@ -83,9 +78,6 @@ def every(gap_ms: int, kind: str, *, for_ms: int = 0, amount: float = 0.0) -> tu
         else Fault(at_ms=(number + 1) * gap_ms, kind=kind, target=number, for_ms=for_ms, amount=amount)
         for number in range(count)
     )
-
-
-# --- the dispatcher ---------------------------------------------------------------------------------------------
 
 
 def _rewritten(patch: Patch, rewrite: Callable[[str], str]) -> None:
@@ -144,7 +136,7 @@ def slices_with_a_result_are_granted_and_paid_again(patch: Patch) -> None:
 
 def no_fence(patch: Patch) -> None:
     """Any epoch that a job ever had settles, whoever holds it now."""
-    patch.setattr(Book, "_holds", lambda _self, row, _unit, key: row["epoch"] >= key.epoch)
+    patch.setattr(HandIns, "_holds", lambda _self, row, _unit, key: row["epoch"] >= key.epoch)
     _rewritten(
         patch,
         lambda sql: sql.replace(
@@ -194,199 +186,66 @@ def a_message_that_says_too_little_is_no_message(patch: Patch) -> None:
     patch.setattr(service, "later", about)
 
 
-# --- the car's hands and disk -----------------------------------------------------------------------------------
-
-
-def a_puback_counts_as_a_verdict(patch: Patch) -> None:
-    send = Hands._send_hand_in
-
-    async def sent(self: Hands, effect: SendHandIn) -> None:
-        await send(self, effect)
-        await self._store.call(_forget_outbox, effect.key)
-
-    patch.setattr(Hands, "_send_hand_in", sent)
-
-
-def _forget_outbox(store: Store, key: JobKey) -> None:
-    store._db.execute("DELETE FROM outbox WHERE job = ? AND epoch = ?", (key.job, key.epoch))
-
-
-def a_verdict_ends_all_hand_ins(patch: Patch) -> None:
-    settle = Store.settle
-
-    def settled(self: Store, key: JobKey, **said: Any) -> None:
-        settle(self, key, **said)
-        self._db.execute("DELETE FROM outbox")
-
-    patch.setattr(Store, "settle", settled)
-
-
-def slices_are_forgotten_when_the_lease_is_opened_again(patch: Patch) -> None:
-    open_leases = Store.open_leases
-
-    def opened(self: Store) -> Any:
-        found = open_leases(self)
-        self._db.execute("DELETE FROM slices")
-        return found
-
-    patch.setattr(Store, "open_leases", opened)
-
-
-def verdicts_are_no_part_of_the_ledgers_head(patch: Patch) -> None:
-    append, remember = Store.append_leaf, Store.remember
-
-    def appended(self: Store, kind: str, key: JobKey, leaf: bytes) -> int:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(Store, "remember", remember if kind == "statement" else lambda *_rest: None)
-            return append(self, kind, key, leaf)
-
-    patch.setattr(Store, "append_leaf", appended)
-
-
-def old_leaves_are_pruned_at_a_start(patch: Patch) -> None:
-    begin = Store.__init__
-
-    def begun(self: Store, *given: Any) -> None:
-        begin(self, *given)
-        self._db.execute("DELETE FROM ledger WHERE kind = 'verdict'")
-
-    patch.setattr(Store, "__init__", begun)
-
-
-def the_statements_are_counted_anew_after_a_restart(patch: Patch) -> None:
-    begin = Store.__init__
-
-    def begun(self: Store, *given: Any) -> None:
-        begin(self, *given)
-        self._statements = 0
-
-    patch.setattr(Store, "__init__", begun)
-
-
-# --- the core ---------------------------------------------------------------------------------------------------
-
-
-def a_verdict_on_any_statement_counts(patch: Patch) -> None:
-    seen = owed.verdict_seen
-
-    def verdict_seen(state: State, event: VerdictSeen) -> Any:
-        pending = owed.find(state, event.key)
-        if pending is not None:
-            event = REPLACE(event, statement_sha256=pending.statement_sha256)
-        return seen(state, event)
-
-    patch.setattr(owed, "verdict_seen", verdict_seen)
-
-
-def a_hand_in_is_sent_once(patch: Patch) -> None:
-    sent = Pending.sent
-    patch.setattr(Pending, "sent", lambda self, *rest: REPLACE(sent(self, *rest), next_ms=FAR_MS, not_before_ms=FAR_MS))
-
-
-def a_hand_in_waits_for_an_upload_that_nobody_takes(patch: Patch) -> None:
-    patch.setattr(Pending, "ready", property(lambda self: self.verdict is None and not self.missing))
-
-
-def a_lost_answer_is_waited_for(patch: Patch) -> None:
-    asked = asking.asked_now
-    for module in (asking, owed):
-        patch.setattr(module, "asked_now", lambda state, rid: REPLACE(asked(state, rid), again_ms=FAR_MS))
-
-
-def the_outbox_has_no_end(patch: Patch) -> None:
-    """Settled hand-ins stay in memory, and no number of them keeps the car from asking."""
-    patch.setattr(owed, "hand_in_settled", lambda state, _event: state)
-    patch.setattr(asking, "OUTBOX_MAX", 10**9)
-
-
-def a_hand_in_is_sent_again_at_once(patch: Patch) -> None:
-    sent = Pending.sent
-    patch.setattr(Pending, "sent", lambda self, now_ms, *rest: REPLACE(sent(self, now_ms, *rest), next_ms=now_ms + 50))
-    patch.setattr(owed, "OFFER_EVERY_MS", 50)
-
-
-def who_got_nothing_asks_again_at_once(patch: Patch) -> None:
-    answered = asking.answered
-
-    def impatient(state: State, grant: Grant | None, retry_ms: int, sent_ms: int) -> State:
-        state = answered(state, grant, retry_ms, sent_ms)
-        return state if grant is not None else REPLACE(state, ask_not_before_ms=state.now_ms, request_not_before_ms=0)
-
-    for module in (asking, owed):
-        patch.setattr(module, "answered", impatient)
-
-
-def a_lease_begins_when_it_is_heard_of(patch: Patch) -> None:
-    answered = asking.answered
-
-    def heard(state: State, grant: Grant | None, retry_ms: int, _sent_ms: int) -> State:
-        return answered(state, grant, retry_ms, state.now_ms)
-
-    for module in (asking, owed):
-        patch.setattr(module, "answered", heard)
-
-
-def clocks_do_not_drift(patch: Patch) -> None:
-    patch.setattr(asking, "ends_ms", lambda sent_ms, ttl_ms: sent_ms + ttl_ms)
-
-
-def any_grant_is_an_answer(patch: Patch) -> None:
-    """A grant counts whatever it answers, so its time may have begun long ago."""
-
-    def grant_seen(state: State, event: GrantSeen) -> tuple[State, tuple[EffectType, ...]]:
-        return asking.answered(state, event.grant, event.retry_ms, state.now_ms), ()
-
-    patch.setattr(asking, "grant_seen", grant_seen)
-
-
-def time_does_not_end_a_lease(patch: Patch) -> None:
-    cause = plan._cause_to_end
-
-    def no_cause(state: State, lease: Lease) -> tuple[YieldReason, str] | None:
-        found = cause(state, lease)
-        return None if found is not None and found[0] is YieldReason.EXPIRED else found
-
-    patch.setattr(plan, "_cause_to_end", no_cause)
+def the_dispatchers_intake_has_no_end(patch: Patch) -> None:
+    patch.setattr(Intake, "_drop", lambda _self: None)
 
 
 CRASHES = every(30_000, "crash", for_ms=2_000)
 DRIVERS = every(40_000, "driver", for_ms=5_000)
 OFFLINE = every(60_000, "offline", for_ms=150_000)
+ASLEEP = every(20_000, "suspend", for_ms=300_000)
+ALL_STALLED = tuple(
+    REPLACE(fault, target=replica)
+    for fault in every(200_000, "stall", for_ms=190_000)
+    for replica in range(DISPATCHERS)
+)
 NO_OBJECTS = every(100_000, "no_objects", for_ms=150_000, amount=1.0)
 BUGS: tuple[Bug, ...] = (
     Bug(old_hand_ins_are_cleared_away, Invariant.SETTLED_STAYS, DRIVERS),
     Bug(answers_leave_before_the_commit, Invariant.SETTLED_STAYS),
-    Bug(a_puback_counts_as_a_verdict, Invariant.LET_GO_FOR_A_VERDICT),
-    Bug(a_verdict_ends_all_hand_ins, Invariant.LET_GO_FOR_A_VERDICT, always("lose", 0.4)),
+    Bug(car.a_puback_counts_as_a_verdict, Invariant.LET_GO_FOR_A_VERDICT),
+    Bug(car.a_verdict_ends_all_hand_ins, Invariant.LET_GO_FOR_A_VERDICT, always("lose", 0.4)),
     Bug(
-        a_verdict_on_any_statement_counts,
+        car.a_verdict_on_any_statement_counts,
         Invariant.LET_GO_FOR_A_VERDICT,
         always("hostile", 0.6) + CRASHES,
         jobs=40,
         seed=2,
     ),
-    Bug(slices_are_forgotten_when_the_lease_is_opened_again, Invariant.LET_GO_FOR_A_VERDICT, CRASHES),
+    Bug(car.slices_are_forgotten_when_the_lease_is_opened_again, Invariant.LET_GO_FOR_A_VERDICT, CRASHES),
     Bug(the_work_is_held_against_the_last_run_alone, Invariant.HONEST_ACCEPTED, CRASHES),
-    Bug(the_statements_are_counted_anew_after_a_restart, Invariant.HONEST_ACCEPTED, CRASHES),
+    Bug(car.the_statements_are_counted_anew_after_a_restart, Invariant.HONEST_ACCEPTED, CRASHES),
     Bug(slices_with_a_result_are_granted_and_paid_again, Invariant.PAID_ONCE, DRIVERS),
     Bug(no_fence, Invariant.ONE_HOLDER, OFFLINE, seed=5),
     Bug(a_lost_grant_goes_to_whoever_asks, Invariant.ONE_HOLDER),
     Bug(leases_never_run_out, Invariant.EVERY_JOB_ENDS, CRASHES + always("lose", 0.3), seed=3),
-    Bug(a_hand_in_is_sent_once, Invariant.EVERY_JOB_ENDS, always("lose", 0.3)),
-    Bug(a_hand_in_waits_for_an_upload_that_nobody_takes, Invariant.EVERY_JOB_ENDS, NO_OBJECTS, jobs=40, seed=9),
-    Bug(a_lost_answer_is_waited_for, Invariant.EVERY_JOB_ENDS, always("lose", 0.3)),
-    Bug(the_outbox_has_no_end, Invariant.QUEUES_BOUNDED, cars=1, jobs=40),
-    Bug(a_hand_in_is_sent_again_at_once, Invariant.NO_TIGHT_LOOPS, always("lose", 0.9), seed=2),
-    Bug(who_got_nothing_asks_again_at_once, Invariant.NO_TIGHT_LOOPS),
-    Bug(a_lease_begins_when_it_is_heard_of, Invariant.ENDS_FIRST),
-    Bug(clocks_do_not_drift, Invariant.ENDS_FIRST),
-    Bug(any_grant_is_an_answer, Invariant.ENDS_FIRST, always("late", 0.5)),
+    Bug(car.a_hand_in_is_sent_once, Invariant.EVERY_JOB_ENDS, always("lose", 0.3)),
+    Bug(car.a_hand_in_waits_for_an_upload_that_nobody_takes, Invariant.EVERY_JOB_ENDS, NO_OBJECTS, jobs=40, seed=9),
+    Bug(car.a_lost_answer_is_waited_for, Invariant.EVERY_JOB_ENDS, always("lose", 0.3)),
+    Bug(car.the_outbox_has_no_end, Invariant.QUEUES_BOUNDED, cars=1, jobs=40),
+    Bug(car.the_link_takes_any_number, Invariant.QUEUES_BOUNDED, every(60_000, "half_open"), cars=1, jobs=40),
     Bug(
-        time_does_not_end_a_lease, Invariant.ENDS_FIRST, every(90_001, "bad_worker", for_ms=80_000, amount=0.9), seed=2
+        the_dispatchers_intake_has_no_end,
+        Invariant.QUEUES_BOUNDED,
+        ALL_STALLED + always("duplicate", 0.9),
+        cars=30,
+        jobs=60,
+    ),
+    Bug(car.a_hand_in_is_sent_again_at_once, Invariant.NO_TIGHT_LOOPS, always("lose", 0.9), seed=2),
+    Bug(car.who_got_nothing_asks_again_at_once, Invariant.NO_TIGHT_LOOPS),
+    Bug(car.a_lease_begins_when_it_is_heard_of, Invariant.ENDS_FIRST),
+    Bug(car.clocks_do_not_drift, Invariant.ENDS_FIRST),
+    Bug(car.the_cars_clock_stops_while_it_sleeps, Invariant.ENDS_FIRST, ASLEEP, cars=8, jobs=150),
+    Bug(car.any_grant_is_an_answer, Invariant.ENDS_FIRST, always("late", 0.5)),
+    Bug(
+        car.time_does_not_end_a_lease,
+        Invariant.ENDS_FIRST,
+        every(90_001, "bad_worker", for_ms=80_000, amount=0.9),
+        seed=2,
     ),
     Bug(a_verdict_said_again_pays_nothing, Invariant.MONEY, always("lose", 0.3)),
     Bug(every_item_is_paid_twice, Invariant.MONEY),
-    Bug(verdicts_are_no_part_of_the_ledgers_head, Invariant.LEDGER),
-    Bug(old_leaves_are_pruned_at_a_start, Invariant.LEDGER, CRASHES),
+    Bug(car.verdicts_are_no_part_of_the_ledgers_head, Invariant.LEDGER),
+    Bug(car.old_leaves_are_pruned_at_a_start, Invariant.LEDGER, CRASHES),
     Bug(a_message_that_says_too_little_is_no_message, Invariant.NOTHING_FAILS, always("hostile", 0.6)),
 )

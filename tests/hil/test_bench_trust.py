@@ -230,7 +230,9 @@ LAZY = msgspec.structs.replace(CAUGHT, cheat="a lazy car", jobs_median=None, job
 
 
 def report(*, held: bool) -> Report:
-    return Report(seed=1, seeds=1, cars=10, jobs_per_car=10, drifts=[], detections=[CAUGHT, LAZY], held=held)
+    return Report(
+        seed=1, seeds=1, cars=10, jobs_per_car=10, drifts=[], calibrations=[], detections=[CAUGHT, LAZY], held=held
+    )
 
 
 @pytest.fixture

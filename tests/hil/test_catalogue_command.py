@@ -138,7 +138,7 @@ def test_what_does_not_go_together_is_a_matter_of_usage(
         (["withdraw", "C", "--target", "../x"], "is no name of a target"),
         (["withdraw", "C", "--target", "deny.json"], "is never withdrawn"),
         (["deny", "C", "--agent", "0.0.1", "--lift"], "is not on the deny list"),
-        (["deny", "C", "--agent", "no version!"], "does not have the form"),
+        (["deny", "C", "--agent", "no version!"], "is no version"),
         (["show", "C/nowhere"], "has no"),
     ],
 )

@@ -15,8 +15,10 @@ from agent.fleet.messages import JobGrant, Result, SliceOutput
 from agent.trust.statement import Statement
 from hil.dispatcher.pay import accounts
 from hil.dispatcher.replication import AdaptiveReplication, UnitRecord
-from hil.dispatcher.view import Disagreement, View
+from hil.dispatcher.view import Disagreement
 from tests.hil.honest_car import PRICE, Car, Desk
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 
 def wrong_in(car: Car, grant: JobGrant, index: int) -> Result:
@@ -63,7 +65,7 @@ def test_a_job_of_an_unknown_unit_is_copied_once_and_paid_for_both(desk: Desk, c
     )
     assert other.hand_in(other.result(copy)).paid_micro == 9 * PRICE
     assert [record(desk, unit) for unit in ("car-1", "car-2")] == [(1, 0), (1, 0)]
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert [(one.state, one.replica_of) for one in view.jobs()] == [("done", None), ("done", job)]
         counts = view.counts()
         assert view.disagreements() == []
@@ -81,7 +83,7 @@ def test_a_third_decides_and_only_he_who_is_outvoted_loses(desk: Desk, car: Car,
     assert other.request() is None
     third = desk.new_car("car-3")
     assert third.hand_in(third.result(third.must_request())).verdict is Verdict.SETTLED
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert view.disagreements() == [
             Disagreement(job=job, slice=1, unit="car-1", copy_unit="car-2"),
             Disagreement(job=job, slice=1, unit="car-1", copy_unit="car-3"),

@@ -26,7 +26,7 @@ from agent.fleet.https import request
 from agent.fleet.tls import FreshContext
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
 from hil.certificates import Authority
-from hil.dispatcher import __main__ as process
+from hil.dispatcher import command_line
 from hil.dispatcher.book import Book
 from hil.dispatcher.doors import add_listening, address, listening
 from hil.dispatcher.objects import Objects
@@ -106,7 +106,7 @@ def test_the_handbook_names_options_that_there_are(monkeypatch: pytest.MonkeyPat
     handbook = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     (command,) = re.findall(r"^python -m hil\.dispatcher ((?:.*\\\n)*.*)$", handbook, re.MULTILINE)
     monkeypatch.setattr(sys, "argv", ["dispatcher", *shlex.split(command.replace("\\\n", " "))])
-    parsed = process.parse()
+    parsed = command_line.parse()
     assert len(parsed.broker) == 2
     assert listening(parsed) is not None
 

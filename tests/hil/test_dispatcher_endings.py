@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.core.model import JobKey, Outlook, Verdict, YieldReason
-from agent.fleet.messages import CancelMessage, JobGrant, Renew, encode
+from agent.fleet.messages import JobGrant, Renew, encode
+from agent.fleet.operator_messages import CancelMessage
 from agent.trust.statement import Statement
 from hil.dispatcher.book import Terms
 from hil.dispatcher.item_errors import count_failed, error_of

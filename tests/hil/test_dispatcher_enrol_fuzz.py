@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import itertools
 import json
@@ -18,13 +19,16 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from agent.errors import TrustError
-from agent.fleet.messages import ENROLMENT_TYPE, Enrolled, MessageError, decode
+from agent.fleet.enrolment_messages import ENROLMENT_TYPE, Enrolled
+from agent.fleet.messages import MessageError, decode
 from agent.trust import dsse
+from agent.trust.succession import SUCCESSION_TYPE, Succession
 from hil.dispatcher.memory import MemoryDatabase
 from hil.dispatcher.units import EnrolmentRefusedError
 from hil.dispatcher.web import WebServer
 from tests.hil.honest_car import Desk, new_signer
 
+SPKI = PublicFormat.SubjectPublicKeyInfo
 UNIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 REFUSALS = (TrustError, MessageError, EnrolmentRefusedError)
 FUZZ = settings(max_examples=200, deadline=None, derandomize=True)
@@ -37,7 +41,7 @@ NUMBERS = itertools.count()
 
 
 def pem(key: Any) -> str:
-    text: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    text: bytes = key.public_key().public_bytes(Encoding.PEM, SPKI)
     return text.decode("ascii")
 
 
@@ -126,18 +130,38 @@ def test_nobody_is_believed_to_have_a_tpm_for_saying_so(desk: Desk, tpm: dict[st
 
 @FUZZ
 @given(
-    succession=st.dictionaries(
-        st.sampled_from(["unit", "epoch", "keyid", "public_key_pem", "protection", "reason", "last_session"]), JUNK
+    bent=st.dictionaries(
+        st.sampled_from(
+            ["v", "unit", "epoch", "oldKeyid", "publicKey", "protection", "overlapS", "lastSession", "reason"]
+        ),
+        JUNK | st.sampled_from(["unit-0\n", "file", "tpm", 1, 2, 3, 2**53, -1, "0" * 64]),
+        max_size=3,
     ),
-    kind=st.sampled_from(["application/vnd.driveway.succession+json", ENROLMENT_TYPE]),
+    kind=st.sampled_from([SUCCESSION_TYPE, SUCCESSION_TYPE, ENROLMENT_TYPE]),
 )
-def test_no_key_hands_over_that_is_nobodys(desk: Desk, succession: dict[str, Any], kind: str) -> None:
-    try:
-        envelope = json.loads(dsse.sign(kind, json.dumps(succession).encode(), new_signer()))
-    except TrustError:
-        return
+def test_no_key_hands_over_that_is_another_units(desk: Desk, bent: dict[str, Any], kind: str) -> None:
+    """A thief who has a key of its own, and says that the unit's key handed over to it."""
+    thief, number = new_signer(), next(NUMBERS)
+    desk.enrol(request(desk, unit=f"robbed-{number}"))
+    robbed = desk.book.units.get(f"robbed-{number}")
+    assert robbed is not None
+    said = Succession(
+        v=1,
+        unit=robbed.unit,
+        epoch=2,
+        old_keyid=robbed.keyid,
+        public_key=base64.b64encode(thief.public_key().public_bytes(Encoding.DER, SPKI)).decode("ascii"),
+        protection="file",
+        overlap_s=3_600,
+        last_session=1,
+        reason="theft",
+    )
+    honest = json.loads(said.to_bytes())
+    payload = json.dumps(honest | bent, sort_keys=True, separators=(",", ":")).encode()
+    envelope = json.loads(dsse.sign(kind, payload, thief))
     with pytest.raises(REFUSALS):
         desk.service.rotate(json.dumps({"v": 1, "succession": envelope}).encode())
+    assert desk.book.units.get(robbed.unit) == robbed
 
 
 def test_over_http_every_refusal_is_a_sentence_and_the_next_one_is_served(tmp_path: Path) -> None:

@@ -18,19 +18,17 @@ from structlog.testing import capture_logs
 from agent.core.model import Verdict
 from agent.errors import ConfigError, FleetError, TrustError
 from agent.fleet.enrol import Prover
-from agent.fleet.messages import (
+from agent.fleet.enrolment_messages import (
     ENROLMENT_TYPE,
     TPM_CHALLENGE_TYPE,
     Activation,
     Enrolled,
     Enrolment,
-    Envelope,
     Rotation,
     TpmChallenge,
     TpmProof,
-    decode,
-    encode,
 )
+from agent.fleet.messages import Envelope, decode, encode
 from agent.trust import dsse
 from agent.trust.hardware import HardwareSigner
 from agent.trust.keyring import KeyConfig, unit_key
@@ -41,11 +39,12 @@ from agent.trust.tpm import TpmPlace
 from hil.certificates import Authority
 from hil.dispatcher.enrolling import CHALLENGE_MS, makers_in
 from hil.dispatcher.units import EnrolmentRefusedError
-from hil.dispatcher.view import View
 from hil.emulated_keys import EmulatedTpm
 from tests.hil.honest_car import Car, Desk, new_signer
 from tests.hil.ledger_cars import Ledger, LedgerCar
 from tests.trust.hardware_keys import needs_swtpm, needs_swtpm_setup
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 OVERLAP_S = 3_600
 
@@ -98,7 +97,7 @@ def test_the_next_key_takes_over_and_the_one_before_counts_for_the_overlap(desk:
     assert refused.verdict is Verdict.LATER
     assert refused.reason == "the unit's key of epoch 1 handed over to the next, and its overlap is over"
     assert desk.service.ledger_faults(0, 9) == []
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         keys = [(one.keyid, one.public_key_pem) for one in view.attestations()]
     assert keys == [(old.keyid, old.public_key_pem()), (new.keyid, new.public_key_pem())]
 
@@ -186,8 +185,10 @@ def tpm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedTpm]:
 class TpmCar:
     """A unit with its key in a TPM, which says what it should, or something else."""
 
-    def __init__(self, desk: Desk, folder: Path, tpm: EmulatedTpm, unit: str = "car-7") -> None:
-        self.desk, self.unit, self.place = desk, unit, TpmPlace(device=tpm.address)
+    def __init__(
+        self, desk: Desk, folder: Path, tpm: EmulatedTpm, chain: Path | None = None, unit: str = "car-7"
+    ) -> None:
+        self.desk, self.unit, self.place = desk, unit, TpmPlace(device=tpm.address, ek_chain_file=chain)
         config = KeyConfig(backend="tpm", file=folder / "unit.key", tpm=self.place)
         self.key: HardwareSigner = asyncio.run(unit_key(config, folder))
         self.by = Prover(self.key, self.place, unit)
@@ -302,17 +303,24 @@ def test_evidence_is_for_one_unit_and_key(desk: Desk, tpm_car: TpmCar, car: Car)
 @needs_swtpm_setup
 @needs_swtpm
 def test_named_makers_have_to_have_certified_the_tpm(tmp_path: Path) -> None:
-    roots, strangers, folder = tmp_path / "roots", tmp_path / "strangers", tmp_path / "car"
-    for one in (roots, strangers, folder):
+    roots, strangers, folder, chained = (tmp_path / name for name in ("roots", "strangers", "car", "far roots"))
+    for one in (roots, strangers, folder, chained):
         one.mkdir()
     with EmulatedTpm(tmp_path / "emulated", with_certificate=True) as emulated:
+        (chained / "root.pem").write_bytes(emulated.root.read_bytes())
         (roots / "maker.pem").write_bytes(emulated.authority.read_bytes())
         stranger = x509.load_pem_x509_certificate(Path(Authority(tmp_path / "ca").issue("x").ca).read_bytes())
         (strangers / "other.cer").write_bytes(stranger.public_bytes(Encoding.DER))
-        for trusted, said in ((strangers, "none of the makers that are trusted"), (roots, "")):
-            desk = Desk(tmp_path / f"dispatcher of {trusted.name}", ek_roots=makers_in(trusted))
+        for trusted, chain, said in (
+            (strangers, None, "none of the makers that are trusted"),
+            (strangers, emulated.authority, "none of the makers that are trusted"),
+            (chained, None, "none of the makers that are trusted"),
+            (roots, None, ""),
+            (chained, emulated.authority, ""),
+        ):
+            desk = Desk(tmp_path / f"{trusted.name} {chain is None}", ek_roots=makers_in(trusted))
             desk.now_ms = int(time.time() * 1000) + 60_000
-            car = TpmCar(desk, folder, emulated)
+            car = TpmCar(desk, folder, emulated, chain)
             proof = car.proof()
             if said:
                 with pytest.raises(EnrolmentRefusedError, match=said):

@@ -7,15 +7,13 @@ import pytest
 
 from agent.core.model import JobKey, Outlook, Verdict, YieldReason
 from agent.errors import FleetError
-from agent.fleet.messages import (
-    CancelMessage,
-    JobGrant,
-    MessageError,
-)
+from agent.fleet.messages import JobGrant, MessageError
+from agent.fleet.operator_messages import CancelMessage
 from hil.dispatcher.book import Terms
 from hil.dispatcher.submit import add_job
-from hil.dispatcher.view import View
 from tests.hil.honest_car import PACKAGE, PRICE, Car, Desk
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 QUARTER_S = 900
 MS = 1000
@@ -43,7 +41,7 @@ def test_a_grant_is_as_large_as_the_gate_should_stay_open(desk: Desk, car: Car) 
     assert rest is not None
     assert (rest.job, rest.slices, rest.epoch) == (grant.job, tuple(range(12, 20)), 2)
     assert car.hand_in(car.result(rest)).verdict is Verdict.SETTLED
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert [job.state for job in view.jobs()] == ["done"]
 
 
@@ -122,7 +120,7 @@ def test_the_driver_is_nobodys_fault(desk: Desk, car: Car) -> None:
     job = desk.add_job()
     for _ in range(30):
         car.hand_in(car.yielded(car.must_request()))
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert (view.jobs()[0].state, view.attempts(job)) == ("free", [])
 
 
@@ -134,7 +132,7 @@ def test_a_job_that_fails_everywhere_is_dead_and_says_why(desk: Desk) -> None:
         grant = car.must_request()
         car.hand_in(car.yielded(grant, why=YieldReason.FAULT, detail="illegal memory access"))
         desk.now_ms += A_WHILE_MS
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         states = {one.job: one.state for one in view.jobs()}
         assert states == {job: "dead", fine: "free"}
         attempts = view.attempts(job)
@@ -152,7 +150,7 @@ def test_progress_forgives_failures(desk: Desk) -> None:
         finished = (grant.slices[0],) if number in (8, 12) else ()
         car.hand_in(car.yielded(grant, finished, why=YieldReason.FAULT))
         desk.now_ms += A_WHILE_MS
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert [(one.job, one.state) for one in view.jobs()] == [(job, "free")]
 
 
@@ -168,12 +166,12 @@ def test_one_bad_unit_neither_starves_nor_kills(desk: Desk, car: Car, other: Car
             car.hand_in(car.yielded(grant, why=YieldReason.FAULT))
         desk.now_ms += 10_000
     assert granted < 10
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert {job.state for job in view.jobs()} == {"free"}
         assert view.counts(desk.now_ms).units_benched == 1
     for _ in range(3):
         other.hand_in(other.result(other.must_request()))
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert {job.state for job in view.jobs()} == {"done"}
 
 
@@ -183,11 +181,11 @@ def test_silence_is_held_against_the_job_once(desk: Desk, car: Car) -> None:
     for _ in range(5):
         desk.now_ms += 11_000
         desk.service.tick()
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert [(one.why, one.epoch) for one in view.attempts(job)] == [("expired", 1)]
         assert view.jobs()[0].failures == 1
     assert car.hand_in(car.result(grant)).verdict is Verdict.SETTLED, "nobody else has it"
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert (view.jobs()[0].state, view.jobs()[0].failures) == ("done", 0)
 
 
@@ -265,7 +263,7 @@ def test_a_cancel_that_nobody_hears_ends_the_lease_soon(desk: Desk, car: Car, ot
     desk.sent.clear()
     desk.now_ms += 61_000
     assert other.must_request().job == job
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert view.jobs()[0].failures == 0
 
 
@@ -279,7 +277,7 @@ def test_a_withdrawn_job_is_granted_to_nobody(desk: Desk, car: Car, other: Car) 
     assert isinstance(car.renew(grant), CancelMessage)
     assert car.hand_in(car.yielded(grant, (1,), why=YieldReason.CANCELLED)).paid_micro == 4 * PRICE
     assert other.request() is None
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert {one.state for one in view.jobs()} == {"cancelled"}
     with pytest.raises(MessageError, match="no job"):
         desk.service.cancel("job-of-nobody")
@@ -293,5 +291,5 @@ def test_all_slices_done_is_done_though_it_was_withdrawn(desk: Desk, car: Car) -
     desk.service.cancel(job, 60, withdraw=True)
     desk.sent.clear()
     assert car.hand_in(car.result(grant)).paid_micro == 9 * PRICE
-    with View(desk.folder) as view:
+    with desk.viewing() as view:
         assert [one.state for one in view.jobs()] == ["done"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.trust.statement import Engine
 from hil.dispatcher.replication import (
     RAREST_CHECK,
     AdaptiveReplication,
@@ -18,7 +22,7 @@ from hil.dispatcher.replication import (
     judge_results,
     odd_ones,
 )
-from hil.dispatcher.tolerance import Agreement, Tolerance, compare_slices, judge_strays
+from hil.dispatcher.tolerance import Agreement, Tolerance, claimed_precision, compare_slices, judge_strays
 
 OCR = Tolerance(values_permille=20, strays_permille=20)
 Line = tuple[str, int]
@@ -66,6 +70,65 @@ def test_what_honest_rounding_may_do_condemns_nobody_and_what_it_never_does_does
     assert judge_strays(1, 100, 0) is Agreement.DIFFERENT
 
 
+BANDS = Tolerance(values_permille=20, strays_permille=20, bands_ppm={"float32": 200, "float16": 40_000, "int8": 0})
+
+
+def sampled(drift_ppm: float, items: int = 4) -> bytes:
+    """Answers with samples that are so far from those with no drift."""
+    values = np.array([10.0, -10.0]) * (1 + drift_ppm / 1e6)
+    samples = base64.b64encode(values.astype("<f4").tobytes()).decode()
+    return json.dumps([{"text": "a", "confidence_permille": 990, "samples": samples}] * items).encode()
+
+
+def test_samples_are_held_to_the_band_of_what_both_claim() -> None:
+    def compared(drift_ppm: float, *claimed: str) -> Agreement:
+        return compare_slices(sampled(0), sampled(drift_ppm), BANDS, (claimed[0], claimed[1]))
+
+    assert compared(20, "float32", "float32") is Agreement.SAME
+    assert compared(1_000, "float32", "float32") is Agreement.DIFFERENT, "half precision sold as full"
+    assert compared(1_000, "float32", "float16") is compared(1_000, "float16", "float32") is Agreement.SAME
+    assert compared(100_000, "float16", "float16") is Agreement.DIFFERENT
+    assert compared(1_000, "", "") is compared(1_000, "", "float32") is Agreement.DIFFERENT, "untold is full"
+    assert compared(1_000, "tf32", "float32") is Agreement.DIFFERENT, "nobody may claim what is not allowed"
+    assert compared(100_000, "int8", "float32") is Agreement.SAME, "of int8 nobody knows the band"
+
+
+def test_few_items_beyond_the_band_condemn_nobody() -> None:
+    def compared(beyond: int) -> Agreement:
+        items = [*json.loads(sampled(1_000, beyond)), *json.loads(sampled(0, 4 - beyond))]
+        return compare_slices(sampled(0), json.dumps(items).encode(), BANDS, ("float32", "float32"))
+
+    said = [compared(beyond) for beyond in range(5)]
+    same, unknown, different = Agreement.SAME, Agreement.UNKNOWN, Agreement.DIFFERENT
+    assert said == [same, same, unknown, different, different]
+
+
+def test_who_leaves_the_samples_out_has_other_answers() -> None:
+    without = body(*[("a", 990)] * 4)
+    assert compare_slices(sampled(0), without, BANDS) is Agreement.DIFFERENT
+    assert compare_slices(without, without, BANDS) is Agreement.SAME, "a package of before"
+    nonsense = json.dumps([{"text": "a", "confidence_permille": 990, "samples": []}] * 4).encode()
+    assert compare_slices(sampled(0), nonsense, BANDS, ("float32", "float32")) is Agreement.DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("executor", "told", "claimed"),
+    [
+        ("onnxruntime_cpu", None, ""),
+        ("tensorrt", None, "tf32"),
+        ("tensorrt_rtx", None, "tf32"),
+        ("tensorrt", "float32", "float32"),
+        ("onnxruntime_cpu", "float16", "float16"),
+    ],
+)
+def test_what_is_not_told_is_what_such_agents_did(executor: str, told: str | None, claimed: str) -> None:
+    batch = None if told is None else (1,)
+    engine = Engine(
+        executor=executor, version="1", plan_sha256="", kernels_sha256="0b" * 32, precision=told, batch=batch
+    )
+    assert claimed_precision(engine) == claimed
+
+
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_any_two_bytes_compare_the_same_either_way(one: bytes, other: bytes) -> None:
     assert compare_slices(one, other, OCR) is compare_slices(other, one, OCR)
@@ -75,7 +138,7 @@ def test_any_two_bytes_compare_the_same_either_way(one: bytes, other: bytes) -> 
     st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3), st.lists, max_leaves=5)
 )
 def test_whatever_stands_in_an_answer_it_is_compared(value: object) -> None:
-    mine = json.dumps([{"fingerprint": value, "mask": value, "x_permille": value}]).encode()
+    mine = json.dumps([{"fingerprint": value, "mask": value, "x_permille": value, "samples": value}]).encode()
     theirs = json.dumps([{"fingerprint": [value], "mask": {"rows": value}, "x_permille": 3}]).encode()
     assert compare_slices(mine, theirs, OCR) is not Agreement.SAME
 

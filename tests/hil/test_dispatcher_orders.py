@@ -14,19 +14,8 @@ import pytest
 
 from agent.core.model import JobKey
 from agent.errors import ConfigError, FleetError
-from agent.fleet.messages import (
-    DEMAND_TYPE,
-    PRICES_TYPE,
-    Capability,
-    DemandMessage,
-    MessageError,
-    PricesMessage,
-    PricesSlot,
-    Request,
-    Status,
-    decode,
-    encode,
-)
+from agent.fleet.messages import Capability, MessageError, Request, Status, decode, encode
+from agent.fleet.operator_messages import DEMAND_TYPE, PRICES_TYPE, DemandMessage, PricesMessage, PricesSlot
 from agent.trust import dsse
 from hil import orders as command
 from hil.broker import EmbeddedBroker, free_port

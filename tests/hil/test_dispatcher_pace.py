@@ -12,18 +12,16 @@ from structlog.testing import capture_logs
 
 from agent.core.model import JobKey, PaceState, Verdict
 from agent.fleet.messages import (
-    PACE_TYPE,
-    CancelMessage,
     Capability,
     JobGrant,
     MessageError,
-    PaceMessage,
     Request,
     SliceOutput,
     UploadedObject,
     decode,
     encode,
 )
+from agent.fleet.operator_messages import PACE_TYPE, CancelMessage, PaceMessage
 from agent.trust import dsse
 from hil.dispatcher.database import DatabaseLostError, Row
 from hil.dispatcher.paces import PaceOrder

@@ -14,6 +14,8 @@ from hil.dispatcher.replication import AdaptiveReplication
 from tests.hil.honest_car import PRICE, Car, Desk
 from tests.hil.test_dispatcher_copies import wrong_in
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 HELD = st.builds(HeldPay, job=st.just("j"), epoch=st.integers(1, 10**6), cleared=st.booleans(), disputed=st.booleans())
 
 

@@ -16,6 +16,7 @@ from agent.core.model import Verdict
 from agent.fleet.messages import JobGrant, encode
 from hil.dispatcher.book import Book
 from hil.dispatcher.database import SqliteDatabase
+from hil.dispatcher.handins import HandIns
 from hil.dispatcher.leases import Leases
 from hil.dispatcher.tickets import Tickets
 from hil.dispatcher.view import View
@@ -54,7 +55,7 @@ def no_fence(sql: Rewriting, patch: Patch) -> None:
     """Whoever hands in is paid, whatever the job's epoch and holder are by now."""
     sql.plant(FENCE, "WHERE job = :job AND settled_epoch < epoch")
     patch.setattr(Tickets, "forget", lambda self, key: None)
-    patch.setattr(Book, "_holds", lambda self, row, unit, key: True)
+    patch.setattr(HandIns, "_holds", lambda self, row, unit, key: True)
 
 
 def settled_twice(sql: Rewriting, patch: Patch) -> None:
@@ -72,7 +73,7 @@ def settles_after_it_was_granted_again(sql: Rewriting, patch: Patch) -> None:
     """A car's earlier lease of a job settles although the job is out again, to the same car."""
     sql.plant(FENCE, "WHERE job = :job AND holder = :unit AND settled_epoch < :epoch")
     patch.setattr(Tickets, "forget", lambda self, key: None)
-    patch.setattr(Book, "_holds", lambda self, row, unit, key: row["holder"] == unit.unit)
+    patch.setattr(HandIns, "_holds", lambda self, row, unit, key: row["holder"] == unit.unit)
 
 
 def ticket_not_recorded(sql: Rewriting, patch: Patch) -> None:

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.errors import PackageError
 from hil.dispatcher.pay import accounts
 from hil.dispatcher.plausible import band_of, flags
-from hil.dispatcher.referee import Disputed, Referee
+from hil.dispatcher.referee import Referee, UnfitJobError, Work, packages_in
 from hil.packages.nothing import build_nothing_package, nothing_item
 from tests.hil.honest_car import Desk, bent
 
+pytestmark = pytest.mark.usefixtures("each_database")
+
 
 def test_a_job_is_computed_slice_by_slice(tmp_path: Path) -> None:
-    package = build_nothing_package(tmp_path / "package")
+    package = build_nothing_package(tmp_path / "packages" / "nothing")
+    referee = Referee(packages_in(tmp_path / "packages"))
+    assert referee.packages == (package.package_sha256,)
     body = msgspec.msgpack.encode([nothing_item(number) for number in range(5)])
-    name = hashlib.sha256(body).hexdigest()
-    referee = Referee({package.package_sha256: package.path}, {name: body}.get)
-    job = Disputed(job="j", package_sha256=package.package_sha256, input_sha256=name, items=5, slice_items=2)
-    known: dict[str, dict[int, bytes]] = {}
-    missing = msgspec.structs.replace(job, job="k", input_sha256="0" * 64)
-    decided = asyncio.run(referee.decide([missing, job], lambda one, answers: known.update({one: dict(answers)})))
-    assert (decided, list(known)) == (1, ["j"]), "what cannot be computed is left"
-    assert [len(msgspec.json.decode(answers)) for answers in known["j"].values()] == [2, 2, 1]
+    work = Work(job="j", package_sha256=package.package_sha256, items=5, slice_items=2)
+    answers = asyncio.run(referee.answers(work, body))
+    assert [len(msgspec.json.decode(answers[index])) for index in range(3)] == [2, 2, 1]
+    assert msgspec.json.decode(answers[2]) == [{"outputs": {"y": 4}}]
+
+
+@pytest.mark.parametrize(
+    ("package", "body", "why"),
+    [
+        ("0" * 64, b"\x90", "the package of job j is not here"),
+        ("", None, "the input of job j is not here"),
+        ("", b"rubbish", "cannot be read"),
+        ("", b"\x90", "has 0 items, not 5"),
+    ],
+)
+def test_what_cannot_be_computed_here_is_told(tmp_path: Path, package: str, body: bytes | None, why: str) -> None:
+    ours = build_nothing_package(tmp_path / "packages" / "nothing").package_sha256
+    referee = Referee(packages_in(tmp_path / "packages"))
+    work = Work(job="j", package_sha256=package or ours, items=5, slice_items=2)
+    with pytest.raises(UnfitJobError, match=why):
+        asyncio.run(referee.answers(work, body))
+
+
+def test_a_shelf_that_is_not_there_is_told() -> None:
+    with pytest.raises(PackageError, match="cannot read the packages"):
+        packages_in(Path("/nowhere/at/all"))
 
 
 @given(st.lists(st.floats(90, 110), min_size=5, max_size=40))

@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 
 from agent.core.model import Verdict
 from agent.errors import FleetError, TrustError
-from agent.fleet.messages import (
-    ENROLMENT_TYPE,
-    MAX_MESSAGE_BYTES,
-    Enrolled,
-    Enrolment,
-    PackageRef,
-    Status,
-    decode,
-    encode,
-)
+from agent.fleet.enrolment_messages import ENROLMENT_TYPE, Enrolled, Enrolment
+from agent.fleet.messages import MAX_MESSAGE_BYTES, PackageRef, Status, decode, encode
 from agent.trust import dsse
 from hil.dispatcher.book import MOST_MICRO
 from hil.dispatcher.submit import add_job

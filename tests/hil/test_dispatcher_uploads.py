@@ -53,8 +53,17 @@ def test_other_answers_than_the_slice_has_items_are_the_units_own_fault(desk: De
     desk.bring(grant.upload, body)
     signed = replace(statement, slices=(replace(statement.slices[0], output_sha256=sha256),))
     outputs = (SliceOutput(index=0, uploaded=UploadedObject(sha256=sha256, bytes=len(body))),)
-    envelope = car.sign(signed, car.signer)
-    result = Result(rid="r", job=grant.job, epoch=1, statement=envelope, outputs=outputs, have=(), credit=0)
+    envelope = car.sign(signed, car.session.key)
+    result = Result(
+        rid="r",
+        job=grant.job,
+        epoch=1,
+        statement=envelope,
+        session=car.certificate(),
+        outputs=outputs,
+        have=(),
+        credit=0,
+    )
     verdict = car.hand_in(result)
     assert (verdict.verdict, "not a JSON array of 3 answers" in verdict.reason) == (Verdict.BAD, True)
 

@@ -337,18 +337,18 @@ def test_the_fence_holds_when_another_replica_was_faster(desk: Desk, car: Car, o
     grant = car.must_request()
     unit = desk.book.units.get(car.unit)
     assert unit is not None
-    standing = desk.book.standing(unit, key(grant))
+    standing = desk.book.handins.standing(unit, key(grant))
     assert isinstance(standing, Lease)
     result = car.result(grant)
     hand_in = HandIn(kind=HandInKind.RESULT, statement=result.statement, outputs=result.outputs, session=result.session)
     keys = desk.book.units.keys_of(unit)
-    accepted = judge(hand_in, standing, unit, keys=keys, before=desk.book, uploaded=lambda _sha256: None)
+    accepted = judge(hand_in, standing, unit, keys=keys, before=desk.book.handins, uploaded=lambda _sha256: None)
     desk.now_ms += 10_000
     car.hand_in(car.yielded(car.must_request()))  # the next epoch, the same unit
-    assert desk.book.settle(standing, unit, accepted, "e" * 64) is None
-    desk.book.refuse(standing, "too late", "e" * 64)
+    assert desk.book.handins.settle(standing, unit, accepted, "e" * 64) is None
+    desk.book.handins.refuse(standing, "too late", "e" * 64)
     assert other.hand_in(other.result(other.must_request())).paid_micro == 9 * PRICE
-    assert desk.book.settle(standing, unit, accepted, "e" * 64) is None
+    assert desk.book.handins.settle(standing, unit, accepted, "e" * 64) is None
     with View(desk.folder) as view:
         assert [payout.unit for payout in view.payouts()] == [other.unit]
 

@@ -47,6 +47,21 @@ def test_honest_books_have_no_finding(fleet: Fleet) -> None:
     assert findings(fleet) == [], "a ledger grows on what was witnessed"
 
 
+def test_a_unit_that_took_a_new_key_has_honest_books(fleet: Fleet) -> None:
+    fleet.witness("car-0000")
+    fleet.rotate("car-0000")
+    assert findings(fleet) == [], "what the old key signed counts, and so does its checkpoint"
+    fleet.settle("car-0000", 3)
+    fleet.witness("car-0000")
+    assert findings(fleet) == []
+
+
+def _new_key_says_it_is_the_old(fleet: Fleet) -> None:
+    """A session of the first epoch, certified by the key of the second."""
+    fleet.rotate("car-0000")
+    fleet.certify("car-0000", 1)
+
+
 def _outbox_dropped(fleet: Fleet) -> None:
     """An agent that lets go at the PUBACK."""
     fleet.hand_in("car-0000", 3)
@@ -161,6 +176,7 @@ def _witness_forged(fleet: Fleet) -> None:
     [
         (_session_dropped, Loss.LOST, "leaf_unreadable"),
         (_session_again, Loss.DOUBLED, "session_used_twice"),
+        (_new_key_says_it_is_the_old, Loss.LOST, "leaf_unreadable"),
         (_leaves_swapped, Loss.LOST, "leaf_unreadable"),
         (_past_rewritten, Loss.LOST, "ledger_not_as_witnessed"),
         (_disk_went_back, Loss.LOST, "ledger_not_as_witnessed"),

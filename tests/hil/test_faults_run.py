@@ -15,12 +15,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.simulate import recording
 from hil.broker import Mosquitto
 from hil.dispatcher.database import FILE
 from hil.faults.accounts import Loss, audit
 from hil.faults.books import Ordered, read_agent, read_dispatcher, sqlite_query
 from hil.faults.command import ORDERED
 from hil.faults.figures import Figures
+from hil.faults.recordings import recordings_of
 
 JOBS, UNITS = 14, ("car-0000", "car-0001")
 WAIT_S = 400.0
@@ -65,6 +67,15 @@ def test_every_job_is_settled_once_under_faults(run: Path) -> None:
     assert figures.not_injected == []
     assert sum(row.injected for row in figures.faults.values()) == figures.faults_injected
     assert findings(run / "run") == set()
+
+
+def test_what_each_car_recorded_plays_again_to_the_same_effects(run: Path) -> None:
+    found = recordings_of(run / "run")
+    assert {path.parent.parent.name for path in found} == set(UNITS)
+    for path in found:
+        outcome = recording.replay(recording.read(path))
+        assert outcome.events
+        assert outcome.differs == ()
 
 
 def _the_agent_let_go(folder: Path) -> None:

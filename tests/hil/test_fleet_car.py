@@ -14,7 +14,7 @@ from agent.core.effects import HandIn, OpenLease, RunSlice, SendHandIn, SettleHa
 from agent.core.events import EventType, GrantSeen, HandInStored, LeaseOpened, LeaseRefused, SliceStored, VerdictSeen
 from agent.core.model import Grant, HandInKind, JobKey, LeaseFacts, Verdict
 from agent.errors import TrustError
-from agent.fleet import messages
+from agent.fleet import messages, operator_messages
 from agent.fleet.desk import Desk
 from agent.fleet.orders import Orders
 from agent.store import Store
@@ -175,12 +175,12 @@ def test_counters_rise_and_every_car_signs_with_its_own_key() -> None:
 
 def test_rows_are_kept_in_memory() -> None:
     async def keep() -> None:
-        rows, order = Rows(), messages.DemandMessage(unit="car-1", issued_wall_ms=1, stop_for_s=60)
-        assert await rows.call(Store.recall, "demand", messages.DemandMessage) is None
+        rows, order = Rows(), operator_messages.DemandMessage(unit="car-1", issued_wall_ms=1, stop_for_s=60)
+        assert await rows.call(Store.recall, "demand", operator_messages.DemandMessage) is None
         await rows.call(Store.remember, "demand", order)
-        assert await rows.call(Store.recall, "demand", messages.DemandMessage) == order
+        assert await rows.call(Store.recall, "demand", operator_messages.DemandMessage) == order
         await rows.call(Store.forget, "demand")
-        assert await rows.call(Store.recall, "demand", messages.DemandMessage) is None
+        assert await rows.call(Store.recall, "demand", operator_messages.DemandMessage) is None
         with pytest.raises(NotImplementedError):
             await rows.call(Store.probe)
 

@@ -53,6 +53,15 @@ def test_with_logits_a_model_gives_both_sides_of_its_sigmoid() -> None:
     assert np.allclose(1 / (1 + np.exp(-logits.astype(np.float64))), probabilities, atol=1e-6)
 
 
+def test_with_logits_a_model_gives_both_sides_of_its_softmax_and_reads_the_same() -> None:
+    whole = model_of_wheel(RECOGNISER)
+    x = np.random.default_rng(1).standard_normal((1, 3, 48, 64)).astype(np.float32)
+    (alone,), (probabilities, logits) = run(whole, x), run(with_logits(whole, RECOGNISER, "Softmax"), x)
+    assert np.array_equal(alone, probabilities)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    assert np.allclose(powers / powers.sum(axis=-1, keepdims=True), probabilities, atol=1e-6)
+
+
 def test_only_the_graph_changes() -> None:
     whole = model_of_wheel(RECOGNISER)
     cut = without_softmax(whole, RECOGNISER)

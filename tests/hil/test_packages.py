@@ -20,6 +20,7 @@ from agent.worker.onnxruntime_cpu import OnnxRuntimeCpu
 from agent.worker.pipeline import Pipeline
 from hil.images import accuracy, drawn_lines, scanned_lines, upside_down
 from hil.packages import RECIPES, build_named, detector, ocr, orientation, recipe
+from hil.packages.onnx_model import with_logits
 from hil.packages.tensors import build_tensor_package
 from hil.pages import drawn_page, mask_quality
 from kernels import OPS
@@ -124,11 +125,11 @@ def test_the_golden_vector_says_what_was_drawn(built: Built) -> None:
     assert items(built("ocr")) == [line.png for line in lines]
     found = expected(built("ocr"))
     assert accuracy([line.text or "" for line in lines], [answer["text"] for answer in found]) >= 0.97
-    assert all(set(answer) == {"text", "confidence_permille"} for answer in found)
+    assert all(set(answer) == {"text", "confidence_permille", "samples"} for answer in found)
 
 
-def test_the_model_is_the_wheels(built: Built) -> None:
-    model = recipe.model_of_wheel(ocr.MODEL_IN_WHEEL)
+def test_the_model_is_the_wheels_that_also_gives_its_logits(built: Built) -> None:
+    model = with_logits(recipe.model_of_wheel(ocr.MODEL_IN_WHEEL), ocr.MODEL_IN_WHEEL, "Softmax")
     assert hashlib.sha256(model).hexdigest() == built("ocr").manifest.files["model.onnx"]
 
 

@@ -154,7 +154,7 @@ def test_only_a_store_that_is_written_again_survives_a_failed_sync(plant: Plant)
 @needs_compiler
 def test_a_checkpoint_with_a_log_line_may_tear_the_database_in_silence() -> None:
     """SQLite does not tell of a sync that failed in a checkpoint, and here it was of frames that nobody had synced."""
-    shipped = Wish(folder="", seed=1, transactions=8, checkpoint_pages=12)
+    shipped = Wish(folder="", seed=1, transactions=8, checkpoint_pages=14)
     planted = msgspec.structs.replace(shipped, plant=Plant.LOG_CHECKPOINTS)
     syncs = states.syncs_before_a_checkpoint(states.recorded(planted))
     closings = states.syncs_before_a_checkpoint(states.recorded(shipped))

@@ -16,7 +16,7 @@ from hil.sim.protocol.plan import FORMAT, Plan, planned, read, write
 from hil.sim.protocol.shrink import shrink
 from hil.sim.protocol.sweep import KINDS as SWEPT
 from hil.sim.protocol.sweep import boundaries, sweep
-from tests.hil import protocol_bugs
+from tests.hil import protocol_bugs, protocol_bugs_car
 
 CALM = Plan(cars=3, dispatchers=2, jobs=12, seed=5, faults_ms=300_000)
 STEPS = {"crash": 5, "reboot": 11, "kill": 9}
@@ -64,14 +64,14 @@ def test_the_power_may_fail_at_any_boundary(kind: str) -> None:
 
 def broken_plan() -> tuple[Plan, str]:
     """A run in which a bug shows, which is planted by the caller."""
-    bug = next(one for one in protocol_bugs.BUGS if one.plant is protocol_bugs.old_leaves_are_pruned_at_a_start)
+    bug = next(one for one in protocol_bugs.BUGS if one.plant is protocol_bugs_car.old_leaves_are_pruned_at_a_start)
     return planned(3, 2, 20, 3, faults_ms=900_000), bug.breaks.value
 
 
 def test_what_breaks_is_shortened_and_breaks_again_from_its_file(tmp_path: Path) -> None:
     plan, name = broken_plan()
     with pytest.MonkeyPatch.context() as patch:
-        protocol_bugs.old_leaves_are_pruned_at_a_start(patch)
+        protocol_bugs_car.old_leaves_are_pruned_at_a_start(patch)
         broken = play(plan).violation
         assert broken is not None
         assert broken.name == name

@@ -15,23 +15,29 @@ from agent.core.model import Grant
 from agent.errors import FleetError
 from agent.fleet.channel import Cut, Web
 from agent.fleet.desk import sealed_object, to_grant
+from agent.fleet.enrolment_messages import Rotation
 from agent.fleet.inline import InlineInputs
 from agent.fleet.messages import Envelope, JobGrant, ObjectRef, SealingKeyMessage, encode
 from agent.fleet.partials import Partials
 from agent.fleet.retry import Patience
 from agent.sealing import Sealing, establish_sealing
 from agent.transfers import Transfers
+from agent.trust.keys import FileSigner
 from agent.trust.sealing import SEALED_CHUNK_BYTES, SealError, SealFault, seal_whole
+from agent.trust.succession import succeed
 from hil.dispatcher.book import Terms
 from hil.dispatcher.leases import Places
 from hil.dispatcher.objects import Objects
 from hil.dispatcher.sealing import InputSealing
 from hil.dispatcher.submit import job_grant
 from hil.dispatcher.web import WebServer
-from tests.hil.honest_car import PACKAGE, Car, Desk
+from tests.hil.honest_car import PACKAGE, Car, Desk, new_signer
 
 BIG = bytes(range(256)) * 5_000
 """1,280,000 bytes: twenty chunks, and long enough that what has come of it is kept on the disk."""
+
+
+pytestmark = pytest.mark.usefixtures("each_database")
 
 
 class Fleet:
@@ -252,4 +258,42 @@ def test_a_key_counts_by_the_units_own_signature_and_never_an_older_one(fleet: F
     assert known is not None
     assert known.epoch == newer.keys.newest.epoch
     assert fleet.desk.book.sealing_keys.of(other.unit) is None
+    assert fleet.desk.service.counts["refused"] == 1
+
+
+def hands_over(fleet: Fleet, car: Car, signer: FileSigner, overlap_s: int) -> None:
+    """The dispatcher has taken the car's next key."""
+    envelope = succeed(car.signer, signer, unit=car.unit, epoch=2, overlap_s=overlap_s, reason="", last_session=1)
+    fleet.desk.service.rotate(encode(Rotation(succession=msgspec.json.decode(envelope, type=Envelope))))
+
+
+def test_a_key_that_handed_over_counts_during_the_overlap_but_replaces_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    car, sealing = fleet.car(tmp_path)
+    new, book = new_signer(), fleet.desk.book.sealing_keys
+    hands_over(fleet, car, new, 60)
+    announce(car, sealing)  # the car has not heard yet that its succession was taken
+    known = book.of(car.unit)
+    assert known is not None
+    assert known.epoch == sealing.keys.newest.epoch
+    stolen = establish_sealing(tmp_path / car.unit, car.unit, car.signer, 100_000_000)
+    assert stolen is not None
+    announce(car, stolen)
+    assert book.of(car.unit) == known
+    assert fleet.desk.service.counts["refused"] == 1
+    announce(car, sealing)
+    assert fleet.desk.service.counts["refused"] == 1, "what is known is no reason to complain"
+    renewed = establish_sealing(tmp_path / car.unit, car.unit, new, 100_000_000)
+    assert renewed is not None
+    announce(car, renewed)
+    known = book.of(car.unit)
+    assert known is not None
+    assert known.epoch == renewed.keys.newest.epoch
+
+
+def test_after_the_overlap_a_key_that_handed_over_vouches_for_nothing(fleet: Fleet, tmp_path: Path) -> None:
+    car, sealing = fleet.car(tmp_path)
+    hands_over(fleet, car, new_signer(), 60)
+    fleet.desk.now_ms += 61_000
+    announce(car, sealing)
+    assert fleet.desk.book.sealing_keys.of(car.unit) is None
     assert fleet.desk.service.counts["refused"] == 1

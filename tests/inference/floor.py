@@ -43,7 +43,8 @@ def loaded(order, **changes):
     if "package_sha256" not in changes:
         manifest = (Path(order.path) / "manifest.json").read_bytes()
         changes["package_sha256"] = hashlib.sha256(manifest).hexdigest()
-    fields = dict(executor="stand-in", device="none", micro_batch_ms=1.0, kernels_sha256="7" * 64)
+    fields = dict(executor="stand-in", device="none", micro_batch_ms=1.0, kernels_sha256="7" * 64,
+                  precision="float32", batch=(1, 8), golden_raw_sha256="6" * 64)
     return wire.Loaded(**(fields | changes))
 
 def done(order, **changes):

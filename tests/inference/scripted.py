@@ -52,7 +52,7 @@ def model(order):
 def loaded(order, executor="tensorrt"):
     sha256 = hashlib.sha256((Path(order.path) / "manifest.json").read_bytes()).hexdigest()
     say(wire.Loaded(executor=executor, device="Orin", micro_batch_ms=1.0, package_sha256=sha256,
-                    kernels_sha256="7" * 64))
+                    kernels_sha256="7" * 64, precision="tf32", batch=(4,), golden_raw_sha256="6" * 64))
 
 def wait(kind):
     while True:
@@ -60,7 +60,7 @@ def wait(kind):
             if isinstance(message, kind):
                 return message
 
-say(wire.Hello(pid=os.getpid(), version=wire.VERSION))
+hello()
 while True:
     data, descriptors, _, _ = socket.recv_fds(channel, 65536, 4)
     if not data:

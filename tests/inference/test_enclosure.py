@@ -12,7 +12,7 @@ import pytest
 
 from agent import wire
 from agent.errors import WorkerError
-from agent.inference import enclosure, launcher
+from agent.inference import child, enclosure, launcher
 from agent.inference.cgroup import WorkerGroup
 from agent.inference.enclosure import PENDING
 from agent.wire import Confinement
@@ -109,7 +109,7 @@ def test_a_worker_that_cannot_be_watched_is_not_left_behind(tmp_path: Path, monk
         pids.append(pid)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(launcher, "Enclosure", no_thread)
+    monkeypatch.setattr(child, "Enclosure", no_thread)
 
     async def watch() -> None:
         with pytest.raises(WorkerError, match="cannot be watched: can't start new thread"):

@@ -28,7 +28,7 @@ class Shelved(Package):
         return json.dumps(self.expected).encode()
 
 
-def agrees(answer: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def agrees(answer: dict[str, Any], wanted: dict[str, Any], precision: str = "float32") -> bool:
     call = (OpCall(op="tensor_values"),)
     manifest = Manifest(
         v=1,
@@ -40,12 +40,13 @@ def agrees(answer: dict[str, Any], wanted: dict[str, Any]) -> bool:
         buckets=(),
         golden=Golden(input="in", expected="out", tolerance_permille=TOLERANCE),
         limits=Limits(max_item_bytes=1000, max_items=10, memory_mb=64),
+        precisions={"float32": 100, "tf32": 5_000, "float16": 0},
         files={},
     )
     package = Shelved(Path("made"), manifest, b"", None)
     object.__setattr__(package, "expected", [wanted])
     try:
-        check_golden(package, [Answer(answer, b"")])
+        check_golden(package, [Answer(answer, b"")], precision)
     except PackageError:
         return False
     return True
@@ -102,7 +103,7 @@ def test_floats_may_drift_by_thousandths_of_the_largest() -> None:
 
 
 def test_an_output_may_have_any_name() -> None:
-    for name in ("mask", "fingerprint", "n_permille"):
+    for name in ("mask", "fingerprint", "n_permille", "samples"):
         assert agrees({"outputs": {name: [100.0]}}, {"outputs": {name: [100.5]}})
         assert not agrees({"outputs": {name: [100.0]}}, {"outputs": {name: [102.0]}})
 
@@ -126,3 +127,19 @@ def test_fingerprints_agree_as_their_operation_says() -> None:
     assert not agrees({"fingerprint": {"indices": [4, 9], "values": [100.0, -90.0]}}, wanted)
     assert not agrees({"fingerprint": {"indices": [3], "values": [100.0]}}, wanted)
     assert not agrees({"fingerprint": {"indices": [3, 8], "values": "many"}}, wanted)
+
+
+def samples(*values: float) -> dict[str, Any]:
+    return {"samples": base64.b64encode(np.array(values, "<f4").tobytes()).decode()}
+
+
+def test_samples_keep_to_the_band_of_the_precision_that_the_engine_has() -> None:
+    """So an engine that computes in a lower precision than it says is refused before it has any work."""
+    wanted = samples(10, -10)
+    assert agrees(samples(10.0005, -10.0005), wanted)
+    assert not agrees(samples(10.005, -10.005), wanted), "500 ppm for float32's 100"
+    assert agrees(samples(10.005, -10.005), wanted, "tf32")
+    assert not agrees(samples(10.06, -10.06), wanted, "tf32")
+    assert agrees(samples(10.06, -10.06), wanted, "float16"), "no band is known: the tolerance, as for all else"
+    assert not agrees(samples(10.2, -10.2), wanted, "float16")
+    assert not agrees({"samples": 7}, wanted)

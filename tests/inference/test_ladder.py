@@ -20,6 +20,7 @@ from agent.inference.ladder import FREED_MS, Ladder
 from agent.inference.launcher import WorkerProcess
 from tests.inference.desk import PATIENCE_S, Desk
 from tests.inference.test_launcher import impostor
+from tests.inference.ways import Way
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 
@@ -159,9 +160,9 @@ def test_the_tightest_budget_is_kept(budgets_ms: list[tuple[int, int]]) -> None:
         ("import signal; signal.signal(15, signal.SIG_IGN); hello(); time.sleep(60)", "was killed by SIGKILL"),
     ],
 )
-def test_one_that_does_not_heed_stop(tmp_path: Path, story: str, how: str) -> None:
+def test_one_that_does_not_heed_stop(tmp_path: Path, way: Way, story: str, how: str) -> None:
     async def watch() -> None:
-        desk = Desk()
+        desk = Desk(way)
         process = desk.launch(python=impostor(tmp_path, story))
         await desk.wait_for(wire.Hello)
         process.stop(300)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import agent.package
 from agent.errors import PackageError
-from agent.package import MANIFEST, SIGNATURE, Manifest, encode_manifest, open_package
+from agent.package import MANIFEST, SIGNATURE, Manifest, encode_manifest, open_package, run_in
 
 FILES = {"model.onnx": b"onnx", "characters.txt": b"a\nb\n", "golden/input": b"\x90", "golden/expected.json": b"[]"}
 
@@ -61,6 +61,38 @@ def test_a_whole_package_opens(tiny: Path) -> None:
     assert package.signature_bytes == b"{}"
     assert package.read("characters.txt") == b"a\nb\n"
     assert package.manifest.pipeline.pre[0].params == {"height": 48}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "model", "on_cpu", "on_accelerator"),
+    [
+        ({}, "float32", "float32", "tf32"),
+        ({}, "float16", "float16", "float16"),
+        ({"float32": 200}, "float32", "float32", "float32"),
+        ({"float32": 200, "tf32": 0}, "float32", "float32", "tf32"),
+        ({"tf32": 0}, "float32", None, "tf32"),
+        ({"float32": 200, "float16": 9}, "float16", "float16", "float16"),
+        ({"float32": 200}, "int8", None, None),
+    ],
+)
+def test_a_package_says_in_which_precision_it_may_be_run(
+    tiny: Path, allowed: dict[str, int], model: str, on_cpu: str | None, on_accelerator: str | None
+) -> None:
+    write_manifest(tiny, manifest_fields() | {"precisions": allowed})
+    manifest = open_package(tiny).manifest
+    for runs_in, is_accelerator in ((on_cpu, False), (on_accelerator, True)):
+        if runs_in is None:
+            with pytest.raises(PackageError, match=f"its model is {model}, and it may be run in"):
+                run_in(manifest, model, on_accelerator=is_accelerator)
+        else:
+            assert run_in(manifest, model, on_accelerator=is_accelerator) == runs_in
+
+
+@pytest.mark.parametrize("precisions", [{"float33": 1}, {"float32": -1}, {"float32": 10**7}, ["float32"]])
+def test_precisions_that_nobody_knows_are_damage(tiny: Path, precisions: object) -> None:
+    write_manifest(tiny, manifest_fields() | {"precisions": precisions})
+    with pytest.raises(PackageError, match="precisions"):
+        open_package(tiny)
 
 
 def test_a_package_needs_no_signature_to_open(tiny: Path) -> None:

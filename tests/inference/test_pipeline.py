@@ -134,12 +134,13 @@ def test_digests_are_what_the_wire_says(ocr_package: Package, engine: OnnxRuntim
     watched = Watched(engine)
     items = [black(48, 160), b"junk", black(48, 320)]
     done = slice_done(0, answers(Pipeline(with_buckets(ocr_package, (1, 160), (1, 320)), watched), items), 1)
-    first, second = (classes for ((classes, _),) in watched.raw)
+    first, second = (classes for ((classes, _), _) in watched.raw)
     pieces = [b"", b"none[]\n", b""]
-    for place, ((classes, probabilities),) in zip((0, 2), watched.raw, strict=True):
+    for place, ((classes, probabilities), (samples,)) in zip((0, 2), watched.raw, strict=True):
         steps = len(classes)
         pieces[place] = b"int32[%d]\n" % steps + classes.astype("<i4").tobytes()
         pieces[place] += b"float32[%d]\n" % steps + probabilities.astype("<f4").tobytes()
+        pieces[place] += b"float32[6]\n" + samples.astype("<f4").tobytes()
     assert (len(first), len(second)) == (20, 40)
     assert done.raw_sha256 == hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).hexdigest()
     assert (done.raw_dtype, done.raw_shape) == ("mixed", ())
@@ -167,10 +168,12 @@ def test_a_character_list_that_does_not_fit_the_model_is_refused(ocr_copy: Path,
 
 def test_an_engine_that_gives_no_numbers_fails_the_slice(ocr_package: Package) -> None:
     def broken(inputs: Sequence[Array]) -> dict[str, Array]:
-        return {"y": np.full((len(inputs[0]), 4, 18710), np.nan, dtype=np.float32)}
+        return dict.fromkeys(outputs, np.full((len(inputs[0]), 4, 18710), np.nan, dtype=np.float32))
 
     inputs = {"x": ModelTensor("float32", (None, 3, 48, None))}
-    executor = NumpyExecutor(broken, inputs, {"y": ModelTensor("float32", (None, None, 18710))})
+    read = [str(call.params["output"]) for call in ocr_package.manifest.pipeline.post]
+    outputs = dict.fromkeys(read, ModelTensor("float32", (None, None, 18710)))
+    executor = NumpyExecutor(broken, inputs, outputs)
     pipeline = Pipeline(ocr_package, executor)
     list(pipeline.calibrate())
     with pytest.raises(OperationError, match="not a number"):

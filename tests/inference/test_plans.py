@@ -252,6 +252,7 @@ OTHERS: dict[str, Callable[[Manifest], Manifest]] = {
         pipeline=PipelineSpec(pre=(OpCall(op="resize", params={"height": 9}),), engine="onnx", post=one.pipeline.post),
     ),
     "input": lambda one: REPLACE(one, input="tensor"),
+    "precisions": lambda one: REPLACE(one, precisions={"float32": 200}),
 }
 
 

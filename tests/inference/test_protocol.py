@@ -28,7 +28,16 @@ SURVEYED = wire.Surveyed(
     needs_plan=True,
 )
 BUILDING, BUILT = wire.Building(phase="", done_permille=0), wire.Built(plan_bytes=1, timing_bytes=0)
-LOADED = wire.Loaded(executor="x", device="", micro_batch_ms=1.0, package_sha256="0" * 64, kernels_sha256="0" * 64)
+LOADED = wire.Loaded(
+    executor="x",
+    device="",
+    micro_batch_ms=1.0,
+    package_sha256="0" * 64,
+    kernels_sha256="0" * 64,
+    precision="float32",
+    batch=(1,),
+    golden_raw_sha256="0" * 64,
+)
 REFUSED, FAILED = wire.Refused(detail=""), wire.SliceError(index=3, detail="")
 PROGRESS = wire.Progress(index=3, done=4)
 STOP, IDLE, BEAT = wire.Stop(), wire.Idle(), wire.Beat()
@@ -62,7 +71,17 @@ def play(*steps: Step) -> Protocol:
     return protocol
 
 
-ORDER_TYPES = (wire.Survey, wire.Build, wire.Load, wire.Input, wire.Run, wire.Forget, wire.Pace, wire.Stop)
+ORDER_TYPES = (
+    wire.Require,
+    wire.Survey,
+    wire.Build,
+    wire.Load,
+    wire.Input,
+    wire.Run,
+    wire.Forget,
+    wire.Pace,
+    wire.Stop,
+)
 
 
 @pytest.mark.parametrize(

@@ -5,29 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from agent.errors import PackageError, WorkerError
 from agent.inference.runner import PackageRunner
 from agent.load import PackageLoad
-from agent.package import Bucket, Package
+from agent.package import Package
 from hil.images import accuracy, drawn_lines
-from tests.inference.desk import PATIENCE_S, rewrite_manifest
+from tests.inference.desk import PATIENCE_S, rewrite_manifest, with_one_bucket
 
 
 @pytest.fixture(scope="module")
 def quick_package(ocr_package: Package, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    path = shutil.copytree(ocr_package.path, tmp_path_factory.mktemp("quick") / "ocr")
-    return rewrite_manifest(
-        path, lambda manifest: msgspec.structs.replace(manifest, buckets=(Bucket(items=1, width=960),))
-    )
+    return with_one_bucket(ocr_package, tmp_path_factory.mktemp("quick") / "ocr")
 
 
 def patiently(work: Coroutine[Any, Any, None]) -> None:

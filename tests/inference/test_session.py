@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import pytest
 
 from agent import wire
 from agent.errors import WorkerError
-from agent.package import Package
+from agent.package import Package, PrecisionName
 from agent.sealed import InputMemory
 from agent.worker import session as session_module
 from agent.worker.channel import Channel, ChannelClosedError
@@ -153,6 +154,7 @@ def test_a_lease_and_the_next_one(side: Side, nothing: Package, engine: Engine) 
     ready = side.next(wire.Loaded)
     assert (ready.executor, ready.device, ready.package_sha256) == ("numpy", "test", nothing.package_sha256)
     assert ready.micro_batch_ms == pytest.approx(16.0)  # 1 ms an item: 16 of 1, 4, 16, 64
+    assert (ready.precision, ready.batch) == ("integer", (16,))
     assert engine.opened == [("onnxruntime", None, {"threads": 1, "memory_mb": 512})]
     assert engine.limits_mb == [512]
     side.give([nothing_item(number) for number in range(20)])
@@ -161,6 +163,7 @@ def test_a_lease_and_the_next_one(side: Side, nothing: Package, engine: Engine) 
     done = side.next(wire.SliceDone)
     answers = msgspec.json.decode(done.output)
     assert [answer["outputs"]["y"] for answer in answers] == list(range(20))
+    assert ready.golden_raw_sha256 != done.raw_sha256
     assert done.compute_ms == 20  # micro-batches of 16 and 4
     side.send(wire.Forget())
     side.send(wire.Run(index=1, first=0, last=1))
@@ -341,6 +344,20 @@ def test_a_hostile_model_never_reaches_an_engine(side: Side, nothing: Package, e
     (folder / "model.onnx").write_bytes(b"\x08\x09" + b"\xff" * 40)
     side.load(rewrite_manifest(folder))
     assert "model.onnx is not a model that may run" in side.next(wire.Refused).detail
+    assert engine.opened == []
+    assert isinstance(side.end(), RefusedError)
+
+
+def test_a_model_in_another_precision_than_allowed_never_reaches_an_engine(
+    side: Side, nothing: Package, engine: Engine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "strict"
+    shutil.copytree(nothing.path, folder)
+    precisions: dict[PrecisionName, int] = {"float32": 200}
+    side.load(rewrite_manifest(folder, lambda one: msgspec.structs.replace(one, precisions=precisions)))
+    assert side.next(wire.Refused).detail.startswith(
+        "package nothing: its model is integer, and it may be run in float32 only"
+    )
     assert engine.opened == []
     assert isinstance(side.end(), RefusedError)
 

@@ -123,7 +123,8 @@ def load(process: WorkerProcess, package: Path) -> None:
 
 LOADED = """
 channel.sendall(wire.encode(wire.Loaded(executor="x", device="", micro_batch_ms=1.0, package_sha256="0" * 64,
-                                        kernels_sha256="0" * 64)))
+                                        kernels_sha256="0" * 64, precision="float32", batch=(1,),
+                                        golden_raw_sha256="0" * 64)))
 """
 
 

@@ -17,6 +17,8 @@ def test_the_wheel_holds_sources_and_compiled_kernels(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "kernels", tree / "kernels", ignore=leave_out)
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tree)
+    (tree / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "build_time.py", tree / ".ci")
     for name in ("agent", "hil"):
         (tree / name).mkdir()
         (tree / name / "__init__.py").touch()
@@ -31,4 +33,5 @@ def test_the_wheel_holds_sources_and_compiled_kernels(tmp_path: Path) -> None:
         names = set(archive.namelist())
     here = {f"kernels/{path.name}" for path in (ROOT / "kernels").iterdir() if path.is_file()}
     assert {"kernels/common.cuh", "kernels/budgets.toml"} < here
-    assert here | {"kernels/compiled/manifest.json", "kernels/compiled/a.fatbin"} <= names
+    assert here | {"kernels/compiled/manifest.json", "kernels/compiled/a.fatbin", "agent/trust/built_s"} <= names
+    assert not any(name.startswith("hil/") for name in names), "no rig is on a vehicle"

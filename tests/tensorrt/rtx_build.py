@@ -42,6 +42,7 @@ def main() -> None:
         buckets=[{name: tuple(shape) for name, shape in one.items()} for one in todo["buckets"]],
         scratch_bytes=todo.get("scratch_bytes", 2**28),
         threads=2,
+        tf32=todo.get("tf32", True),
         timing=todo.get("timing", "").encode(),
         compute_capability=todo.get("compute_capability", "8.6"),
     )
@@ -49,7 +50,7 @@ def main() -> None:
     said["stopped"] = [_tried(order, flavour, stop_at)[1] for stop_at in todo.get("stop_at", ())]
     began_s = time.monotonic()
     plan, said["error"], said["calls"] = _tried(order, flavour, todo.get("last_stop_at", 0), todo.get("rest_s", 0))
-    said["user_allocation"] = flags
+    said["user_allocation"], said["tf32"] = [one for one, _ in flags], [one for _, one in flags]
     said["seconds"] = time.monotonic() - began_s
     said["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     if plan is not None:
@@ -59,14 +60,15 @@ def main() -> None:
     sys.stdout.write(json.dumps(said))
 
 
-def _watched_flags() -> list[bool]:
-    """Whether each build is told that the engine must not allocate while it runs."""
-    seen: list[bool] = []
+def _watched_flags() -> list[tuple[bool, bool]]:
+    """Whether each build is told that the engine must not allocate while it runs, and may multiply in TF32."""
+    seen: list[tuple[bool, bool]] = []
     configure = builder._configure
 
     def configured(order: BuildOrder, flavour: Flavour, config: Any) -> Any:
         cache = configure(order, flavour, config)
-        seen.append(config.get_flag(flavour.trt.BuilderFlag.REQUIRE_USER_ALLOCATION))
+        flag = flavour.trt.BuilderFlag
+        seen.append((config.get_flag(flag.REQUIRE_USER_ALLOCATION), config.get_flag(flag.TF32)))
         return cache
 
     builder._configure = configured

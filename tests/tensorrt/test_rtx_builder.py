@@ -65,6 +65,12 @@ def test_every_package_becomes_a_plan(name: str, version: str, packages: dict[st
     assert said["opened"].startswith(f"UnavailableError: TensorRT-RTX {version} cannot use the accelerator: ")
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_only_where_it_is_allowed(packages: dict[str, Package], tmp_path: Path, tf32: bool) -> None:
+    said = built(whole(packages["orientation"]) | {"tf32": tf32}, tmp_path)
+    assert (said["error"], said["tf32"]) == ("", [tf32])
+
+
 def test_two_processes_build_the_same_plan(packages: dict[str, Package], tmp_path: Path) -> None:
     todo = whole(packages["orientation"])
     first, second = built(todo, tmp_path), built(todo, tmp_path)

@@ -1,8 +1,6 @@
-"""What the trust tests share: the public vectors, a key, and a statement that is right in every field."""
+"""What the trust tests share: a key, and a statement that is right in every field."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -16,19 +14,12 @@ from agent.trust.statement import (
     Gate,
     Lease,
     Package,
+    SelfTest,
     Slice,
     Statement,
     Times,
     equivalence_class,
 )
-
-
-@pytest.fixture(scope="session")
-def vectors() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "vectors"
-    if not folder.is_dir():
-        pytest.skip(f"the public conformance vectors are not in {folder}")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +39,14 @@ def statement() -> Statement:
 
 def sample_statement() -> Statement:
     """Right in every field."""
-    engine = Engine(executor="onnxruntime", version="1.24.1", plan_sha256="e5" * 32, kernels_sha256="d4" * 32)
+    engine = Engine(
+        executor="onnxruntime",
+        version="1.24.1",
+        plan_sha256="e5" * 32,
+        kernels_sha256="d4" * 32,
+        precision="float32",
+        batch=(1, 8),
+    )
     device = Device(class_="cpu-x86_64", driver="")
     return Statement(
         outcome="result",
@@ -90,4 +88,5 @@ def sample_statement() -> Statement:
         session=3,
         log_index=80,
         counter=41,
+        self_test=SelfTest(outcome="passed", raw_sha256="6d" * 32, age_ms=60_000),
     )

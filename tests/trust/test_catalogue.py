@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
 
+from agent.errors import TrustError
 from agent.trust.catalogue import (
     Catalogue,
     CatalogueError,
@@ -23,6 +26,7 @@ from agent.trust.catalogue import (
     dispatcher_keys,
 )
 from agent.trust.catalogue_client import judge_expiry_at
+from agent.trust.catalogue_store import MAX_KEPT_BYTES
 from agent.trust.keys import keyid
 from hil.catalogue.command import add_dispatcher, deny
 from tests.trust.catalogue_world import OCR, START, Spoil, World
@@ -96,6 +100,25 @@ def test_a_refresh_that_finds_nothing_new_asks_for_two_files(world: World) -> No
     assert world.asked == ["metadata/2.root.json", "metadata/timestamp.json"]
 
 
+def test_what_is_denied_is_denied_however_it_is_spelled(world: World) -> None:
+    """An operator in a hurry: a digest in capitals or a short version must not be an entry that matches nothing."""
+    deny(world.operator, "packages", "AB" * 32, "")
+    deny(world.operator, "agents", "1.4", "")
+    world.operator.publish()
+    believed = world.refresh(world.car())
+    assert believed.denies(believed.denied.packages, "ab" * 32) is not None
+    assert believed.denies_agent("1.4.0") is not None
+    assert believed.denies_agent("1.4.1") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("packages", "ab" * 31), ("packages", "ocr"), ("dispatchers", "notakey"), ("agents", "newest")]
+)
+def test_what_could_match_nothing_is_not_put_on_the_deny_list(world: World, kind: str, what: str) -> None:
+    with pytest.raises(TrustError, match=what):
+        deny(world.operator, kind, what, "")
+
+
 def test_the_content_of_a_target_is_fetched_once(world: World) -> None:
     deny(world.operator, "packages", "ab" * 32, "")
     world.operator.publish()
@@ -165,14 +188,25 @@ def test_a_refresh_that_is_not_accepted_changes_nothing(world: World) -> None:
 
 def test_what_a_power_cut_leaves_of_a_refresh_is_swept_away(world: World, tmp_path: Path) -> None:
     believed = world.refresh(world.car())
-    (tmp_path / "car" / "work").mkdir()
-    (tmp_path / "car" / "work" / "timestamp.json").write_bytes(b"half")
+    (tmp_path / "car" / "unpacked").mkdir()
+    (tmp_path / "car" / "unpacked" / "timestamp.json").write_bytes(b"half")
     (tmp_path / "car" / "believed.zip.part").write_bytes(b"half")
     assert world.car().load() == believed
-    assert not (tmp_path / "car" / "work").exists()
+    assert not (tmp_path / "car" / "unpacked").exists()
 
 
-@pytest.mark.parametrize("spoil", [lambda body: body[:-40], lambda _body: b"", lambda body: body[:99] + body[107:]])
+def _bomb(_body: bytes) -> bytes:
+    """A few kilobytes that fill the memory when they are unpacked."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("timestamp.json", bytes(2 * MAX_KEPT_BYTES))
+    return made.getvalue()
+
+
+DAMAGES = [lambda body: body[:-40], lambda _body: b"", lambda body: body[:99] + body[107:], _bomb]
+
+
+@pytest.mark.parametrize("spoil", DAMAGES)
 def test_a_damaged_file_is_told_and_replaced_by_the_next_refresh(world: World, tmp_path: Path, spoil: Spoil) -> None:
     believed = world.refresh(world.car())
     path = tmp_path / "car" / "believed.zip"

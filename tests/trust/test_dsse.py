@@ -6,16 +6,20 @@ import base64
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256K1,
     SECP256R1,
+    SECP384R1,
+    EllipticCurve,
     EllipticCurvePublicNumbers,
+    generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope as OtherEnvelope
@@ -23,8 +27,9 @@ from securesystemslib.signer._key import SSlibKey
 
 from agent.errors import TrustError
 from agent.trust import dsse
-from agent.trust.keys import FileSigner, keyid
+from agent.trust.keys import FileSigner, keyid, load_public_key, load_verifying_key
 from agent.trust.statement import PAYLOAD_TYPE
+from tests.trust.conformance import DSSE, ECDSA_P256, ED25519, vector
 
 TYPE = "application/vnd.driveway.test+json"
 PAYLOAD = b'{"v":1,"rid":"r1","list":[1,2,34]}'
@@ -36,27 +41,53 @@ def test_round_trip_returns_exactly_the_signed_bytes(signer: FileSigner) -> None
     assert dsse.verify(envelope, TYPE, {signer.keyid: signer.public_key()}) == payload
 
 
-def test_the_protocols_own_vector(vectors: Path) -> None:
-    vector = json.loads((vectors / "dsse.json").read_text())
-    assert dsse.pae(vector["payloadType"], vector["payload"].encode()) == vector["pae"].encode()
-    key = EllipticCurvePublicNumbers(int(vector["key"]["x"]), int(vector["key"]["y"]), SECP256R1()).public_key()
-    raw = base64.b64decode(vector["envelope"]["signatures"][0]["sig"])  # r||s there, DER in the field
+def test_an_ed25519_key_in_a_file_is_verified_too() -> None:
+    """Publishers and operators may have one; whoever is trusted is named by the key, never by the message."""
+    key = Ed25519PrivateKey.generate()
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    trusted = load_verifying_key(pem)
+    signature = dsse.Signature(keyid(trusted), key.sign(dsse.pae(TYPE, PAYLOAD)))
+    envelope = dsse.wrap(TYPE, PAYLOAD, (signature,))
+    assert dsse.verify(envelope, TYPE, {keyid(trusted): trusted}) == PAYLOAD
+    with pytest.raises(TrustError, match="no signature"):
+        dsse.verify(
+            envelope.replace(b"driveway.test", b"driveway.tesu"),
+            "application/vnd.driveway.tesu+json",
+            {keyid(trusted): trusted},
+        )
+    with pytest.raises(TrustError, match="not ECDSA P-256"):
+        load_public_key(pem)  # no unit has one
+
+
+@pytest.mark.parametrize("curve", [SECP384R1(), SECP256K1()])
+def test_a_key_of_another_kind_is_nobodys(curve: EllipticCurve) -> None:
+    pem = generate_private_key(curve).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with pytest.raises(TrustError, match="neither ECDSA P-256 nor Ed25519"):
+        load_verifying_key(pem.decode())
+
+
+def test_the_protocols_own_vector() -> None:
+    case = json.loads(vector(DSSE).read_text())
+    assert dsse.pae(case["payloadType"], case["payload"].encode()) == case["pae"].encode()
+    key = EllipticCurvePublicNumbers(int(case["key"]["x"]), int(case["key"]["y"]), SECP256R1()).public_key()
+    raw = base64.b64decode(case["envelope"]["signatures"][0]["sig"])  # r||s there, DER in the field
     der = encode_dss_signature(int.from_bytes(raw[:32]), int.from_bytes(raw[32:]))
     signature = {"keyid": keyid(key), "sig": base64.b64encode(der).decode()}
-    envelope = json.dumps({**vector["envelope"], "signatures": [signature]}).encode()
-    assert dsse.verify(envelope, vector["payloadType"], {keyid(key): key}) == vector["payload"].encode()
+    envelope = json.dumps({**case["envelope"], "signatures": [signature]}).encode()
+    assert dsse.verify(envelope, case["payloadType"], {keyid(key): key}) == case["payload"].encode()
 
 
-def test_wycheproof_ecdsa_p256_der(vectors: Path) -> None:
-    suite = json.loads((vectors / "wycheproof" / "ecdsa_secp256r1_sha256_test.json").read_text())
+@pytest.mark.parametrize(("name", "least"), [(ECDSA_P256, 400), (ED25519, 100)])
+def test_wycheproof(name: str, least: int) -> None:
+    suite = json.loads(vector(name).read_text())
     checked = 0
     for group in suite["testGroups"]:
         key = load_der_public_key(bytes.fromhex(group["publicKeyDer"]))
         for case in group["tests"]:
-            holds = dsse.signature_holds(key, bytes.fromhex(case["sig"]), bytes.fromhex(case["msg"]))  # type: ignore[arg-type]  # the suite's keys are P-256
+            holds = dsse.signature_holds(key, bytes.fromhex(case["sig"]), bytes.fromhex(case["msg"]))  # type: ignore[arg-type]  # the suites' keys are of these kinds
             assert holds == (case["result"] == "valid"), case
             checked += 1
-    assert checked == suite["numberOfTests"] > 400
+    assert checked == suite["numberOfTests"] > least
 
 
 def test_securesystemslib_verifies_what_we_sign(signer: FileSigner, stranger: FileSigner) -> None:

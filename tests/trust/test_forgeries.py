@@ -339,7 +339,7 @@ PROOFS = [
     Forgery("a verdict by the unit itself", verdict_by_the_unit, "trusted key"),
     Forgery("a session of an older key epoch", old_epoch, "key epoch 1, which does not fit the checkpoint's 2"),
     Forgery("a session of a later key epoch", later_epoch, "key epoch 2, which does not fit the checkpoint's 1"),
-    Forgery("a session key that is none", a_cheap_curve, "publicKey is not a public key"),
+    Forgery("a session key that is none", a_cheap_curve, "publicKey: not a public key"),
     Forgery(
         "a digest in capitals", lambda world: bent(world.proof(), "proof", 0, to="AB" * 32), "does not have the form"
     ),
@@ -385,6 +385,15 @@ def test_a_session_number_given_twice_shows(statement: Statement) -> None:
     assert contradiction(proven(world, 0), proven(world, 3)) == "two keys for session 3"
     world.leaves[3] = ("session", world.begin(number=4).certificate)
     assert contradiction(proven(world, 0), proven(world, 3)) == ""
+
+
+def test_nobody_convicts_another_by_signing_in_his_name(statement: Statement) -> None:
+    """Who was given the keys of two units: what one signs about "unit-7" is no evidence against the other."""
+    honest, framer = World(statement, leases=1), World(statement, leases=2)
+    both = honest.units | framer.units
+    mine, made_up = (bundle.verify_proof(one.proof(0), both, one.witnesses) for one in (honest, framer))
+    assert mine.checkpoint.unit == made_up.checkpoint.unit == "unit-7"
+    assert contradiction(mine, made_up) == ""
 
 
 def test_a_second_ledger_shows(statement: Statement) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,6 +24,7 @@ from agent.trust.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from tests.trust.conformance import INCLUSION, vector
 
 LEAVES = [leaf_hash(bytes([number])) for number in range(40)]
 
@@ -40,8 +41,8 @@ def mth(leaves: Sequence[bytes]) -> bytes:
     return node_hash(mth(leaves[:split]), mth(leaves[split:]))
 
 
-def test_public_inclusion_vectors(vectors: Path) -> None:
-    files = sorted((vectors / "rfc9162-inclusion").rglob("*.json"))
+def test_public_inclusion_vectors() -> None:
+    files = sorted(vector(INCLUSION).rglob("*.json"))
     verdicts = set()
     for file in files:
         case = json.loads(file.read_text())
@@ -140,6 +141,34 @@ def test_sizes_and_indexes_that_cannot_be() -> None:
 
 
 hashes = st.binary(min_size=32, max_size=32)
+
+
+STRANGE = (None, "1", 1.0, True, b"1", [1], "00" * 32, b"", b"\0" * 31, [None], [1, 2, 3], [b""], ["00" * 32])
+"""What a parser of somebody else's may make of a proof; the functions are called by a third party's program."""
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=repr)
+@pytest.mark.parametrize("place", range(5))
+def test_what_is_of_no_type_of_a_proof_is_refused_as_one(place: int, strange: object) -> None:
+    leaves = [leaf_hash(bytes([number])) for number in range(7)]
+    root, first = tree_root(leaves), tree_root(leaves[:3])
+    inclusion: list[Any] = [leaves[2], 2, 7, inclusion_proof(leaves, 2), root]
+    consistency: list[Any] = [3, 7, first, root, consistency_proof(leaves, 3)]
+    cases: list[tuple[Callable[..., None], list[Any]]] = [
+        (verify_inclusion, inclusion),
+        (verify_consistency, consistency),
+    ]
+    for check, honest in cases:
+        check(*honest)
+        with pytest.raises(ProofError):
+            check(*honest[:place], strange, *honest[place + 1 :])
+
+
+def test_a_proof_that_can_be_read_once_only_is_none() -> None:
+    """Else what was checked for its form would be gone when it is used."""
+    leaf = leaf_hash(b"only")
+    with pytest.raises(ProofError):
+        verify_inclusion(leaf, 0, 1, iter([leaf]), leaf)  # type: ignore[arg-type]  # on purpose
 
 
 @given(hashes, st.integers(-5, 2**70), st.integers(-5, 2**70), st.lists(hashes, max_size=70), hashes)

@@ -13,10 +13,10 @@ from cryptography import x509
 
 from agent.errors import TrustError
 from agent.ports import Signer
-from agent.trust import dsse
+from agent.trust import dsse, pkcs11
 from agent.trust.csr import certificate_request
-from agent.trust.keyring import KeyConfig, described, hand_over, open_key, take_over
-from agent.trust.keys import KeyAbsentError, KeyRefusedError, load_public_key
+from agent.trust.keyring import KeyConfig, described, hand_over, open_key, remove_key, take_over
+from agent.trust.keys import KeyAbsentError, KeyRefusedError, Removal, load_public_key
 from agent.trust.pkcs11 import Pkcs11Place, Pkcs11Signer
 from hil.emulated_keys import make_token
 from tests.trust.hardware_keys import needs_softhsm
@@ -127,3 +127,34 @@ def test_without_the_extra_it_says_what_to_install(token: Pkcs11Place, monkeypat
     monkeypatch.setitem(sys.modules, "pkcs11", None)
     with pytest.raises(TrustError, match=r"driveway-agent\[pkcs11\]"):
         Pkcs11Signer.open(token)
+
+
+def test_a_key_is_destroyed_if_it_is_the_one_that_is_meant(token: Pkcs11Place, signers: list[Pkcs11Signer]) -> None:
+    place = replace(token, key="to-be-destroyed")
+    config = KeyConfig(backend="pkcs11", file=place.pin_file.with_name("none"), pkcs11=place)
+    beside = Pkcs11Signer.open(replace(token, key="beside-it"), create=True)
+    beside.close()
+    made = Pkcs11Signer.open(place, create=True)
+    made.close()
+    assert remove_key(config, beside.keyid) is Removal.FOREIGN
+    kept = Pkcs11Signer.open(place)
+    kept.close()
+    assert kept.keyid == made.keyid
+    assert remove_key(config, made.keyid) is Removal.DONE
+    with pytest.raises(KeyAbsentError, match="has no key 'to-be-destroyed'"):
+        Pkcs11Signer.open(place)
+    assert remove_key(config, made.keyid) is Removal.ABSENT
+    left = Pkcs11Signer.open(replace(token, key="beside-it"))
+    signers.append(left)
+    assert left.keyid == beside.keyid
+
+
+def test_a_destruction_that_was_cut_off_can_be_finished(token: Pkcs11Place) -> None:
+    place = replace(token, key="half-gone")
+    made = Pkcs11Signer.open(place, create=True)
+    made.close()
+    session = pkcs11._session(place, writing=True)
+    pkcs11._private_key(session, place).destroy()
+    session.close()
+    assert Pkcs11Signer.remove(place, made.keyid) is Removal.DONE
+    assert Pkcs11Signer.remove(place, made.keyid) is Removal.ABSENT

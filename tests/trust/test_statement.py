@@ -16,7 +16,7 @@ from in_toto_attestation.v1.statement import Statement as OtherStatement
 
 from agent.errors import TrustError
 from agent.trust.dsse import canonical_json
-from agent.trust.statement import Statement, parse_statement
+from agent.trust.statement import Statement, equivalence_class, parse_statement
 
 
 def test_round_trip_and_form(statement: Statement) -> None:
@@ -102,6 +102,52 @@ def test_unknown_fields_and_other_spellings_are_refused(statement: Statement) ->
 def test_what_could_not_be_read_back_is_not_written(statement: Statement, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(TrustError, match=reason):
         dataclasses.replace(statement, **change).to_bytes()
+
+
+def before_precision(statement: Statement) -> Statement:
+    """The same as an agent stated it before statements told precision, batches and the last golden vector."""
+    engine = dataclasses.replace(statement.engine, precision=None, batch=None)
+    told = equivalence_class(statement.model_sha256, engine, statement.device)
+    return dataclasses.replace(statement, engine=engine, self_test=None, equivalence_class=told)
+
+
+def test_statements_of_before_still_read_and_have_the_class_that_they_had(statement: Statement) -> None:
+    old = before_precision(statement)
+    body = old.to_bytes()
+    assert parse_statement(body) == old
+    assert not any(name in body for name in (b"precision", b"batch", b"selfTest"))
+    assert old.equivalence_class == "fc9ce57fb25e9b675fba09f958e2f6cbc941f0dc48fa2a8278c0b936c5e39eb8"
+    assert old.equivalence_class != statement.equivalence_class
+
+
+def test_what_came_later_is_all_there_or_not_at_all(statement: Statement) -> None:
+    engine = statement.engine
+    for half in (
+        dataclasses.replace(statement, self_test=None),
+        dataclasses.replace(statement, engine=dataclasses.replace(engine, batch=None)),
+        dataclasses.replace(statement, engine=dataclasses.replace(engine, precision=None)),
+        dataclasses.replace(before_precision(statement), self_test=statement.self_test),
+    ):
+        told = equivalence_class(half.model_sha256, half.engine, half.device)
+        with pytest.raises(TrustError, match="come together or not at all"):
+            dataclasses.replace(half, equivalence_class=told).to_bytes()
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1, 0), (1,) * 65])
+def test_batches_that_no_engine_has_are_refused(statement: Statement, batch: tuple[int, ...]) -> None:
+    engine = dataclasses.replace(statement.engine, batch=batch)
+    told = equivalence_class(statement.model_sha256, engine, statement.device)
+    with pytest.raises(TrustError, match=r"engine\.batch"):
+        dataclasses.replace(statement, engine=engine, equivalence_class=told).to_bytes()
+
+
+def test_precision_and_batches_are_part_of_the_class(statement: Statement) -> None:
+    engine = statement.engine
+    others = [dataclasses.replace(engine, precision="tf32"), dataclasses.replace(engine, batch=(1, 1))]
+    told = {equivalence_class(statement.model_sha256, one, statement.device) for one in others}
+    assert len(told | {statement.equivalence_class}) == 3
+    with pytest.raises(TrustError, match="equivalenceClass"):
+        dataclasses.replace(statement, engine=others[0]).to_bytes()
 
 
 def test_rules_that_span_fields(statement: Statement) -> None:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.trust.time_floor import AHEAD_MS, BEHIND_MS, BUILT_MS, KEEP_STEP_MS, TimeFloor
+from agent.trust.time_floor import (
+    AHEAD_MS,
+    BEHIND_MS,
+    BUILT_MS,
+    KEEP_STEP_MS,
+    LEAST_BUILT_MS,
+    TimeFloor,
+    built_ms,
+)
 
+ROOT = Path(__file__).parents[2]
 HOUR_MS = 3_600_000
 NOW_MS = BUILT_MS + 100 * 24 * HOUR_MS
 
@@ -117,3 +133,44 @@ def test_it_only_rises(steps: list[tuple[str, int, bool]]) -> None:
         assert one.floor_ms >= before_ms
         assert one.now_ms() >= max(clock.wall, one.floor_ms)
         before_ms = one.floor_ms
+
+
+# --- when this version was made -----------------------------------------------------------------------------------
+
+LATER_S = LEAST_BUILT_MS // 1000 + 86_400
+
+
+@pytest.mark.parametrize(
+    ("text", "found_ms"),
+    [
+        (f"{LATER_S}\n", 1000 * LATER_S),
+        (f"{LATER_S}", 1000 * LATER_S),
+        ("1580601600\n", LEAST_BUILT_MS),
+        ("", LEAST_BUILT_MS),
+        ("soon", LEAST_BUILT_MS),
+        ("9" * 20, LEAST_BUILT_MS),
+        ("\u0661" * 10, LEAST_BUILT_MS),
+    ],
+)
+def test_what_packaging_wrote_counts_unless_it_makes_no_sense(tmp_path: Path, text: str, found_ms: int) -> None:
+    (tmp_path / "built_s").write_text(text, "utf-8")
+    assert built_ms(tmp_path / "built_s") == found_ms
+
+
+def test_a_checkout_falls_back_on_what_stands_in_the_code(tmp_path: Path) -> None:
+    assert built_ms(tmp_path / "none") == LEAST_BUILT_MS == BUILT_MS
+
+
+def test_a_wheel_knows_when_it_was_made(tmp_path: Path) -> None:
+    env = {**os.environ, "SOURCE_DATE_EPOCH": str(LATER_S)}
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.iterdir()
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(tmp_path / "installed", [one for one in files.namelist() if one.startswith("agent/")])
+    ask = "from agent.trust import time_floor; print(time_floor.BUILT_MS, time_floor.__file__)"
+    told = subprocess.run(
+        [sys.executable, "-c", ask], cwd=tmp_path / "installed", capture_output=True, check=True, text=True
+    )
+    assert told.stdout.split() == [str(1000 * LATER_S), str(tmp_path / "installed/agent/trust/time_floor.py")]

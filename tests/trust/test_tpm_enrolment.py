@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.errors import TrustError
 from agent.trust.csr import certificate_request
@@ -26,7 +27,7 @@ from agent.trust.dsse import signature_holds
 from agent.trust.keys import public_pem
 from agent.trust.tpm import TpmPlace, TpmSigner
 from agent.trust.tpm_commands import ENDORSEMENT
-from agent.trust.tpm_enrolment import TpmEvidence, activate, gather
+from agent.trust.tpm_enrolment import EK_CHAIN, TpmEvidence, activate, gather
 from agent.trust.tpm_structures import (
     attestation_template,
     endorsement_template,
@@ -35,8 +36,10 @@ from agent.trust.tpm_structures import (
 )
 from agent.trust.tpm_wire import TpmError, block
 from hil.certificates import Authority
-from hil.dispatcher.credential import check_endorsement, check_evidence, is_activated, make_credential
+from hil.dispatcher.credential import check_evidence, is_activated, make_credential
+from hil.dispatcher.endorsement import check_endorsement
 from hil.emulated_keys import EmulatedTpm
+from tests.hil.test_dispatcher_endorsement import authority
 from tests.trust.hardware_keys import needs_swtpm, needs_swtpm_setup, needs_tpm2_tools
 
 pytestmark = needs_swtpm
@@ -113,6 +116,53 @@ def test_a_makers_certificate_leads_from_the_maker_to_the_unit(tmp_path: Path) -
             pass
         with pytest.raises(TrustError, match="another TPM's"):
             check_endorsement(replace(evidence, ek=ecc.area), [maker], LATER)
+
+
+@needs_swtpm_setup
+def test_a_makers_root_leads_over_an_intermediate_from_a_file_to_the_tpm(tmp_path: Path) -> None:
+    with EmulatedTpm(tmp_path, with_certificate=True) as emulated:
+        place = TpmPlace(device=emulated.address)
+        TpmSigner.open_or_create(place)
+        root = x509.load_pem_x509_certificate(emulated.root.read_bytes())
+        intermediate = x509.load_pem_x509_certificate(emulated.authority.read_bytes())
+        assert intermediate.issuer == root.subject != intermediate.subject
+        bare = gather(place, b"a request")
+        assert bare.ek_chain == ()
+        with pytest.raises(TrustError, match="none of the makers"):
+            check_endorsement(bare, [root], LATER)
+
+        evidence = gather(replace(place, ek_chain_file=emulated.authority), b"a request")
+        assert evidence.ek_chain == (intermediate.public_bytes(Encoding.DER),)
+        check_endorsement(evidence, [root], LATER)
+        (tmp_path / "chain.der").write_bytes(2 * evidence.ek_chain[0] + bytes(100))
+        assert gather(replace(place, ek_chain_file=tmp_path / "chain.der"), b"").ek_chain == evidence.ek_chain
+        for body, said in ((None, "No such file"), (b"-----BEGIN CERTIFICATE-----", "chain.der: ")):
+            (tmp_path / "chain.der").unlink()
+            if body is not None:
+                (tmp_path / "chain.der").write_bytes(body)
+            with pytest.raises(TrustError, match=f"the chain of the TPM's certificate .*{said}"):
+                gather(replace(place, ek_chain_file=tmp_path / "chain.der"), b"")
+            (tmp_path / "chain.der").touch()
+
+
+@needs_tpm2_tools
+def test_a_chain_that_the_maker_put_into_the_tpm_goes_along(emulated: EmulatedTpm, place: TpmPlace) -> None:
+    """Two certificates one behind the other, which end in the middle of the second index, padded."""
+    TpmSigner.open_or_create(place)
+    first, second = (authority(name).public_bytes(Encoding.DER) for name in ("one", "two"))
+    stored = first + second
+    for index, part in enumerate((stored[:500], stored[500:] + b"\xff" * 20)):
+        at, path = hex(EK_CHAIN.start + index), emulated.state / f"part-{index}"
+        path.write_bytes(part)
+        define = ("tpm2_nvdefine", at, "-C", "o", "-s", str(len(part)), "-a", "ownerread|ownerwrite|authread")
+        for command in (define, ("tpm2_nvwrite", at, "-C", "o", "-i", path)):
+            done = tool(emulated, *command)
+            assert done.returncode == 0, done.stderr
+    try:
+        assert gather(place, b"").ek_chain == (first, second)
+    finally:
+        for index in range(2):
+            tool(emulated, "tpm2_nvundefine", hex(EK_CHAIN.start + index), "-C", "o")
 
 
 # --- cheats -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from agent.errors import WorkerError
 from agent.wire import Confinement
-from agent.worker.sandbox import landlock, namespaces, process, seccomp
+from agent.worker.sandbox import activation, landlock, namespaces, process, seccomp
 from agent.worker.sandbox.kernel import Kernel
 from agent.worker.sandbox.places import places
 from agent.worker.sandbox.process import limit_memory
@@ -36,9 +36,16 @@ _LANDLOCK = (landlock.FILES, landlock.TCP, landlock.DEVICES, landlock.SCOPES)
 
 
 def confine(
-    channel: socket.socket, readable: Sequence[str], *, accelerator: bool = False, kernel: Kernel | None = None
+    channel: socket.socket,
+    readable: Sequence[str],
+    *,
+    accelerator: bool = False,
+    activated: bool = False,
+    kernel: Kernel | None = None,
 ) -> tuple[Confinement, ...]:
     """Shut this process in, for good, and say how well; `channel` leads to the parent.
+
+    `activated`: there is no parent, systemd started it, and it is tied to the daemon already (`activation.Ties`).
 
     `readable` are the directories that may be read besides the interpreter's and the system's; `accelerator` grants an
     accelerator's devices. Raises WorkerError when the process cannot be tied to its parent, or has threads already.
@@ -47,19 +54,22 @@ def confine(
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise WorkerError(f"the worker has {threads} threads before it is shut in, and they would stay outside")
-    process.die_with_parent(kernel, channel)
+    if not activated:
+        process.die_with_parent(kernel, channel)
     own_namespace = _tried(kernel, "own_network", namespaces.leave_the_network)
+    unit = activation.unit_measures() if activated else ()
     return (
         Confinement("dies_with_parent", ENFORCED),
-        own_namespace,
+        activation.network(channel, own_namespace) if activated else own_namespace,
         _tried(kernel, "first_to_go", process.be_first_to_go),
         _tried(kernel, "low_priority", process.yield_to_others),
         _tried(kernel, "not_dumpable", process.hide_memory),
         _tried(kernel, "open_files", partial(process.limit_files, accelerator=accelerator)),
-        _threads(own_namespace),
+        _threads(own_namespace, unit),
         _tried(kernel, "no_privileges", process.gain_nothing),
         *_landlocked(kernel, readable, accelerator=accelerator),
         _tried(kernel, "system_calls", seccomp.refuse_calls),
+        *unit,
     )
 
 
@@ -79,7 +89,9 @@ def _tried(kernel: Kernel, name: str, measure: Callable[[Kernel], None]) -> Conf
     return Confinement(name, ENFORCED)
 
 
-def _threads(own_namespace: Confinement) -> Confinement:
+def _threads(own_namespace: Confinement, unit: Sequence[Confinement]) -> Confinement:
+    if Confinement("cgroup_tasks", ENFORCED) in unit:
+        return Confinement("threads", ENFORCED)  # the unit's group bounds them
     if own_namespace.state != ENFORCED:
         return _absent("threads", "the user's other processes would count too")
     process.limit_threads()

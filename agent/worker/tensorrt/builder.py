@@ -1,7 +1,8 @@
 """From a model's ONNX bytes to a plan: one optimisation profile for each bucket, each with a single shape in it.
 
 The precision is the model's own (a strongly typed network): what a customer ships in float16 runs in float16, and
-nothing is lowered behind their back, but that products of float32 may go through TF32, as the library does by default.
+nothing is lowered behind their back. Products of float32 go through TF32, as the library does by default, where the
+package allows it (`agent.package.run_in`), and statements say so.
 The plan is for this device and this release of the library only, and has no code in it beside TensorRT's. There are no
 streams beside the executor's, so that scratch memory stays small and the work can be captured as a graph.
 
@@ -42,6 +43,8 @@ class BuildOrder:
     scratch_bytes: int
     """The most scratch memory that a run may take."""
     threads: int
+    tf32: bool = True
+    """Whether products of float32 may be taken in TF32."""
     timing: bytes = b""
     """The timing cache of earlier builds on this device; what does not belong here is not used."""
     compute_capability: str | None = None
@@ -180,6 +183,8 @@ def _configure(order: BuildOrder, flavour: Flavour, config: Any) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.scratch_bytes)
     config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.max_aux_streams = 0
+    if not order.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         # TensorRT-RTX may else allocate while it runs: neither counted nor cleared, and no work can then be captured.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

@@ -49,10 +49,11 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     ),
     "INetworkDefinition": ("get_input", "num_inputs"),
     "ITensor": ("get_dimension_name", "is_shape_tensor", "name", "set_dimension_name", "shape"),
-    "BuilderFlag": (),
+    "BuilderFlag": ("TF32",),
     "IBuilderConfig": (
         "add_optimization_profile",
         "builder_optimization_level",
+        "clear_flag",
         "max_aux_streams",
         "progress_monitor",
         "set_flag",

@@ -208,7 +208,7 @@ class AgentRun:
         self.link.end()
         if self._ticks is not None:
             self._ticks.cancel()
-        tasks = {self._task, *self._work, *self.hands.tasks, *self.orders._tasks} - {None}  # type: ignore[attr-defined]  # noqa: SLF001
+        tasks = {self._task, *self._work, *self.hands.tasks, *self.orders._rows.tasks} - {None}  # type: ignore[attr-defined]  # noqa: SLF001
         for task in tasks:
             cast("asyncio.Task[None]", task).cancel()
 

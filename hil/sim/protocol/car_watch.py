@@ -24,6 +24,8 @@ MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 MESSAGES_A_MINUTE = 60
 """One a second: the protocol's budget for a car."""
 EFFECTS_A_MINUTE = 900
+IN_FLIGHT_MAX = 4
+"""What brokers take of anybody, whatever a link believes."""
 TASKS_MAX = 64
 LATE_MS = 1_200.0
 """How long after its end a lease may still be computed on: the ticker's longest wait, and the worker's drain."""
@@ -96,7 +98,7 @@ class CarWatch:
         if len(self._messages) > MESSAGES_A_MINUTE:
             self._break(Invariant.NO_TIGHT_LOOPS, f"{len(self._messages)} messages in a minute, the last on {topic}")
         run = self._garage.run
-        if run is not None and run.link.in_flight > run.link.window:
+        if run is not None and run.link.in_flight > IN_FLIGHT_MAX:
             self._break(Invariant.QUEUES_BOUNDED, f"{run.link.in_flight} messages in flight")
         if run is not None and len(run.hands.tasks) > TASKS_MAX:  # type: ignore[attr-defined]
             self._break(Invariant.QUEUES_BOUNDED, f"{len(run.hands.tasks)} tasks under way")  # type: ignore[attr-defined]

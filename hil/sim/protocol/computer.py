@@ -137,6 +137,9 @@ class SimulatedWorker:
             micro_batch_ms=MICRO_BATCH_MS,
             package_sha256=self._package_sha256,
             kernels_sha256=KERNELS_SHA256,
+            precision="float32",
+            batch=(1,),
+            golden_raw_sha256=KERNELS_SHA256,
         )
         self._later(bench.chance.uniform(*LOAD_MS), lambda: None if self._stopping else self._said(loaded))
 

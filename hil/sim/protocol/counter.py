@@ -108,7 +108,15 @@ class Counterpart:
     def service(self, publish: Callable[..., bool], process: Process | None) -> Dispatcher:
         """The service of one life of a replica."""
         book = Book(self._database(process))
-        return Dispatcher(book, self._key, publish=publish, places=self._places, retry_s=RETRY_S, brought=self._staging)
+        return Dispatcher(
+            book,
+            self._key,
+            publish=publish,
+            places=self._places,
+            retry_s=RETRY_S,
+            brought=self._staging,
+            unwitnessed=None,
+        )
 
     def admit(self, code: str) -> None:
         """Let one unit enrol."""

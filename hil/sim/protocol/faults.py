@@ -48,6 +48,7 @@ KINDS: dict[str, Kind] = {
     "offline": Kind(1.0, "car", (1_000, 30 * MINUTE_MS)),
     "half_open": Kind(0.5, "car"),
     "take_over": Kind(0.5, "car"),
+    "hang_up": Kind(1.0, "car"),
     "no_objects": Kind(1.0, "car", (1_000, 20 * MINUTE_MS), (0.2, 1.0)),
     # --- a dispatcher
     "kill": Kind(8.0, "replica", (200, 120_000), (0, 30)),

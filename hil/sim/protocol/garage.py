@@ -89,7 +89,6 @@ class Garage:
         self.frozen: list[Callable[[], object]] = []
         self.run: AgentRun | None = None
         self.lives = 0
-        self.lives = 0
         self.boundaries = 0
         """How many boundaries were passed so far, in all lives."""
         self.fails_at: int | None = None
@@ -103,7 +102,6 @@ class Garage:
     def start(self) -> None:
         """The agent starts."""
         if self.run is None:
-            self.lives += 1
             self.lives += 1
             self.run = self._make(self)
             self.run.begin()

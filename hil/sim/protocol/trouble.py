@@ -127,6 +127,9 @@ class Trouble:
     def _take_over(self, fault: Fault) -> None:
         self._broker.take_over(self._car(fault).unit)
 
+    def _hang_up(self, fault: Fault) -> None:
+        self._broker.drop(self._car(fault).unit, "server busy")
+
     def _no_objects(self, fault: Fault) -> Mend:
         car = self._car(fault)
         car.objects_fail = fault.amount

@@ -11,17 +11,8 @@ import msgspec
 from agent.core.effects import EffectType
 from agent.core.events import EventType
 from agent.core.state import State
-from agent.fleet.messages import (
-    ENROLMENT_TYPE,
-    Enrolled,
-    Enrolment,
-    JobGrant,
-    ObjectRef,
-    PackageRef,
-    VerdictMessage,
-    decode,
-    encode,
-)
+from agent.fleet.enrolment_messages import ENROLMENT_TYPE, Enrolled, Enrolment
+from agent.fleet.messages import JobGrant, ObjectRef, PackageRef, VerdictMessage, decode, encode
 from agent.trust import dsse
 from hil.dispatcher.service import Dispatcher
 from hil.sim.protocol.agent_run import AgentRun
