@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ARGS ?=
 
-.PHONY: demo test again model check format venv packages kernels peers lock clean
+.PHONY: demo test again model check format venv packages kernels package test-vm peers lock clean
 
 demo: venv  ## a parked car earns, and the driver comes back in the middle
 	$(BIN)/driveway-hil demo $(ARGS)
 
 test: venv packages check  ## everything that must hold
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 -m "not vm" $(ARGS)
 
 again:  ## what failed in the last run, one at a time
 	$(BIN)/pytest --last-failed --last-failed-no-failures none -rA $(ARGS)
@@ -47,12 +47,25 @@ packages: venv  ## what some tests use: Debian packages, pycuda, TensorRT's bind
 kernels: venv  ## the CUDA kernels for every accelerator we know, with their manifest, in build/kernels
 	$(BIN)/python -m kernels.build build/kernels
 
+package: venv  ## what a vehicle installs, in dist/: the .deb, its bill of materials, a signed bundle (docs/install.md)
+	$(BIN)/python -m systemd.package $(ARGS)
+
+test-vm: venv  ## a vehicle in a container and in a VM, with its package (as root; minutes)
+	@sh .ci/packages vm
+	$(BIN)/pytest -m vm tests/vm $(ARGS)
+
 peers:  ## what benchmarks are held against: Celery in .venv-peers, and a Redis server
 	@PYTHON="$(PYTHON)" sh .ci/peers
 
 lock:  ## pin every dependency with its hashes (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--no-emit-index-url --no-emit-package driveway-agent --extra dev pyproject.toml -o .ci/requirements.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--no-emit-index-url --no-emit-package driveway-agent -c .ci/requirements.txt --overrides .ci/vehicle-overrides.txt \
+		--extra can --extra cpu --extra kuksa --extra nvml --extra opendbc --extra pkcs11 --extra tuf \
+		pyproject.toml -o .ci/requirements-vehicle.txt
+	uv pip compile --python-version 3.10 --python-platform aarch64-manylinux_2_35 --generate-hashes --no-annotate \
+		--no-header --no-emit-index-url .ci/worker.in -o .ci/requirements-worker.txt
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist .mypy_cache .ruff_cache .hypothesis

@@ -170,7 +170,7 @@ class CatalogueKeeper:
 
     def issued(self, wall_ms: int) -> None:
         """The dispatcher has signed something at this time of its clock."""
-        self.time_floor.saw(wall_ms, clock_trusted=not self._state().wall.problem)
+        self.time_floor.told(wall_ms, clock_trusted=not self._state().wall.problem)
 
     # --- its own life -------------------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ from hil.faults import arguments as faults_arguments
 from hil.fleet import arguments as fleet_arguments
 from hil.packages import arguments as package_arguments
 from hil.powercut import arguments as powercut_arguments
+from hil.scenario import arguments as scenario_arguments
 from hil.submit import arguments
+from hil.vm import arguments as vm_arguments
 
 DEFAULT_FOLDER = Path("build/demo")
 
@@ -65,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
     faults_arguments.add_verb(verbs).set_defaults(verb=_faults)
     fleet_arguments.add_verb(verbs).set_defaults(verb=_fleet)
     powercut_arguments.add_verb(verbs).set_defaults(verb=_powercut)
+    vm_arguments.add_verb(verbs).set_defaults(verb=_vm)
+    scenario_arguments.add_verbs(verbs)
     return top
 
 
@@ -403,6 +407,12 @@ def _powercut(options: argparse.Namespace) -> int:
     from hil.powercut import command  # noqa: PLC0415 - draws with rich, and imports the store
 
     return command.powercut(options)
+
+
+def _vm(options: argparse.Namespace) -> int:
+    from hil.vm import command  # noqa: PLC0415 - brings a broker, a dispatcher and a car
+
+    return command.vm(options)
 
 
 def _demo(options: argparse.Namespace) -> int:

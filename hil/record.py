@@ -24,6 +24,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     lease: str
     slices_kept: int
     images_settled: int
+    price_micro_per_kwh: int | None = None
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,3 +90,5 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     die_target_c: float
     examples: list[tuple[str, str]]
     """A few of the images' answers: (what was read, what it should be; '' when nobody knows)."""
+    counted: str = "Images settled"
+    """What `images_settled` of the samples counts, for the plot's heading."""

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -76,8 +76,7 @@ publisher_key = "publisher.pub"
 threads = 2
 
 [policy]
-parked_for_s = {parked_for_s}
-reserve_percent = 40
+{policy}
 """
 BUS = """
 [[vehicle.bus]]
@@ -93,7 +92,8 @@ class Rig:
     """Everything a car and a fleet need, on this machine. Use as a context manager.
 
     `parked_for_s`: how long every sign must say 'parked and empty' before the daemon works. `broker` makes the broker
-    that car and dispatcher talk over, given its folder and port. `dispatcher_options` are more of its command line.
+    that car and dispatcher talk over, given its folder and port. `dispatcher_options` and `car_options` are more of
+    their command lines; `policy` is more of the daemon's policy.
     """
 
     def __init__(
@@ -103,11 +103,16 @@ class Rig:
         parked_for_s: float = 3.0,
         broker: Callable[[Path, int], BrokerProcess] = EmbeddedBroker,
         dispatcher_options: Sequence[str] = (),
+        car_options: Sequence[str] = ("--start", "driving"),
+        policy: Mapping[str, object] | None = None,
     ) -> None:
         self.folder = folder
-        self._parked_for_s, self._dispatcher_options = parked_for_s, tuple(dispatcher_options)
+        self._dispatcher_options, self._car_options = tuple(dispatcher_options), tuple(car_options)
+        self._policy = {"parked_for_s": parked_for_s, "reserve_percent": 40} | dict(policy or {})
         self.config = folder / "agent.toml"
         self._broker_port = free_port()
+        self.agent_broker_port = self._broker_port
+        """Where the daemon dials the broker; a rig may put something in between before it is started."""
         self.broker = broker(folder / "broker", self._broker_port)
         # A group of its own, so that two rigs on one machine never hear each other's car.
         self._group = f"239.74.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
@@ -181,15 +186,20 @@ class Rig:
 
     def start(self) -> None:
         """Start broker, dispatcher, car and daemon, each once the one before can be talked to."""
-        self._closing.enter_context(self.broker)
+        self.start_broker()
         self.start_dispatcher()
         self.start_car()
         self.start_daemon()
+
+    def start_broker(self) -> None:
+        """Start the broker, until the rig is left."""
+        self._closing.enter_context(self.broker)
 
     def start_dispatcher(self) -> None:
         """Start the dispatcher, and wait until it hears its topics."""
         broker = f"127.0.0.1:{self._broker_port}"
         folder = str(self.folder / "dispatcher")
+        (self.folder / "dispatcher" / "ready").unlink(missing_ok=True)
         self._spawn(
             "dispatcher",
             "hil.dispatcher",
@@ -203,7 +213,7 @@ class Rig:
         return write_secret(self.folder / "enrol.codes", self._enrol_code)
 
     def start_car(self) -> None:
-        """Start the car, driving."""
+        """Start the car; driving, unless its options say otherwise."""
         buses = [
             f"--bus={name}=udp_multicast:{self._group}:{port}"
             for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
@@ -211,10 +221,15 @@ class Rig:
         self._spawn(
             "car",
             "hil.car",
-            *("--dir", str(self.folder / "car"), "--start", "driving"),
+            *("--dir", str(self.folder / "car"), *self._car_options),
             *("--computer-pid-file", str(self.folder / "daemon.pid"), *buses),
         )
         self._wait_for("car", (self.folder / "car" / "control.sock").exists)
+
+    @property
+    def policy_text(self) -> str:
+        """The policy's part of the daemon's configuration."""
+        return "\n".join(f"{key} = {toml_value(value)}" for key, value in self._policy.items())
 
     def start_daemon(self) -> None:
         """Start `driveway run`, and wait until its control socket answers."""
@@ -227,10 +242,10 @@ class Rig:
                     BUS.format(name=name, group=self._group, port=port)
                     for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)
                 ),
-                broker_port=self._broker_port,
+                broker_port=self.agent_broker_port,
                 enrol_url=f"{ready['http_url']}/enrol",
                 enrol_code=self._enrol_code,
-                parked_for_s=self._parked_for_s,
+                policy=self.policy_text,
             ),
             "utf-8",
         )
@@ -289,9 +304,14 @@ class Rig:
         complaints = [line for line in lines if line.startswith((f"hil.{name}: ", f"{name}: ", "driveway: "))]
         return (complaints or lines or ["it said nothing"])[-1]
 
+    @property
+    def bus_places(self) -> dict[str, tuple[str, int]]:
+        """Every CAN bus by its name: the multicast group and the port that it is on."""
+        return {name: (self._group, port) for name, port in zip(BUS_NAMES, self._bus_ports, strict=True)}
+
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def ask(self, verb: str, **arguments: int) -> Any:
+    def ask(self, verb: str, **arguments: object) -> Any:
         """One question to the daemon's control socket."""
         return ask(self._sockets / "control.sock", verb, **arguments)
 
@@ -303,7 +323,7 @@ class Rig:
             return None
         return answer
 
-    def car(self, do: str, **arguments: str | int) -> dict[str, Any]:
+    def car(self, do: str, **arguments: object) -> dict[str, Any]:
         """One order to the car; raises DrivewayError when it refuses."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(START_TIMEOUT_S)
@@ -314,6 +334,17 @@ class Rig:
         if not answer["ok"]:
             raise DrivewayError(f"the car would not {do}: {answer.get('error', '')}")
         return answer
+
+
+def toml_value(value: object) -> str:
+    """A value of a configuration as TOML writes it, tables inline. JSON's strings and numbers are TOML's too."""
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{key} = {toml_value(one)}" for key, one in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(toml_value, value)) + "]"
+        case _:
+            return json.dumps(value)
 
 
 def _die_with_parent() -> None:

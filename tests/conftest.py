@@ -12,11 +12,24 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from agent.trust.keys import FileSigner
+from tests.tools import lacking
 from tests.trust import conformance
 
 # A machine that does much else is no fault of what is tested: how long an example takes is not looked at.
 settings.register_profile("driveway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("driveway")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "tool(present, why): needs a program; made by tests.tools.needs")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a program that is not here, or fails it: `tests.tools`."""
+    for mark in item.iter_markers("tool"):
+        present, why = mark.args
+        if not present:
+            lacking(why)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

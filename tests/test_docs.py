@@ -18,6 +18,7 @@ from agent.fleet import enrolment_messages, messages, operator_messages
 from agent.package import Manifest
 from hil.acl.guarded import CLIENT_ID, CONF, Member, dynamic_security
 from hil.cli import parser as hil_parser
+from hil.scenario.loader import load as load_scenario
 from kernels import OPS, operation
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,15 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) >= 10
 
 
+def test_every_scenario_in_the_documents_loads(tmp_path: Path) -> None:
+    texts = blocks(ROOT / "docs" / "scenarios.md", "toml")
+    assert texts
+    for number, text in enumerate(texts):
+        path = tmp_path / f"s{number}.toml"
+        path.write_text(text, "utf-8")
+        assert load_scenario(path).expectations
+
+
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_every_command_in_the_documents_can_be_run(command: str) -> None:
     name, *arguments = shlex.split(command)
@@ -49,7 +59,7 @@ def test_every_command_in_the_documents_can_be_run(command: str) -> None:
 
 
 def test_every_configuration_in_the_documents_loads(tmp_path: Path) -> None:
-    texts = [block for page in PAGES for block in blocks(page, "toml")]
+    texts = [block for page in PAGES if page.name != "scenarios.md" for block in blocks(page, "toml")]
     assert texts
     for number, text in enumerate(texts):
         path = tmp_path / f"{number}.toml"

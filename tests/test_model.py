@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools import needs
+
 MODEL = Path(__file__).parents[1] / "docs" / "model" / "lease.pml"
 WIDE = bool(os.environ.get("DRIVEWAY_MODEL_WIDE"))
 SAFETY = ("LOSS=2", "EPOCHS=3") if WIDE else ("LOSS=1", "CRASHES=0", "EPOCHS=2")
@@ -20,8 +22,8 @@ PROGRESS = ("CHECK_DONE", "EPOCHS=4", "CRASHES=1", "EXPIRIES=1", "YIELDS=0", "LO
 PROGRESS_SMALL = ("CHECK_DONE", "EPOCHS=4", "CRASHES=0", "EXPIRIES=0", "YIELDS=1", "LOSS=1")
 DEPTH = "2000000"
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("spin") and shutil.which("gcc")), reason="spin or gcc is not installed: apt-get install spin gcc"
+pytestmark = needs(
+    shutil.which("spin") and shutil.which("gcc"), "spin or gcc is not installed: apt-get install spin gcc"
 )
 
 

@@ -5,7 +5,9 @@ a file of `state_dir` that its owner alone may read (`sealing-{epoch}.key`). Who
 unit's own key is in hardware: sealing protects an input on its way, not from the car that computes on it.
 
 A key is renewed at the first start after `RENEWED_AFTER_S`. The one before it is kept, for leases that run and for a
-dispatcher that did not hear of the new one; older ones are gone, and with them what was sealed to them.
+dispatcher that did not hear of the new one; older ones are gone, and with them what was sealed to them. When a key was
+made, its file's time of change says. A start whose clock is far ahead leaves a key from the future: it is renewed too,
+as soon as it is as far from now as an old one, unless now is before this version was made and so certainly wrong.
 
 `epoch` rises with every key of a unit: the seconds since 1970 when it was made, and in any case more than before. So it
 rises even where `state_dir` was lost, and a dispatcher that takes no lower one is told no old key by who recorded it.
@@ -14,6 +16,7 @@ What it is told is a DSSE envelope of a type of its own around a record, signed 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from agent.trust.dsse import VerifyingKey
 from agent.trust.keyfile import create_secret, read_secret
 from agent.trust.records import Identifier, read, spell
 from agent.trust.sealing import SealedObject, SealError, SealFault, key_id, unwrap
+from agent.trust.time_floor import BUILT_MS
 
 SEALING_KEY_TYPE = "application/vnd.driveway.sealing-key+json"
 VERSION = 1
@@ -81,10 +85,8 @@ class SealingKeys:
     def open(cls, folder: Path, unit: str, now_s: int) -> SealingKeys:
         """The keys in `folder`; one is made where there is none, or where the newest is old. Raises TrustError."""
         epochs = _epochs(folder)
-        if not epochs or now_s - epochs[0] > RENEWED_AFTER_S:
-            epoch = max(now_s, 1 + max(epochs, default=0))
-            raw = X25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-            create_secret(_path(folder, epoch), raw)
+        if not epochs or _is_due(_path(folder, epochs[0]), now_s):
+            _create(_path(folder, max(now_s, 1 + max(epochs, default=0))), now_s)
             epochs = _epochs(folder)
         for old in epochs[KEPT:]:
             _path(folder, old).unlink(missing_ok=True)
@@ -117,6 +119,20 @@ def _epochs(folder: Path) -> list[int]:
     """Of the keys in the folder, the newest first."""
     found = (FILE.fullmatch(path.name) for path in folder.glob("sealing-*.key"))
     return sorted((int(one[1]) for one in found if one is not None), reverse=True)
+
+
+def _is_due(newest: Path, now_s: int) -> bool:
+    """Whether the newest key is to be renewed. Its epoch does not say: after a leap ahead each one is in the future."""
+    age_s = now_s - int(newest.stat().st_mtime)
+    if age_s < 0 and 1000 * now_s < BUILT_MS:
+        return False  # a clock that is certainly wrong, as with a dead battery, says nothing of the future
+    return abs(age_s) > RENEWED_AFTER_S
+
+
+def _create(path: Path, now_s: int) -> None:
+    raw = X25519PrivateKey.generate().private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+    create_secret(path, raw)
+    os.utime(path, (now_s, now_s))
 
 
 def _path(folder: Path, epoch: int) -> Path:

@@ -12,6 +12,9 @@ The wall clock itself never raises the floor, so a clock that was once too far a
 from more than a day ahead of a wall clock that can be trusted is not believed (`saw`). Nothing here is about safety:
 what the floor can shut is earning. A wall clock behind the floor shows in `behind_ms`.
 
+A dispatcher's key is online, so one that is stolen must not shut earning for good: its word alone carries the floor by
+`DISPATCHER_MS` beyond the newest of the catalogue's times and the build, and no further (`told`).
+
 Standard library only. The clock and where the floor is kept are given, as small ports.
 """
 
@@ -28,6 +31,9 @@ BUILT_FILE = Path(__file__).with_name("built_s")
 """Packaging writes it (`.ci/build_time.py`): seconds since 1970. A checkout has none."""
 AHEAD_MS = 24 * 3_600_000
 """A signed time so far ahead of a clock that can be trusted comes from a wrong clock, or from a stolen key."""
+DISPATCHER_MS = 32 * 24 * 3_600_000
+"""A day more than any timestamp of a catalogue is good for: enough to show that each one we have is over, which is what
+such a word is for. A stolen key shuts earning for so long at most, once, after the newest catalogue."""
 BEHIND_MS = 5 * 60_000
 """A wall clock so far behind the floor was set back; less is the drift between two computers."""
 KEEP_STEP_MS = 3_600_000
@@ -65,7 +71,7 @@ class TimeFloor:
     def __init__(self, clock: FloorClock, keep: Callable[[int], None], *, built_ms: int = BUILT_MS) -> None:
         self._clock, self._keep = clock, keep
         self._at_ms, self._floor_ms = clock.boot_ms(), built_ms
-        self._kept_ms = 0
+        self._kept_ms, self._anchor_ms = 0, built_ms
 
     def restore(self, kept_ms: int) -> None:
         """What an earlier run kept; called once, at the start."""
@@ -73,12 +79,22 @@ class TimeFloor:
         self._rise(kept_ms)
 
     def saw(self, signed_ms: int, *, clock_trusted: bool) -> bool:
-        """A time that somebody we trust has signed; False when it is from a future that nobody can know yet."""
+        """A time that the catalogue's operator signed; False when it is from a future that nobody can know yet."""
         if clock_trusted and signed_ms > self._clock.wall_ms() + AHEAD_MS:
             return False
+        self._anchor_ms = max(self._anchor_ms, signed_ms)
         self._rise(signed_ms)
         self.keep()
         return True
+
+    def told(self, issued_ms: int, *, clock_trusted: bool) -> bool:
+        """A time that a dispatcher signed; False when it is from the future, or counts only in part."""
+        if clock_trusted and issued_ms > self._clock.wall_ms() + AHEAD_MS:
+            return False
+        most_ms = self._anchor_ms + DISPATCHER_MS
+        self._rise(min(issued_ms, most_ms))
+        self.keep()
+        return issued_ms <= most_ms
 
     def keep(self) -> None:
         """Remember the floor where it has risen by more than is worth a write."""

@@ -104,7 +104,7 @@ class QuietRig(Rig):
             broker_port=self._broker_port,
             enrol_url=f"{ready['http_url']}/enrol",
             enrol_code=self._enrol_code,
-            parked_for_s=self._parked_for_s,
+            policy=self.policy_text,
         )
         self.config.write_text(text.replace("interval_ms = 200", "interval_ms = 500"), "utf-8")
         process = self._spawn("daemon", "agent", "run", "--config", str(self.config))

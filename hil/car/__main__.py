@@ -24,6 +24,7 @@ from hil.car.control import ControlSocket
 from hil.car.frames import RECIPES
 from hil.car.plant import PlantParameters
 from hil.car.sysfs import SensorTree
+from hil.car.utilisation import UtilisationMeter
 
 GROUP = "239.74.163.2"
 """A multicast group of the administratively scoped range; frames stay in the host."""
@@ -64,7 +65,7 @@ async def _run(options: argparse.Namespace) -> None:
             ),
             buses=buses,
             sensors=SensorTree(folder / "sysfs"),
-            computer_pid_file=options.computer_pid_file,
+            meter=UtilisationMeter(options.computer_pid_file),
             clock=SystemClock(),
         )
         control = folder / "control.sock"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from pathlib import Path
 
 import can
 import msgspec
 
 from agent.ports import Clock
 from hil.car.body import Action, Body, Door, Gear, act
+from hil.car.changes import CarOptions, Change, Trouble, changed
 from hil.car.frames import View, encoders
-from hil.car.plant import PlantInputs, PlantParameters, initial_state, low_voltage_a, low_voltage_v
+from hil.car.plant import PlantInputs, initial_state, low_voltage_a, low_voltage_v
 from hil.car.plant import soc_percent as soc_of
 from hil.car.plant import step as step_plant
 from hil.car.power_state import PowerState, after_quiet
 from hil.car.sysfs import SensorTree
 from hil.car.transmitter import Transmitter
-from hil.car.utilisation import UtilisationMeter
+from hil.car.utilisation import Meter
 
 TICK_S = 0.010
 PLANT_INTERVAL_MS = 100
@@ -26,15 +26,6 @@ UTILISATION_INTERVAL_MS = 500
 """CPU times come in steps of 10 ms: half a second of two cores resolves one percent."""
 FALL_SILENT_AFTER_MS = 2_000
 """A sleeping car's buses are silent; they say OFF for this long before."""
-
-
-class CarOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How this car is set up."""
-
-    soc_percent: float
-    ambient_c: float
-    charger_w: float
-    parameters: PlantParameters
 
 
 class CarReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +56,9 @@ class CarReport(msgspec.Struct, frozen=True, kw_only=True):
     at_boot_ms: int
 
 
+__all__ = ["Car", "CarOptions", "CarReport"]
+
+
 class Car:
     """One simulated car. Everything happens on one event loop."""
 
@@ -75,17 +69,18 @@ class Car:
         options: CarOptions,
         buses: Mapping[str, can.BusABC],
         sensors: SensorTree,
-        computer_pid_file: Path | None,
+        meter: Meter,
         clock: Clock,
     ) -> None:
         self._options = options
         self._clock = clock
         self._sensors = sensors
-        self._meter = UtilisationMeter(computer_pid_file)
+        self._meter = meter
         self._transmitter = Transmitter(buses, encoders(), clock)
         self._body = body
         self._plant = initial_state(options.parameters, options.soc_percent, options.ambient_c)
         self._utilisation = 0.0
+        self._sensors_shown = True
         now_ms = clock.boot_ms()
         self._touched_ms = self._stepped_ms = self._measured_ms = now_ms
         self._advance_plant(0.0)
@@ -105,6 +100,30 @@ class Car:
         self._body = act(self._body, action, door=door, gear=gear)
         self._touched_ms = self._clock.boot_ms()
         self._advance_plant(0.0)
+        return self._transmitter.send_changes(self._view())
+
+    def change(self, change: Change) -> int | None:
+        """Change what no person does: the weather, the grid, a sensor. Returns as `do`; raises DrivewayError."""
+        self._options, self._plant = changed(self._options, self._plant, change)
+        if change.sensors is not None:
+            self._sensors_shown = change.sensors
+        self._advance_plant(0.0)
+        return self._transmitter.send_changes(self._view())
+
+    def trouble(self, trouble: Trouble) -> int | None:
+        """Lay a fault over a signal, or take it away. Returns as `do`; raises DrivewayError."""
+        overlay = self._transmitter.overlay
+        match trouble.kind:
+            case "lie":
+                overlay.lie(trouble.signal, trouble.value)
+            case "stick":
+                self._transmitter.stick(trouble.signal, self._view())
+            case "honest":
+                overlay.honest(trouble.signal)
+            case "hush" | "speak":
+                overlay.hush(trouble.signal, silent=trouble.kind == "hush")
+            case how:
+                overlay.take_away(trouble.signal, how)
         return self._transmitter.send_changes(self._view())
 
     def report(self) -> CarReport:
@@ -167,6 +186,9 @@ class Car:
         self._plant = step_plant(self._plant, inputs, dt_s, self._options.parameters)
 
     def _show_sensors(self) -> None:
+        if not self._sensors_shown:
+            self._sensors.take_away()
+            return
         self._sensors.write(self._plant.die_c, self._plant.sink_c, self._plant.computer_w)
 
     def _view(self) -> View:

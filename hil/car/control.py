@@ -4,6 +4,8 @@
     {"do": "shift", "gear": "P"}                 ->  {"ok": false, "error": "..."}
     {"do": "state"}                              ->  {"ok": true, "state": {...}}
     {"do": "driver_returns", "pause_ms": 300}    ->  {"ok": true, "at_boot_ms": ..., "steps": [...]}
+    {"do": "change", "change": {"ambient_c": 40}}
+    {"do": "trouble", "trouble": {"kind": "lie", "signal": "Vehicle.…", "value": true}}
 
 `at_boot_ms` is the CLOCK_BOOTTIME at which the first frame that shows the action was sent (null when none did). A
 script answers when it is done; its `at_boot_ms` is that of its first frame.
@@ -20,6 +22,7 @@ import msgspec
 from agent.errors import DrivewayError
 from hil.car.body import Action, Door, Gear
 from hil.car.car import Car, CarReport
+from hil.car.changes import Change, Trouble
 
 STEP_PAUSE_MS = 300
 
@@ -46,12 +49,14 @@ SCRIPTS: dict[str, tuple[Step, ...]] = {
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One line in: `do` is `state`, the name of a script, or an action."""
+    """One line in: `do` is `state`, `change`, `trouble`, the name of a script, or an action."""
 
     do: str
     door: Door = Door.ROW1_DRIVER
     gear: Gear = Gear.DRIVE
     pause_ms: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = STEP_PAUSE_MS
+    change: Change | None = None
+    trouble: Trouble | None = None
 
 
 class StepDone(msgspec.Struct, frozen=True):
@@ -100,6 +105,10 @@ class ControlSocket:
                 return Reply(ok=True, at_boot_ms=None, state=self._car.report())
             if script := SCRIPTS.get(request.do):
                 return await self._play(script, request.pause_ms)
+            if request.do == "change" and request.change is not None:
+                return Reply(ok=True, at_boot_ms=self._car.change(request.change))
+            if request.do == "trouble" and request.trouble is not None:
+                return Reply(ok=True, at_boot_ms=self._car.trouble(request.trouble))
             at_boot_ms = self._car.do(_action(request.do), door=request.door, gear=request.gear)
             return Reply(ok=True, at_boot_ms=at_boot_ms)
         except (msgspec.DecodeError, DrivewayError) as error:

@@ -7,7 +7,8 @@ are filled in where the DBC has them (Tesla's checksum: id bytes and data bytes,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import can
 import msgspec
@@ -34,6 +35,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 Values = dict[str, float | int | str | NamedSignalValue]
 """Physical values and choice names by signal, as cantools takes them."""
+NO_LIES: Mapping[str, float | int | str] = MappingProxyType({})
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,9 +190,14 @@ class Encoder:
         self._counter = _find(self._message, "Counter")
         self._checksum = _find(self._message, "Checksum")
 
-    def payload(self, view: View) -> bytes:
-        """The message for this state, its counter and checksum zero."""
-        return self._message.encode({**self._blank, **self.recipe.values(view)}, strict=False)
+    def payload(self, view: View, lies: Mapping[str, float | int | str] = NO_LIES) -> bytes:
+        """The message for this state, its counter and checksum zero; `lies` are said instead of the truth."""
+        told = {name: value for name, value in lies.items() if name in self._blank}
+        return self._message.encode({**self.values(view), **told}, strict=False)
+
+    def values(self, view: View) -> Values:
+        """What it honestly says of this state."""
+        return {**self._blank, **self.recipe.values(view)}
 
     def frame(self, payload: bytes, count: int) -> can.Message:
         """The frame to send, as the `count`th of its message."""

@@ -43,6 +43,11 @@ class SensorTree:
         for channel, share in enumerate(RAIL_SHARES, start=1):
             _replace(self._monitor / f"curr{channel}_input", f"{power_w * share / SUPPLY_V * 1000:.0f}")
 
+    def take_away(self) -> None:
+        """The sensors are gone: no file of a value is there until the next `write`."""
+        for path in (*self._monitor.glob("curr*_input"), *(zone / "temp" for zone in self._zones)):
+            path.unlink(missing_ok=True)
+
 
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")

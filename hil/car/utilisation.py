@@ -6,6 +6,7 @@ The utilisation is the CPU time that the daemon's workers used, over the time th
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,15 @@ SEARCH_INTERVAL_S = 1.0
 """Looking for new workers reads all of /proc; reading a known one's times is cheap."""
 
 
-class UtilisationMeter:
+class Meter(ABC):
+    """How busy the computer is."""
+
+    @abstractmethod
+    def measure(self) -> float:
+        """The busy share (0..1) of all cores since the last call."""
+
+
+class UtilisationMeter(Meter):
     """Measures the workers among the descendants of the process whose id is in `pid_file`."""
 
     def __init__(self, pid_file: Path | None) -> None:

@@ -6,6 +6,7 @@ import argparse
 import base64
 import functools
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -67,7 +68,8 @@ def deny(made: Repository, kind: str, what: str, why: str, *, lift: bool = False
     """Put `what` on the deny list, or take it off; `kind` is agents, dispatchers or packages. Raises TrustError."""
     what, body = deniable(kind, what), made.read(DENY)
     before = DenyList() if body is None else read_deny_list(body)
-    kept = tuple(one for one in getattr(before, kind) if one.what != what)
+    same = Denied(what).is_version if kind == "agents" else functools.partial(operator.eq, what)
+    kept = tuple(one for one in getattr(before, kind) if not same(one.what))
     if lift and kept == getattr(before, kind):
         raise TrustError(f"{what} is not on the deny list")
     entries = kept if lift else (*kept, Denied(what, why))

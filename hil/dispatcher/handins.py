@@ -116,6 +116,10 @@ class HandIns:
         """The session of this number that this unit's key certified, as it came first; None: there was none."""
         return self._sessions.of(keyid, number)
 
+    def sessions_beside(self, keyid: str, number: int) -> list[UsedSession]:
+        """The sessions next to this number, below and above, that this unit's key certified and that came already."""
+        return self._sessions.beside(keyid, number)
+
     def settle(
         self, lease: Lease, unit: Unit, accepted: Accepted, statement_sha256: str, *, forgive: bool = True
     ) -> int | None:

@@ -5,12 +5,13 @@
   `later`, and an honest unit's own copy still counts.
 * `MisstatementError`: the unit itself signed, for this very lease, something that is wrong. That is final: `bad`.
 
-A statement is signed by a session key, whose certificate by the unit's key comes with it; without a certificate, by the
-unit's key itself. A certificate that does not hold, or is not this unit's, proves nothing.
+A statement is signed by a session key, whose certificate by the unit's key comes with it. Without a certificate, or
+with one that does not hold or is not this unit's, it proves nothing.
 
 A counter has to be new for the unit's key, not higher than the last one seen: hand-ins may overtake each other on the
-way, and arriving late is not a crime. Two different statements with one counter are, and two keys for one session:
-either shows that the unit's ledger has two pasts (`ContradictionError`), which is more than this lease's affair.
+way, and arriving late is not a crime. Two different statements with one counter are, two keys for one session, and a
+later session before which the clock of the key's TPM ran back: each shows that the unit's ledger has two pasts
+(`ContradictionError`), which is more than this lease's affair.
 
 Answers are in the message, or were uploaded before; until they are all there the answer is `later`, too. What was
 uploaded is not read here: its digest was compared and its answers were counted when it came.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -31,7 +32,7 @@ from agent.core.model import HandInKind, JobKey
 from agent.errors import TrustError
 from agent.fleet.messages import Envelope, SliceOutput, UploadedObject
 from agent.trust import dsse
-from agent.trust.session import verify_session
+from agent.trust.session import SessionCertificate, clock_ran_back, parse_certificate, verify_session
 from agent.trust.statement import PAYLOAD_TYPE, Slice, Statement, parse_statement
 from hil.dispatcher.item_errors import count_failed
 from hil.dispatcher.sessions import UsedSession
@@ -81,6 +82,10 @@ class SaidBefore(Protocol):
 
     def session(self, keyid: str, number: int) -> UsedSession | None:
         """The session of this number that this key certified, as it came first."""
+        ...
+
+    def sessions_beside(self, keyid: str, number: int) -> Sequence[UsedSession]:
+        """Those next to this number, below and above, that this key certified."""
         ...
 
 
@@ -150,12 +155,13 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Signed(msgspec.Struct, frozen=True, kw_only=True):
-    """A statement whose signature holds."""
+    """A statement whose signature holds; `certificate` is what `session`'s certificate says."""
 
     statement: Statement
     keyid: str
     envelope: bytes
     session: UsedSession
+    certificate: SessionCertificate
 
 
 def judge(
@@ -218,7 +224,7 @@ def _signed(hand_in: HandIn, unit: Unit, keys: Mapping[str, UnitKey]) -> _Signed
         raise UnprovenError(f"the session's certificate is of {of}, which is not this unit's")
     body = dsse.verify(envelope, PAYLOAD_TYPE, {session.keyid: session.key})
     used = UsedSession(said.session, session.keyid, certificate)
-    return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=used)
+    return _Signed(statement=parse_statement(body), keyid=keyid, envelope=envelope, session=used, certificate=said)
 
 
 def _check_overlap(key: UnitKey, session: int) -> None:
@@ -240,6 +246,15 @@ def _check_said_before(signed: _Signed, before: SaidBefore) -> None:
     if known is not None and known.keyid != session.keyid:
         what = f"session {session.number} was certified for another key"
         raise ContradictionError(what, (known.certificate, session.certificate))
+    if known is None:
+        _check_clock(signed, before)
+
+
+def _check_clock(signed: _Signed, before: SaidBefore) -> None:
+    """A session that is new here, against its neighbours; those that came before were held against each other then."""
+    for other in before.sessions_beside(signed.keyid, signed.session.number):
+        if back := clock_ran_back(parse_certificate(dsse.parse(other.certificate).payload), signed.certificate):
+            raise ContradictionError(back, (other.certificate, signed.session.certificate))
 
 
 def _check_bindings(signed: _Signed, lease: Lease, key: UnitKey) -> None:

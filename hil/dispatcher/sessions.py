@@ -1,7 +1,9 @@
 """The session keys that units' keys have certified: kept once each, for whoever verifies a statement later.
 
 A number stands for one key. A unit whose disk shows an older state, or whose key somebody copied, gives a number a
-second time: two certificates of one number contradict each other, whoever looks at them (`hil.dispatcher.judge`).
+second time: two certificates of one number contradict each other, whoever looks at them (`hil.dispatcher.judge`). So do
+two of different numbers between which the clock of the key's TPM ran back; that order is one of all, so each session is
+held against those next to it (`beside`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,24 @@ class Sessions:
             session=number,
         )
         return None if row is None else UsedSession(number, row["session_keyid"], bytes(row["certificate"]))
+
+    def beside(self, unit_keyid: str, number: int) -> list[UsedSession]:
+        """The sessions next to this number, below and above, that the unit's key certified and that came already."""
+        below = self._database.row(
+            "SELECT * FROM sessions WHERE keyid = :keyid AND session < :session ORDER BY session DESC LIMIT 1",
+            keyid=unit_keyid,
+            session=number,
+        )
+        above = self._database.row(
+            "SELECT * FROM sessions WHERE keyid = :keyid AND session > :session ORDER BY session LIMIT 1",
+            keyid=unit_keyid,
+            session=number,
+        )
+        return [
+            UsedSession(row["session"], row["session_keyid"], bytes(row["certificate"]))
+            for row in (below, above)
+            if row is not None
+        ]
 
     def note(self, unit_keyid: str, used: UsedSession) -> None:
         """Keep it, unless it is there; raises ConflictError where another replica has just kept another key's."""

@@ -14,11 +14,12 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from hil.record import Moment, RunRecord
 from hil.report.layout import TEXT_PT, Label, axis_end_s, bands, in_order, place_labels, shorten
 from hil.report.palette import Tone
-from hil.report.panels import AXIS_PT, PANELS
+from hil.report.panels import AXIS_PT, panels_of
 
 _LEFT_PT, _RIGHT_PT = 44.0, 64.0
 _WIDTH_PT = _LEFT_PT + AXIS_PT + _RIGHT_PT
@@ -26,6 +27,7 @@ _TOP_PT, _BETWEEN_PT, _BOTTOM_PT = 4.0, 26.0, 34.0
 _LABEL_ROW_PT, _LABEL_ROWS = 11.0, 9
 _LABEL_BASE_PT = 13.0
 _LONGEST_LABEL = 44
+LONG_S, MOST_TICKS = 7_200, 14
 _STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
@@ -70,24 +72,36 @@ def compose(record: RunRecord) -> Figure:
     """Stack the panels from the top; the moments' labels take as many rows as they need. Use within `drawing_rules`."""
     labels = _labels(record)
     strip_pt = _LABEL_ROW_PT * max((label.row + 1 for label in labels if label), default=0)
-    heights = [panel.height_pt(record) for panel in PANELS]
+    panels = panels_of(record)
+    heights = [panel.height_pt(record) for panel in panels]
     total_pt = _TOP_PT + strip_pt + sum(heights) + _BETWEEN_PT * len(heights) + _BOTTOM_PT
     figure = Figure(figsize=(_WIDTH_PT / 72, total_pt / 72), dpi=72)
     top_pt = total_pt - _TOP_PT - strip_pt
     first: Axes | None = None
-    for panel, height_pt in zip(PANELS, heights, strict=True):
+    for panel, height_pt in zip(panels, heights, strict=True):
         top_pt -= _BETWEEN_PT + height_pt
         box = (_LEFT_PT / _WIDTH_PT, top_pt / total_pt, AXIS_PT / _WIDTH_PT, height_pt / total_pt)
         axes = figure.add_axes(box, sharex=first)
         axes.set_xlim(0, axis_end_s(record))
         panel.draw(axes, record)
         _finish(axes, panel.title, record)
-        axes.tick_params(labelbottom=panel is PANELS[-1])
+        axes.tick_params(labelbottom=panel is panels[-1])
         if first is None:
             first = axes
             _write_labels(axes, record, labels)
-    axes.set_xlabel("seconds since the run began", color=Tone.MUTED.light)
+    _time_axis(axes, axis_end_s(record))
     return figure
+
+
+def _time_axis(axes: Axes, end_s: float) -> None:
+    """Seconds, or hours where the run lasted long."""
+    unit = "seconds"
+    if end_s > LONG_S:
+        unit = "hours"
+        step_h = next((step for step in (0.5, 1, 2, 3, 6, 12, 24) if end_s / 3600 / step <= MOST_TICKS), 24)
+        axes.xaxis.set_major_locator(MultipleLocator(step_h * 3600))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda at_s, _place: f"{at_s / 3600:g}"))
+    axes.set_xlabel(f"{unit} since the run began", color=Tone.MUTED.light)
 
 
 def _finish(axes: Axes, title: str, record: RunRecord) -> None:

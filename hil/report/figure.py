@@ -61,7 +61,7 @@ def summary(record: RunRecord) -> str:
         _range("Computer", "W", 1, [sample.power_w for sample in samples]),
         _range("Charge", "%", 2, [sample.charge_percent for sample in samples]),
         f"Slices kept: {samples[-1].slices_kept:,}",
-        f"Images settled: {samples[-1].images_settled:,}",
+        f"{record.counted}: {samples[-1].images_settled:,}",
     ]
     return ". ".join(sentence for sentence in sentences if sentence) + "."
 

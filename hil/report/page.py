@@ -7,12 +7,16 @@ content security policy forbids the browser to run or load anything at all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from hil.record import LeaseSpan, Outcome, RunRecord
 from hil.report.figure import summary
 from hil.report.layout import bands, in_order
 from hil.report.palette import style_sheet
+
+if TYPE_CHECKING:
+    from hil.scenario.page import Chapters
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _HOW_TO_READ = (
@@ -46,15 +50,7 @@ def page(record: RunRecord, plots: ET.Element) -> str:
             _section("Figures", _figures(record.outcome)),
             class_="pair",
         ),
-        _section(
-            "Over time",
-            _element("p", summary(record)),
-            _element(
-                "figure",
-                _element("div", plots, class_="scroll", tabindex="0", role="region", aria_label="Plots over time"),
-                _element("figcaption", _HOW_TO_READ),
-            ),
-        ),
+        _over_time(record, plots),
         _section("Moments", _moments(record)),
         _section("What was vacated, and when", _vacated(record)),
         _section("Why the gate was shut", _gate(record)),
@@ -64,6 +60,62 @@ def page(record: RunRecord, plots: ET.Element) -> str:
     )
     document = _element("html", head, _element("body", main), lang="en")
     return "<!doctype html>\n" + ET.tostring(document, encoding="unicode", method="html") + "\n"
+
+
+def scenario_page(chapters: Chapters, record: RunRecord, plots: ET.Element | None) -> str:
+    """The document of a scenario's run: its words, its tables, and its plots where anything was seen."""
+    head = _element(
+        "head",
+        _element("meta", charset="utf-8"),
+        _element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        _element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        _element("title", chapters.title),
+        _element("style", style_sheet()),
+    )
+    verdict = _element("p", chapters.verdict, class_=f"verdict {'held' if chapters.passed else 'missed'}")
+    about = [_element("p", text, class_="quiet" if place else "") for place, text in enumerate(chapters.about)]
+    limits = [
+        (name, _number(value), _number(limit), _held(held=held), remark)
+        for name, value, limit, held, remark in chapters.limits
+    ]
+    heads = ("Limit on", "Value", "Limit", "Held", "Remark")
+    main = _element(
+        "main",
+        _element("header", _element("h1", chapters.title), *about, verdict),
+        _section("Limits", _table("Each figure against its limit", heads, limits, numbers=(1, 2))),
+        *([] if plots is None else [_over_time(record, plots)]),
+        _section("What happened", _table("In the order of time", ("Time", "Who", "What"), chapters.happened)),
+        _section(
+            "What was vacated, and when",
+            _table(
+                "From the sign", ("Sign at", "Sign", "Nothing ran after", "All free after"), chapters.vacates, (2, 3)
+            ),
+        ),
+        _section(
+            "Leases",
+            _table("As the agent held them", ("Lease", "From", "To", "Outcome", "Slices"), chapters.leases),
+        ),
+        _section("Files", _table("In this folder", ("What", "File"), chapters.files)),
+        _section("Versions", _table("What took part in the run", ("Part", "Version"), chapters.versions)),
+    )
+    document = _element("html", head, _element("body", main), lang="en")
+    return "<!doctype html>\n" + ET.tostring(document, encoding="unicode", method="html") + "\n"
+
+
+def _over_time(record: RunRecord, plots: ET.Element) -> ET.Element:
+    return _section(
+        "Over time",
+        _element("p", summary(record)),
+        _element(
+            "figure",
+            _element("div", plots, class_="scroll", tabindex="0", role="region", aria_label="Plots over time"),
+            _element("figcaption", _HOW_TO_READ),
+        ),
+    )
+
+
+def _held(*, held: bool) -> ET.Element:
+    return _element("td", "✓ yes" if held else "✗ NO", class_="yes" if held else "no")
 
 
 def _verdict(record: RunRecord) -> ET.Element:
@@ -85,7 +137,7 @@ def _limits(record: RunRecord) -> ET.Element:
             limit.name,
             _number(limit.value),
             _number(limit.limit),
-            _element("td", "✓ yes" if limit.held else "✗ NO", class_="yes" if limit.held else "no"),
+            _held(held=limit.held),
         )
         for limit in record.limits
     ]

@@ -7,7 +7,7 @@ their names, and what could be mistaken also differs by hatching or dashes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -97,7 +97,7 @@ def draw_power(axes: Axes, record: RunRecord) -> None:
     caps_w = [sample.power_cap_w for sample in record.samples]
     style: dict[str, Any] = {"color": Tone.INK.light, "linewidth": 0.9, "dashes": (4, 2)}
     axes.plot(times_s, caps_w, drawstyle="steps-post", **style)
-    _line(axes, record.samples, [sample.power_w for sample in record.samples], Tone.POWER)
+    _line(axes, record.samples, [sample.power_w for sample in record.samples], Tone.POWER, drawstyle="steps-post")
     axes.margins(y=0.12)
     axes.set_ylim(bottom=0)
     _key(axes, [Line2D([], [], label="power cap", **style), Line2D([], [], color=Tone.POWER.light, label="measured")])
@@ -118,8 +118,23 @@ def draw_pack_power(axes: Axes, record: RunRecord) -> None:
     """Power into the traction battery in kW: above zero it charges (the sign of VSS `TractionBattery.CurrentPower`)."""
     powers_w = [sample.pack_power_w for sample in record.samples]
     axes.axhline(0, color=Tone.MUTED.light, linewidth=0.8)
-    _line(axes, record.samples, [None if power_w is None else power_w / 1000 for power_w in powers_w], Tone.PACK)
+    powers_kw = [None if power_w is None else power_w / 1000 for power_w in powers_w]
+    _line(axes, record.samples, powers_kw, Tone.PACK, drawstyle="steps-post")
     axes.margins(y=0.15)
+
+
+def draw_price(axes: Axes, record: RunRecord) -> None:
+    """What a kWh costs at the plug, in units of the currency."""
+    prices = [sample.price_micro_per_kwh for sample in record.samples]
+    axes.plot(
+        [sample.t_s for sample in record.samples],
+        [float("nan") if price is None else price / 1e6 for price in prices],
+        color=Tone.COUNT.light,
+        linewidth=1.2,
+        drawstyle="steps-post",
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.margins(y=0.2)
 
 
 def draw_leases(axes: Axes, record: RunRecord) -> None:
@@ -151,24 +166,36 @@ def _lease_height_pt(record: RunRecord) -> float:
     return 19.0 * (max(lanes(record.leases), default=0) + 1)
 
 
+PRICES = Panel("Price of a kWh", lambda _: 48, draw_price)
+COUNTED = Panel("Images settled", lambda _: 44, draw_images)
 PANELS = (
     Panel("", lambda _: 56, draw_timeline),
     Panel("Die temperature, °C", lambda _: 82, draw_heat),
     Panel("Computer's power, W", lambda _: 82, draw_power),
     Panel("Traction battery's charge, %", lambda _: 48, draw_charge),
     Panel("Power into the traction battery, kW", lambda _: 48, draw_pack_power),
+    PRICES,
     Panel("Leases", _lease_height_pt, draw_leases),
     Panel("Slices kept", lambda _: 44, draw_slices),
-    Panel("Images settled", lambda _: 44, draw_images),
+    COUNTED,
 )
 
 
-def _line(axes: Axes, samples: Sequence[Sample], values: Sequence[float | None], tone: Tone) -> None:
+def panels_of(record: RunRecord) -> tuple[Panel, ...]:
+    """The panels that say something of this run: a price that never changes is no plot."""
+    changes = len({sample.price_micro_per_kwh for sample in record.samples}) > 1
+    panels = (panel for panel in PANELS if changes or panel is not PRICES)
+    return tuple(replace(panel, title=record.counted) if panel is COUNTED else panel for panel in panels)
+
+
+def _line(
+    axes: Axes, samples: Sequence[Sample], values: Sequence[float | None], tone: Tone, drawstyle: str = "default"
+) -> None:
     """A line with gaps where the value is None, and dots for values that stand alone between gaps."""
     times_s = [sample.t_s for sample in samples]
     known = gapped(values)
     alone = lonely(values)
-    axes.plot(times_s, known, color=tone.light, linewidth=1.5)
+    axes.plot(times_s, known, color=tone.light, linewidth=1.5, drawstyle=drawstyle)
     axes.plot(
         [times_s[i] for i in alone],
         [known[i] for i in alone],

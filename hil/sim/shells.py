@@ -300,13 +300,21 @@ class Shells:
         self._tell(WorkerIdle(at_ms=self._clock.now_ms, pid=life))
         self._clock.after(self._chance.uniform(30, FREE_MS), lambda: self._gone(life, expected=True, detail=""))
 
-    def _gone(self, life: int, *, expected: bool, detail: str) -> None:
+    def _gone(self, life: int, *, expected: bool, detail: str, lost_accelerator: bool = False) -> None:
         if life != self._life or not self._alive:
             return
         self._alive, self._slice = False, None
         expected = expected or self._stopping
         self._moved()
-        self._tell(WorkerGone(at_ms=self._clock.now_ms, pid=life, expected=expected, detail=detail))
+        now_ms = self._clock.now_ms
+        self._tell(
+            WorkerGone(at_ms=now_ms, pid=life, expected=expected, detail=detail, lost_accelerator=lost_accelerator)
+        )
+
+    def kill_worker(self, *, lost_accelerator: bool = False) -> None:
+        """The worker dies, if there is one; `lost_accelerator`: since its accelerator is gone."""
+        detail = "the accelerator is lost" if lost_accelerator else "signal 9"
+        self._gone(self._life, expected=False, detail=detail, lost_accelerator=lost_accelerator)
 
     # --- the disk ----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from agent.core.events import (
     SelfTested,
 )
 from agent.core.model import Pace
-from agent.core.policy import Departure, Policy, TariffZone, Window
+from agent.core.policy import EVERY_DAY, Departure, Policy, TariffZone, Window
 from agent.zones import zone_named
 from hil.car.body import DRIVING, Action, Body
 from hil.car.plant import PlantParameters
@@ -241,7 +241,7 @@ def _night(car: Car, chance: random.Random, focus: Focus, start_ms: int) -> None
     for _ in range(_count(chance, focus.visits_per_night)):
         _play(car, people.visit(chance), round(chance.uniform(at_ms, away_ms - 120_000)))
     _faults(car, chance, focus, at_ms, away_ms)
-    _departures(car, at_ms, away_ms)
+    expect_departures(car, at_ms, away_ms)
     if not stays:
         _play(car, people.drive_away(chance), away_ms)
     if not focus.parked:
@@ -317,18 +317,17 @@ def _faults(car: Car, chance: random.Random, focus: Focus, from_ms: int, to_ms: 
         car.clock.at(at_ms, strike)
 
 
-def _departures(car: Car, from_ms: int, to_ms: int) -> None:
+def expect_departures(car: Car, from_ms: int, to_ms: int) -> None:
     """At each moment at which the owner wanted a charge, as the owner means it, it is noted what there is."""
     traits = car.traits
     info = zoneinfo.ZoneInfo(traits.zone.name)
     for departure in traits.policy.departures:
         day = dt.datetime.fromtimestamp((from_ms + traits.wall_offset_ms) / 1000, info).date()
-        for _ in range(3):
-            local = dt.datetime.combine(day, dt.time.fromisoformat(departure.at), info)
+        for number in range((to_ms - from_ms) // DAY_MS + 2):
+            local = dt.datetime.combine(day + dt.timedelta(days=number), dt.time.fromisoformat(departure.at), info)
             at_ms = round(local.timestamp() * 1000) - traits.wall_offset_ms
-            if from_ms < at_ms < to_ms:
+            if from_ms < at_ms < to_ms and EVERY_DAY[local.weekday()] in departure.days:
                 car.clock.at(at_ms, lambda target=departure.target_percent: car.departs(target))  # type: ignore[misc]
-            day += dt.timedelta(days=1)
 
 
 def _put_right(car: Car) -> None:

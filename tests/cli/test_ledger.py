@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -376,6 +378,22 @@ def test_verify_takes_bundles_and_envelopes_of_every_kind(
         *("result bundle", "statement", "session", "checkpoint", "verdict", "proof bundle")
     ]
     assert all(one["holds"] for one in said)
+
+
+def test_what_is_no_file_is_not_waited_for(files: tuple[Path, World], capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = files[0] / "pipe.json"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b"{}"))  # so that who does read it is not stuck here
+    writer.start()
+    try:
+        assert verify(files[0], "pipe", "result") == exits.FAILED
+        said = json.loads(capsys.readouterr().out)
+        assert [one["holds"] for one in said] == [False, True]
+        assert said[0]["says"] == f"{pipe} is no regular file; give files"
+    finally:
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()
+        os.close(reader)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cuda import standin
 from tests.cuda.host_kernels import SOURCES, library
+from tests.tools import lacking
 
 PREPARE = "make packages prepares it"
 
@@ -20,7 +21,7 @@ PREPARE = "make packages prepares it"
 def host_kernels() -> Path:
     """The library of kernels/*.cu, compiled for the host."""
     if shutil.which("g++") is None:
-        pytest.skip("no g++")
+        lacking("no g++")
     return library()
 
 
@@ -28,7 +29,7 @@ def host_kernels() -> Path:
 def stand_in() -> Path:
     """The folder of the stand-in driver."""
     if shutil.which("g++") is None:
-        pytest.skip("no g++")
+        lacking("no g++")
     if standin.cuda_include() is None:
         pytest.skip(f"no cuda.h ({PREPARE})")
     return standin.driver()

@@ -13,6 +13,7 @@ import pytest
 from agent.fleet.link import Link
 from agent.fleet.link_config import MAX_IN_FLIGHT, LinkConfig
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
+from tests.tools import lacking
 
 WAIT_S = 20.0
 
@@ -21,7 +22,7 @@ WAIT_S = 20.0
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerProcess]:
     kind: type[BrokerProcess] = request.param
     if kind is Mosquitto and Mosquitto.binary() is None:
-        pytest.skip("mosquitto is not installed")
+        lacking("mosquitto is not installed")
     with kind(tmp_path / "broker", free_port()) as running:
         yield running
 

@@ -23,8 +23,9 @@ from agent.fleet.tls import TlsClient, TlsFiles
 from hil.broker import Mosquitto, free_port
 from hil.certificates import HERE, Authority
 from tests.fleet.scripted_broker import Heard, linked
+from tests.tools import needs
 
-pytestmark = pytest.mark.skipif(Mosquitto.binary() is None, reason="mosquitto is not installed")
+pytestmark = needs(Mosquitto.binary(), "mosquitto is not installed")
 
 PLAIN = "listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\nuser root\n"
 HOUR_S = 3_600.0

@@ -18,13 +18,12 @@ from hil.acl.guarded import Access, GuardedMosquitto, Member, dynamic_security
 from hil.acl.target import Target, target_from_files
 from hil.broker import free_port
 from hil.certificates import Authority
+from tests.tools import needs
 
 CARS = [Member(command.CAR, command.CELL), Member(command.VICTIM, command.CELL)]
 ALL = (command.CAR, command.VICTIM, command.DISPATCHER)
 
-needs_mosquitto = pytest.mark.skipif(
-    GuardedMosquitto.binary() is None or GuardedMosquitto.plugin() is None, reason="mosquitto is not installed"
-)
+needs_mosquitto = needs(GuardedMosquitto.binary() and GuardedMosquitto.plugin(), "mosquitto is not installed")
 
 
 class ByAccessFile(GuardedMosquitto):

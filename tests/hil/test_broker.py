@@ -16,12 +16,13 @@ from paho.mqtt.client import MQTTv5
 
 from agent.errors import FleetError
 from hil.broker import BrokerProcess, EmbeddedBroker, Mosquitto, free_port
+from tests.tools import lacking
 
 
 @pytest.fixture(params=[EmbeddedBroker, Mosquitto])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerProcess]:
     if request.param is Mosquitto and Mosquitto.binary() is None:
-        pytest.skip("mosquitto is not installed")
+        lacking("mosquitto is not installed")
     with request.param(tmp_path / "broker", free_port()) as running:
         yield running
 

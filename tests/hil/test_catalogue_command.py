@@ -83,6 +83,14 @@ def test_from_the_first_day_to_a_stolen_key(folder: Path, tmp_path: Path) -> Non
     assert (believed(folder).denied.number, believed(folder).denied.dispatchers) == (2, ())
 
 
+def test_a_version_is_taken_off_the_deny_list_however_it_is_spelled(folder: Path) -> None:
+    for spelled in ("1.4", "1.4.0"):
+        assert main(["catalogue", "deny", str(folder), "--agent", spelled]) == 0
+    assert [one.what for one in believed(folder).denied.agents] == ["1.4.0"]
+    assert main(["catalogue", "deny", str(folder), "--agent", "1.4", "--lift"]) == 0
+    assert believed(folder).denied.agents == ()
+
+
 def test_a_new_timestamp_needs_the_online_keys_alone(folder: Path, tmp_path: Path) -> None:
     before = believed(folder).versions
     (folder / "keys" / "offline").rename(tmp_path / "safe")

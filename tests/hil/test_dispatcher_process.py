@@ -30,6 +30,7 @@ from hil.dispatcher.objects import Objects
 from hil.dispatcher.submit import add_job
 from hil.dispatcher.view import View
 from tests.hil.honest_car import PACKAGE, PRICE, Car
+from tests.tools import lacking
 
 PATIENCE_S = 20.0
 """A bound on waiting for another process; nothing is measured against it."""
@@ -139,7 +140,7 @@ class Remote:
 @pytest.fixture(params=[EmbeddedBroker, Mosquitto])
 def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerProcess]:
     if request.param is Mosquitto and Mosquitto.binary() is None:
-        pytest.skip("mosquitto is not installed")
+        lacking("mosquitto is not installed")
     with request.param(tmp_path / "broker", free_port()) as running:
         yield running
 

@@ -10,7 +10,7 @@ import pytest
 from agent.core.model import Verdict
 from agent.fleet.messages import Envelope, LedgerFault, Result
 from agent.trust import dsse
-from agent.trust.session import SESSION_TYPE, SessionKey, begin, certificate_of
+from agent.trust.session import SESSION_TYPE, Session, SessionKey, TpmClock, begin, certificate_of
 from agent.trust.statement import verify_statement
 from hil.dispatcher.database import ConflictError
 from hil.dispatcher.postgres import PostgresDatabase
@@ -104,6 +104,42 @@ def test_a_session_number_has_one_key(desk: Desk, car: Car) -> None:
     keys = {car.signer.keyid: car.signer.public_key()}
     for one in held.evidence:
         dsse.verify(msgspec.json.encode(one), SESSION_TYPE, keys)
+
+
+def at_clock(car: Car, number: int, clock_ms: int, resets: int = 2) -> Session:
+    """A session before which the TPM of the car's key showed this."""
+    key = SessionKey("file")
+    clock = TpmClock(clock_ms=clock_ms, reset_count=resets, restart_count=0, safe=True)
+    said = certificate_of(
+        key, unit=car.unit, key_epoch=1, number=number, boot_id="", boot_ms=0, wall_ms=0, tpm_clock=clock
+    )
+    return Session(number, key, dsse.sign(SESSION_TYPE, said.to_bytes(), car.signer))
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ((5, 600, 2), ""),
+        ((5, 400, 2), "the TPM's clock went from 500 to 400 ms from session 4 to 5 in one reset"),
+        ((5, 900, 1), "the TPM's resets went from 2 to 1 from session 4 to 5"),
+        ((3, 600, 2), "the TPM's clock went from 600 to 500 ms from session 3 to 4 in one reset"),
+        ((5, 100, 3), ""),
+    ],
+)
+def test_a_session_before_which_the_tpms_clock_ran_back_is_of_another_past(
+    desk: Desk, car: Car, new: tuple[int, int, int], said: str
+) -> None:
+    """Late hand-ins of lower sessions come after higher ones: each is held against what is next to it, either way."""
+    for session in ((1, 100, 2), (4, 500, 2), (9, 800, 7)):
+        desk.add_job()
+        car.session = at_clock(car, *session)
+        assert car.hand_in(car.result(car.must_request())).verdict is Verdict.SETTLED
+    desk.add_job()
+    car.session = at_clock(car, *new)
+    verdict = car.hand_in(car.result(car.must_request()))
+    assert (verdict.verdict, verdict.reason) == (Verdict.BAD if said else Verdict.SETTLED, said)
+    faults = desk.service.ledger_faults(0, 9)
+    assert [(one.fault, one.detail, len(one.evidence)) for one in faults] == [(LedgerFault.FORK, said, 2)] * bool(said)
 
 
 def test_a_counter_that_comes_again_is_held_against_the_ledger(desk: Desk, car: Car) -> None:

@@ -19,8 +19,9 @@ from hil.powercut.disk import Disk
 from hil.powercut.io_faults import FaultWish, survey
 from hil.powercut.recorder import Fault, Operation
 from hil.powercut.work import DATABASE, Done, Plant, Wish, Work
+from tests.tools import needs
 
-needs_compiler = pytest.mark.skipif(recorder.compiler() is None, reason="there is no C compiler for the recorder")
+needs_compiler = needs(recorder.compiler(), "there is no C compiler for the recorder")
 WISH = Wish(folder="", seed=3, transactions=10, checkpoint_pages=12)
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.tools import lacking
 
 SOURCE = Path(__file__).with_name("nvml_stand_in.c")
 HEALTHY = {
@@ -48,7 +48,7 @@ def build(folder: Path) -> Path:
     """The library, under the name by which the bindings load it; skips where there is no C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler (cc) to build the stand-in for libnvidia-ml.so.1")
+        lacking("no C compiler (cc) to build the stand-in for libnvidia-ml.so.1")
     library = folder / "libnvidia-ml.so.1"
     soname = "-Wl,-soname,libnvidia-ml.so.1"
     command = [compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", soname, "-o", str(library), str(SOURCE)]

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.tools import lacking
+
 ROOT = Path(__file__).parents[2]
 FETCHED = ROOT / "build" / "tensorrt"
 VERSIONS = ("10.3.0", "10.7.0", "10.13.3.9", "10.16.1.11", "11.0.0.114", "11.4.0.106")
@@ -36,7 +38,7 @@ def stub_libraries(into: Path) -> Path:
     """A folder with libraries that the bindings of 10.x and 11.x can be linked with, compiled from nvinfer_stub.c."""
     compiler = shutil.which("gcc")
     if compiler is None:
-        pytest.skip("gcc is not installed")
+        lacking("gcc is not installed")
     source = Path(__file__).parent / "nvinfer_stub.c"
     library = into / "stub.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-w", "-o", library, source], check=True)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
-
 from agent.trust.tpm_commands import Tpm
 from agent.trust.tpm_transport import Deadline
 from hil.emulated_keys import softhsm_module
+from tests.tools import needs
 
-needs_swtpm = pytest.mark.skipif(not shutil.which("swtpm"), reason="swtpm is not installed")
-needs_swtpm_setup = pytest.mark.skipif(
-    not (shutil.which("swtpm_setup") and shutil.which("swtpm_localca")), reason="swtpm-tools are not installed"
+needs_swtpm = needs(shutil.which("swtpm"), "swtpm is not installed")
+needs_swtpm_setup = needs(
+    shutil.which("swtpm_setup") and shutil.which("swtpm_localca"), "swtpm-tools are not installed"
 )
-needs_tpm2_tools = pytest.mark.skipif(not shutil.which("tpm2_getcap"), reason="tpm2-tools are not installed")
-needs_softhsm = pytest.mark.skipif(softhsm_module() is None, reason="softhsm2 is not installed")
+needs_tpm2_tools = needs(shutil.which("tpm2_getcap"), "tpm2-tools are not installed")
+needs_softhsm = needs(softhsm_module(), "softhsm2 is not installed")
 
 
 class ScriptedTransport:

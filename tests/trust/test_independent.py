@@ -28,6 +28,7 @@ from securesystemslib.signer._key import Key, SSlibKey
 from agent.trust import ledger, merkle
 from agent.trust.keys import FileSigner
 from agent.trust.statement import Statement
+from tests.tools import lacking
 from tests.trust.evidence_world import World, payload_of, with_payload
 from tests.trust.test_ledger import LONGEST
 
@@ -160,11 +161,9 @@ def cases(world: World) -> list[Case]:
 def test_sigstores_libraries_verify_it_all(world: World) -> None:
     node = shutil.which("node")
     if node is None:
-        pytest.skip("there is no node here to run sigstore's libraries")
+        lacking("there is no node here to run sigstore's libraries")
     if not (SIGSTORE / "node_modules" / "@sigstore" / "verify").is_dir():
-        pytest.skip(
-            "sigstore's libraries are not in build/sigstore: run `make packages` where npm can reach a registry"
-        )
+        lacking("sigstore's libraries are not in build/sigstore: run `make packages` where npm can reach a registry")
     asked = cases(world)
     told: list[dict[str, Any]] = [
         {"envelope": json.loads(one.envelope), "keyid": one.keyid, "pem": one.pem} for one in asked

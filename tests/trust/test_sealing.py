@@ -38,6 +38,7 @@ from agent.trust.sealing import (
     wrap,
 )
 from agent.trust.sealing_key import KEPT, RENEWED_AFTER_S, SEALING_KEY_TYPE, SealingKeys, verify_sealing_key
+from agent.trust.time_floor import BUILT_MS
 
 KEY = bytes(range(16))
 PLAIN = bytes(range(256)) * 800  # 204,800 bytes: three chunks and a bit
@@ -216,6 +217,22 @@ def test_the_epoch_rises_whatever_the_clock_says(tmp_path: Path) -> None:
     first = SealingKeys.open(tmp_path, "car-1", 2_000_000_000)
     assert SealingKeys.open(tmp_path, "car-1", 5).newest.epoch == first.newest.epoch
     assert SealingKeys.open(tmp_path, "car-1", 2_100_000_000).newest.epoch > first.newest.epoch
+
+
+def test_a_start_in_the_far_future_does_not_keep_a_key_for_ever(tmp_path: Path) -> None:
+    """What it made is renewed once the clock is right, and then in its time, while the epochs go on from the leap."""
+    today_s, far_s = BUILT_MS // 1000 + 86_400, 4_000_000_000
+    assert SealingKeys.open(tmp_path, "car-1", far_s).newest.epoch == far_s
+    for now_s, epoch in (
+        (5, far_s),  # a dead battery: nothing is known
+        (today_s, far_s + 1),
+        (today_s, far_s + 1),
+        (today_s + RENEWED_AFTER_S, far_s + 1),
+        (today_s + RENEWED_AFTER_S + 1, far_s + 2),
+        (today_s + 1, far_s + 2),  # a little back is no future
+    ):
+        assert SealingKeys.open(tmp_path, "car-1", now_s).newest.epoch == epoch
+    assert len(list(tmp_path.glob("sealing-*.key"))) == KEPT
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"short"), lambda path: path.chmod(0o644)])

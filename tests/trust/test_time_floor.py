@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.trust.catalogue_client import LONGEST_WINDOW_MS
 from agent.trust.time_floor import (
     AHEAD_MS,
     BEHIND_MS,
     BUILT_MS,
+    DISPATCHER_MS,
     KEEP_STEP_MS,
     LEAST_BUILT_MS,
     TimeFloor,
@@ -86,6 +88,44 @@ def test_a_time_from_the_future_is_not_believed_while_the_clock_can_be() -> None
     assert one.saw(NOW_MS + AHEAD_MS, clock_trusted=True)
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_dispatchers_word_alone_carries_it_so_far_and_no_further(trusted: bool) -> None:
+    """A stolen key tells of the year 9999: earning is shut for a month, not for ever, and a catalogue reopens it."""
+    far_ms = NOW_MS + 1_000 * 365 * 24 * HOUR_MS
+    one = floor(Clock(far_ms if trusted else 0))
+    for _ in range(3):
+        assert not one.told(far_ms, clock_trusted=trusted)
+        assert one.floor_ms == BUILT_MS + DISPATCHER_MS
+    assert one.saw(NOW_MS, clock_trusted=False)
+    assert one.told(NOW_MS + HOUR_MS, clock_trusted=False)
+    assert one.floor_ms == NOW_MS + HOUR_MS
+    one.told(far_ms, clock_trusted=trusted)
+    assert one.floor_ms == NOW_MS + DISPATCHER_MS
+
+
+def test_over_a_restart_it_is_carried_no_further() -> None:
+    kept: list[int] = []
+    floor(Clock(0), kept).told(NOW_MS + 10**12, clock_trusted=False)
+    assert kept == [BUILT_MS + DISPATCHER_MS]
+    again = floor(Clock(0))
+    again.restore(kept[-1])
+    again.told(NOW_MS + 10**12, clock_trusted=False)
+    assert again.floor_ms == BUILT_MS + DISPATCHER_MS
+
+
+def test_a_dispatchers_word_shows_that_any_catalogue_we_have_is_over() -> None:
+    one = floor(Clock(0))
+    one.saw(NOW_MS, clock_trusted=False)
+    one.told(NOW_MS + 365 * 24 * HOUR_MS, clock_trusted=False)
+    assert one.now_ms() > NOW_MS + LONGEST_WINDOW_MS
+
+
+def test_a_dispatchers_word_from_the_future_is_not_believed_while_the_clock_can_be() -> None:
+    one = floor(Clock(BUILT_MS))
+    assert not one.told(BUILT_MS + AHEAD_MS + 1, clock_trusted=True)
+    assert one.floor_ms == BUILT_MS
+
+
 def test_a_clock_that_was_set_back_is_noticed() -> None:
     clock = Clock()
     one = floor(clock)
@@ -117,7 +157,9 @@ def test_it_is_kept_when_it_has_risen_by_an_hour_and_restored_as_it_was() -> Non
     assert again == []
 
 
-@given(st.lists(st.tuples(st.sampled_from(["saw", "wall", "passes"]), st.integers(0, 4 * NOW_MS), st.booleans())))
+@given(
+    st.lists(st.tuples(st.sampled_from(["saw", "told", "wall", "passes"]), st.integers(0, 4 * NOW_MS), st.booleans()))
+)
 def test_it_only_rises(steps: list[tuple[str, int, bool]]) -> None:
     clock = Clock()
     one = floor(clock)
@@ -126,6 +168,8 @@ def test_it_only_rises(steps: list[tuple[str, int, bool]]) -> None:
         match step:
             case "saw":
                 one.saw(ms, clock_trusted=trusted)
+            case "told":
+                one.told(ms, clock_trusted=trusted)
             case "wall":
                 clock.wall = ms
             case _:
