@@ -116,3 +116,11 @@ def test_nothing_of_the_units_reaches_the_daemons_secrets() -> None:
     assert "TemporaryFileSystem=/var/lib/driveway" in text
     assert "PrivateNetwork=yes" in text
     assert "LoadCredential" not in text
+
+
+@pytest.mark.parametrize("unit", ["driveway.service", WORKER.name])
+def test_what_holds_customers_data_is_neither_dumped_nor_swapped(unit: str) -> None:
+    lines = (UNITS / unit).read_text("utf-8").splitlines()
+    assert {"LimitCORE=0", "MemorySwapMax=0"} <= set(lines)
+    drop_ins = (path.read_text("utf-8") for path in (UNITS / f"{unit}.d").glob("*.conf"))
+    assert not any(one in text for text in drop_ins for one in ("LimitCORE", "MemorySwapMax")), "none loosens it"

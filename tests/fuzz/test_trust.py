@@ -19,7 +19,7 @@ HARNESS, PLANTED = HERE / "trust.py", HERE / "planted.py"
 ROOT = HERE.parents[1]
 LIMITS = ("-timeout=10", "-rss_limit_mb=1024", "-max_len=70000", "-len_control=0", "-seed=7")
 """A single input may take 10 s and the whole process 1 GiB: far from what any honest one needs, and an end to both."""
-RUNS = 4_000
+RUNS = 20_000
 FEW_RUNS = {"catalogue": 400}
 """Where each is a refresh of a whole catalogue."""
 OF_A_TPM = ("evidence", "tpm")

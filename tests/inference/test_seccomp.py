@@ -108,12 +108,22 @@ def test_every_name_is_known_on_one_processor_at_least(processor: Processor) -> 
         ("prctl", (1, 0), EPERM),
         ("prctl", (4, 1), EPERM),
         ("prctl", (15, 0), ALLOW),
+        ("mmap", (0, 4096, 3, 0x22), ALLOW),
+        ("mmap", (0, 4096, 3, 0x01, 7), ALLOW),
+        ("mmap", (0, 4096, 3, 0x21), EPERM),
+        ("mmap", (0, 4096, 3, 0x21 | 0x03 | 0x4000), EPERM),
     ],
 )
 def test_what_is_refused_by_an_argument(
     processor: Processor, name: str, arguments: tuple[int, ...], expected: int
 ) -> None:
     assert decision(processor, name, *arguments) == expected
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=lambda one: one.name)
+def test_an_accelerators_driver_may_share_memory_with_itself(processor: Processor) -> None:
+    program = assemble(list(seccomp.rules(PID, accelerator=True)), processor, foreign_error=errno.ENOSYS)
+    assert run(program, processor.audit, processor.numbers["mmap"], (0, 4096, 3, 0x21)) == ALLOW
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda one: one.name)

@@ -68,7 +68,7 @@ def confine(
         _threads(own_namespace, unit),
         _tried(kernel, "no_privileges", process.gain_nothing),
         *_landlocked(kernel, readable, accelerator=accelerator),
-        _tried(kernel, "system_calls", seccomp.refuse_calls),
+        _tried(kernel, "system_calls", partial(seccomp.refuse_calls, accelerator=accelerator)),
         *unit,
     )
 

@@ -8,6 +8,9 @@ user's other processes, signals through the owner of a descriptor.
 
 No socket can be made, of any family. A pair of streams can: it leads nowhere but to itself, and a driver may use one to
 wake its threads; datagram pairs could be connected elsewhere. Threads may be made, processes may not.
+
+Memory that is shared and of no file counts towards no limit of a process (RLIMIT_DATA is of private memory), only of a
+group, which not every platform gives. Nothing but an accelerator's driver maps any: without one it is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ _F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_MAP_SHARED_ANONYMOUS = 0x01 | 0x20
 
 _NEW_PROGRAMS = ("execve", "execveat", "fork", "vfork")
 _OTHER_PROCESSES = (
@@ -145,8 +149,8 @@ _ON_ITSELF = ("prlimit64", "migrate_pages", "move_pages")
 _ON_THIS_THREAD = ("sched_setscheduler", "sched_setparam", "sched_setattr", "sched_setaffinity")
 
 
-def rules(pid: int) -> Iterator[Rule]:
-    """All rules, for the process `pid`."""
+def rules(pid: int, *, accelerator: bool = False) -> Iterator[Rule]:
+    """All rules, for the process `pid`, which uses an accelerator or does not."""
     yield Rule("clone3", errno.ENOSYS)
     yield Rule("clone", errno.EPERM, argument=0, mask=_CLONE_THREAD, allowed=(_CLONE_THREAD,))
     yield Rule("socketpair", errno.EPERM, argument=1, mask=_SOCK_TYPE_MASK, allowed=(_SOCK_STREAM,))
@@ -157,6 +161,8 @@ def rules(pid: int) -> Iterator[Rule]:
     yield Rule("fcntl", errno.EPERM, argument=1, refused=(_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
     yield Rule("ioctl", errno.EPERM, argument=1, refused=(_FIOSETOWN, _SIOCSPGRP, _TIOCSTI, _TIOCLINUX))
     yield Rule("prctl", errno.EPERM, argument=0, refused=(_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE))
+    if not accelerator:
+        yield Rule("mmap", errno.EPERM, argument=3, mask=_MAP_SHARED_ANONYMOUS, refused=(_MAP_SHARED_ANONYMOUS,))
 
 
 class _Program(ctypes.Structure):
@@ -165,11 +171,11 @@ class _Program(ctypes.Structure):
     _fields_ = (("instructions", ctypes.c_ushort), ("code", ctypes.c_char_p))
 
 
-def refuse_calls(kernel: Kernel) -> None:
+def refuse_calls(kernel: Kernel, *, accelerator: bool) -> None:
     """Install the filter for this process, for good; raises OSError where the kernel has no such filters."""
     if kernel.processor is None:
         raise OSError(errno.ENOSYS, f"no system calls are known of {os.uname().machine}")
-    code = bpf.assemble(list(rules(os.getpid())), kernel.processor, foreign_error=errno.ENOSYS)
+    code = bpf.assemble(list(rules(os.getpid(), accelerator=accelerator)), kernel.processor, foreign_error=errno.ENOSYS)
     program = _Program(len(code) // 8, code)
     thread = kernel.call("seccomp", _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(program))
     if thread:

@@ -40,6 +40,7 @@ _BOTH_SINCE_5_1 = {
 """Since Linux 5.1 a new call has the same number everywhere."""
 
 _X86_64 = {
+    "mmap": 9,
     "ioctl": 16,
     "shmget": 29,
     "shmat": 30,
@@ -227,6 +228,7 @@ _AARCH64 = {
     "request_key": 218,
     "keyctl": 219,
     "clone": 220,
+    "mmap": 222,
     "execve": 221,
     "swapon": 224,
     "swapoff": 225,
