@@ -80,7 +80,7 @@ class TooLongError(TrustError):
     """The server sends more than was asked for; what fetches for a catalogue raises it."""
 
 
-PublicKey = Annotated[str, re.compile(r"[A-Za-z0-9+/]{80,400}={0,2}")]
+PublicKey = Annotated[str, re.compile(r"[A-Za-z0-9+/]{56,400}={0,2}")]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.config import EnvelopeType
@@ -109,6 +110,13 @@ def test_what_is_denied_is_denied_however_it_is_spelled(world: World) -> None:
     assert believed.denies(believed.denied.packages, "ab" * 32) is not None
     assert believed.denies_agent("1.4.0") is not None
     assert believed.denies_agent("1.4.1") is None
+
+
+def test_a_dispatcher_may_sign_with_ed25519(world: World) -> None:
+    key = Ed25519PrivateKey.generate().public_key()
+    add_dispatcher(world.operator, "d1", key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(), 3)
+    world.operator.publish()
+    assert set(dispatcher_keys(world.refresh(world.car()).dispatchers)) == {keyid(key)}
 
 
 @pytest.mark.parametrize(
