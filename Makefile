@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 ARGS ?=
 
-.PHONY: demo test again model check format venv packages kernels package test-vm peers lock clean
+.PHONY: demo test test-long test-vm test-vm-long again model check format venv packages kernels package peers lock clean
 
 demo: venv  ## a parked car earns, and the driver comes back in the middle
 	$(BIN)/driveway-hil demo $(ARGS)
 
-test: venv packages check  ## everything that must hold
-	$(BIN)/pytest -n 2 -m "not vm" $(ARGS)
+test: venv packages check  ## what must hold, as far as it takes under ten minutes
+	$(BIN)/pytest -n 3 -m "not vm and not long" $(ARGS)
+
+test-long: venv packages  ## the rest: fleets, faults and cheats with real processes, each for ten seconds and more
+	$(BIN)/pytest -n 2 -m long $(ARGS)
 
 again:  ## what failed in the last run, one at a time
 	$(BIN)/pytest --last-failed --last-failed-no-failures none -rA $(ARGS)
@@ -53,6 +56,10 @@ package: venv  ## what a vehicle installs, in dist/: the .deb, its bill of mater
 test-vm: venv  ## a vehicle in a container and in a VM, with its package (as root; minutes)
 	@sh .ci/packages vm
 	$(BIN)/pytest -m vm tests/vm $(ARGS)
+
+test-vm-long: venv  ## fifty power cuts in the middle of updates (hours)
+	@sh .ci/packages vm
+	DRIVEWAY_VM_CUTS=50 $(BIN)/pytest -m vm tests/vm/test_vehicle_update.py $(ARGS)
 
 peers:  ## what benchmarks are held against: Celery in .venv-peers, and a Redis server
 	@PYTHON="$(PYTHON)" sh .ci/peers

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import msgspec
 
-from agent import key_view, ledger_view, view
+from agent import key_view, ledger_view, timeline, view
 from agent.catalogue_view import CatalogueView
 from agent.control import ControlRequest
 from agent.core.machine import as_of
@@ -28,6 +28,7 @@ from agent.recorder import Recorder
 from agent.rotation import KeyKeeper
 from agent.selftest import SelfTest
 from agent.store import Store, StoreThread
+from agent.updates import UpdateAnswer, Updates, UpdateView
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -59,6 +60,7 @@ class Answers:
         shelf: Shelf,
         keys: KeyKeeper,
         owner: OwnerDesk,
+        updates: Updates,
         recorder: Recorder,
         recordings: Path,
         sources: Sequence[CountingSource] = (),
@@ -72,24 +74,27 @@ class Answers:
         self._hands, self._desk, self._shelf, self._owner = hands, desk, shelf, owner
         self._link, self._sources = link, sources
         self._recorder, self._recordings = recorder, recordings
-        self._keys = keys
+        self._keys, self._updates = keys, updates
 
     async def answer(self, request: ControlRequest) -> object:  # noqa: C901, PLR0911, PLR0912 - one answer a verb
         """The data of one answer; raises DrivewayError with what stands in the way."""
         offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
         match request.verb:
             case "status":
-                return await self._status(offset_ms)
+                return await self.status()
             case "why":
                 return view.reasons(self._now(), offset_ms)
             case "signals":
-                return view.signal_list(self._now(), self._clock.boot_ms())
+                return self.signals()
             case "leases":
-                return await self._leases(request.limit)
+                return await self._leases(request)
+            case "timeline":
+                past = await self._store.call(timeline.past, request.since_wall_ms)
+                return timeline.timeline(self._now(), past, request.since_wall_ms)
             case "earnings":
                 totals = await self._store.call(Store.totals)
                 total = view.earnings(self._now(), totals)
-                return view.EarningsList(await self._leases(request.limit), total, totals.energy_micro_wh / 1e6)
+                return view.EarningsList(await self._leases(request), total, totals.energy_micro_wh / 1e6)
             case "ledger":
                 return await self._store.call(ledger_view.show, request.limit)
             case "ledger_prove":
@@ -104,6 +109,8 @@ class Answers:
                 return SelfTestView(await self._self_test.again(), await self._prover.prove())
             case "packages":
                 return on_shelf(self._shelf.packages.values(), self._shelf.refused, self._now())
+            case "update" | "update_show" | "update_defer" | "update_now":
+                return await self._update(request)
             case (
                 "owner"
                 | "pause"
@@ -117,6 +124,17 @@ class Answers:
                 return await self._owner.answer(request)
             case _:
                 assert_never(request.verb)
+
+    async def _update(self, request: ControlRequest) -> UpdateAnswer | UpdateView:
+        match request.verb:
+            case "update":
+                return await self._updates.hear(request.release)
+            case "update_defer":
+                return await self._updates.defer(request.for_ms)
+            case "update_now":
+                return await self._updates.now()
+            case _:
+                return self._updates.view()
 
     async def _prove(self, request: ControlRequest) -> ledger_view.Proof:
         if request.leaf is not None:
@@ -136,11 +154,17 @@ class Answers:
         """The state as it is at this moment: the core's own look may be a moment old."""
         return as_of(self._state(), self._clock.boot_ms())
 
-    async def _leases(self, limit: int) -> list[view.LeaseEarningsView]:
-        rows = await self._store.call(Store.leases, limit)
+    async def _leases(self, request: ControlRequest) -> list[view.LeaseEarningsView]:
+        rows = await self._store.call(Store.leases, request.limit, request.since_wall_ms, request.until_wall_ms)
         return [view.lease_earnings(row) for row in rows]
 
-    async def _status(self, offset_ms: int) -> view.StatusView:
+    def signals(self) -> list[view.SignalView]:
+        """What the car says."""
+        return view.signal_list(self._now(), self._clock.boot_ms())
+
+    async def status(self) -> view.StatusView:
+        """The whole status; raises StoreError."""
+        offset_ms = self._clock.wall_ms() - self._clock.boot_ms()
         pending = len(await self._store.call(Store.outbox))
         ledger = await self._store.call(ledger_view.look)
         totals = await self._store.call(Store.totals)

@@ -18,7 +18,7 @@ from agent.awake import KeepAwakeWishes
 from agent.catalogue_keeper import CatalogueKeeper, build_keeper
 from agent.clock import SystemClock, boot_id
 from agent.config import Config
-from agent.control import ControlServer
+from agent.control_server import ControlServer
 from agent.core.effects import Report
 from agent.core.model import Accelerator
 from agent.core.state import State, initial
@@ -40,6 +40,7 @@ from agent.inference.proof import Prover
 from agent.inference.shelf import Shelf
 from agent.inference.station import WorkerLimits
 from agent.leaving import Part
+from agent.metrics.look import Look, exporters
 from agent.notary import Notary
 from agent.owner import OwnerDesk
 from agent.ports import CountingSource, Emit, Source
@@ -53,6 +54,7 @@ from agent.telemetry.reader import ReaderSource
 from agent.telemetry.source import build_limits, build_reader
 from agent.traffic import TrafficMeter
 from agent.transfers import Transfers
+from agent.updates import Updates
 from agent.vehicle.apart import bind_apart
 from agent.vehicle.databroker import build_awakener, build_databroker
 from agent.vehicle.drain import Rounds
@@ -241,7 +243,9 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         python=worker.python,
         socket_unit=worker.socket_unit,
     )
-    sources = (*_readers(config, profiles, clock, rounds), self_test, notary, keys, accelerator, meter)
+    judge = None if catalogue is None else catalogue.judge_release
+    updates = Updates(state=state, clock=clock, store=store, judge=judge)
+    sources = (*_readers(config, profiles, clock, rounds, updates), self_test, notary, keys, accelerator, meter)
     sources = sources if catalogue is None else (*sources, catalogue)
     prover = Prover(clock=clock, shelf=shelf, plans=plans, limits=worker)
     recorder, recordings = Recorder(), config.path(config.state_dir) / "recordings"
@@ -255,6 +259,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         shelf=shelf,
         keys=keys,
         owner=owner,
+        updates=updates,
         recorder=recorder,
         recordings=recordings,
         sources=[source for source in sources if isinstance(source, CountingSource)],
@@ -262,13 +267,15 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         self_test=self_test,
         prover=prover,
     )
+    control = ControlServer(config.path(config.control_socket), answers.answer, owner_group=config.control.owner_group)
+    look = Look(status=answers.status, signals=answers.signals, guests=control.guests, clock=clock)
     return Parts(
         start=_start(config, profiles, clock, accelerator.begins()),
         clock=clock,
         rounds=rounds,
         store=store,
         shelf=shelf,
-        sources=sources,
+        sources=(*sources, *exporters(config.metrics, look, config.path)),
         accelerator=accelerator,
         orders=orders,
         notary=notary,
@@ -281,7 +288,7 @@ def assemble(config: Config, identity: Identity, *, emit: Emit, state: Callable[
         hands=hands,
         prover=prover,
         owner=owner,
-        control=ControlServer(config.path(config.control_socket), answers.answer),
+        control=control,
         recorder=recorder,
         recordings=recordings,
     )
@@ -367,14 +374,22 @@ def _link(config: Config, identity: Identity, desk: Desk) -> Link:
     return link
 
 
-def _readers(config: Config, profiles: list[Profile], clock: SystemClock, rounds: Rounds) -> list[Source]:
+def _readers(
+    config: Config, profiles: list[Profile], clock: SystemClock, rounds: Rounds, updates: Updates
+) -> list[Source]:
     """What reads the car, the computer and its system."""
     buses, folder = config.vehicle.bus, Path(config.base)
     sources: list[Source] = [*build_sources(buses, profiles, clock, folder, bind_apart, rounds=rounds)]
     if config.vehicle.databroker is not None:
         sources.append(build_databroker(config.vehicle.databroker, clock, config.path))
     sources.append(ReaderSource(build_reader(config), config.computer.interval_ms, clock))
-    network, flag = config.network, config.update_flag_path
-    interfaces = network.metered_interfaces
-    sources.append(Host(clock=clock, update_flag=flag, metered=network.metered, metered_interfaces=interfaces))
+    sources.append(
+        Host(
+            clock=clock,
+            update_flag=config.update_flag_path,
+            update_told=updates.holds_work,
+            metered=config.network.metered,
+            metered_interfaces=config.network.metered_interfaces,
+        )
+    )
     return sources

@@ -18,6 +18,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,6 +38,7 @@ from agent.log import logger
 from agent.package import Package
 from agent.policy_profile import Profile, configured_profile, keep_profile
 from agent.ports import Clock, Emit
+from agent.releases import HOME, is_on_trial, sums_sha256
 from agent.stamp import stamp
 from agent.store import Store, StoreThread
 from agent.trust.admission import (
@@ -46,12 +48,12 @@ from agent.trust.admission import (
     check_new,
     check_package,
     check_policy,
+    check_release,
     check_rollback,
     take,
     trusted_keys,
 )
 from agent.trust.catalogue import Catalogue
-from agent.trust.catalogue_store import CatalogueStore
 from agent.trust.dsse import VerifyingKey
 from agent.trust.grant import GrantClaims, check_grant, verify_order
 from agent.trust.time_floor import TimeFloor
@@ -109,7 +111,8 @@ class DispatcherKeys(Mapping[str, VerifyingKey]):
 
 class CatalogueKeeper:
     """Use from the event loop's thread. `channel` says how a transfer goes that begins now; `on_change` is awaited
-    whenever packages are to be judged anew; `profile` is the configured policy, None without one.
+    whenever packages are to be judged anew; `profile` is the configured policy, None without one; `home` is where the
+    versions of the agent are.
     """
 
     def __init__(
@@ -124,7 +127,9 @@ class CatalogueKeeper:
         on_change: Callable[[], Awaitable[None]],
         refresh_s: float,
         profile: Profile | None = None,
+        home: Path = HOME,
     ) -> None:
+        self._home = home
         self._client, self._store, self._clock, self._state = client, store, clock, state
         self._channel, self._on_change, self._refresh_s, self._profile = channel, on_change, refresh_s, profile
         self._rows = BackgroundRows(store, "floor_not_kept")
@@ -157,6 +162,15 @@ class CatalogueKeeper:
         except NotAdmittedError:
             return False
         return True
+
+    async def judge_release(self, version: str) -> str:
+        """Why a version of the agent may not be installed here; empty where it may."""
+        found = await asyncio.to_thread(sums_sha256, version, self._home)
+        try:
+            check_release(self.standing(), version, found)
+        except NotAdmittedError as error:
+            return str(error)
+        return ""
 
     def verify(self, envelope: bytes, payload_type: str) -> bytes:
         """The payload of what a dispatcher signed; raises NotAdmittedError."""
@@ -247,7 +261,7 @@ class CatalogueKeeper:
         trusted = not self._state().wall.problem
         if not self.time_floor.saw(catalogue.signed_ms, clock_trusted=trusted):
             logger().warning("catalogue_from_the_future", signed_at=stamp(catalogue.signed_ms))
-        take(catalogue, self.floors, RUNNING)
+        take(catalogue, self.floors, RUNNING, on_trial=await asyncio.to_thread(is_on_trial, RUNNING, self._home))
         before, self._standing = self._standing.catalogue, replace(self._standing, catalogue=catalogue)
         if before != catalogue:
             versions = catalogue.versions
@@ -303,6 +317,7 @@ def build_keeper(
         return None
     try:
         from agent.trust.catalogue_client import CatalogueClient  # noqa: PLC0415 - only where it is configured
+        from agent.trust.catalogue_store import CatalogueStore  # noqa: PLC0415 - likewise
     except ImportError as error:
         what = f"trust.catalogue needs python-tuf: {error}"
         raise ConfigError(what, hint="install driveway-agent[tuf]") from error

@@ -1,16 +1,16 @@
 """The configuration: one TOML file, typed, and strict. A key nobody knows is an error that suggests the right one.
 
+Files in `agent.toml.d` beside it are laid over it (`agent.toml`); `agent.config_mistakes` tells what is wrong.
 Paths are taken relative to the file's own directory, so a rig's folder can be moved. Secrets are never in it, only
 the paths of key files.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -20,9 +20,10 @@ from agent.fleet.backoff import CAP_S
 from agent.fleet.messages import Identifier
 from agent.fleet.tls import TlsFiles
 from agent.key_config import KeySection
+from agent.local_config import ControlSection, MetricsSection
 from agent.policy_check import check_policy
 from agent.telemetry.actuators import DevfreqStep, check_steps
-from agent.toml import read_toml
+from agent.toml import Layer, merged, read_layer, read_layers
 from agent.trust.keyring import KeyConfig
 from agent.vehicle.databroker import DatabrokerConfig
 from agent.vehicle.source import BusConfig
@@ -161,6 +162,8 @@ class Config(Section, frozen=True):
     network: NetworkConfig = NetworkConfig()
     policy: Policy = Policy()
     trust: TrustConfig = TrustConfig()
+    control: ControlSection = ControlSection()
+    metrics: MetricsSection = MetricsSection()
     update_flag: str = ""
     """While this file exists, an update waits for the computer; default: `update-pending` in `state_dir`."""
     base: str = ""
@@ -181,11 +184,17 @@ class Config(Section, frozen=True):
         return self.path(self.update_flag) if self.update_flag else self.path(self.state_dir) / "update-pending"
 
 
+def config_layers(path: Path) -> list[Layer]:
+    """The configuration and its drop-ins, as they lie there; raises ConfigError for one that is no TOML."""
+    layers = read_layers(path, "configuration", hint="give it with --config")
+    for layer in layers:
+        layer.table.pop("base", None)
+    return layers
+
+
 def load(path: Path) -> Config:
     """Read and check a configuration; raises ConfigError that names the key and the mend."""
-    table = read_toml(path, "configuration", hint="give it with --config")
-    table.pop("base", None)
-    config = _converted(table, Config, path)
+    config = _converted(config_layers(path), Config)
     check_policy(config.policy, path)
     databroker = config.vehicle.databroker
     if config.policy.keep_awake and not (databroker and databroker.keep_awake):
@@ -220,70 +229,30 @@ class PolicyFile(Section, frozen=True):
     policy: Policy = Policy()
 
 
+def policy_layer(path: Path) -> Layer:
+    """What counts of a file that is read for its policy alone, as it lies there; raises ConfigError."""
+    layer = read_layer(path, "policy")
+    if any(isinstance(value, dict) for value in layer.table.values()):
+        return replace(layer, table={"policy": layer.table.get("policy", {})})
+    return replace(layer, table={"policy": layer.table}, prefix="policy.")
+
+
 def load_policy(path: Path) -> Policy:
     """The policy in a TOML file: the `[policy]` table of a configuration, or a file that is such a table and no more.
 
     Raises ConfigError as `load` does; what else a configuration holds is not looked at.
     """
-    table = read_toml(path, "policy")
-    bare = not any(isinstance(value, dict) for value in table.values())
-    table = {"policy": table} if bare else {"policy": table.get("policy", {})}
-    policy = _converted(table, PolicyFile, path).policy
+    policy = _converted([policy_layer(path)], PolicyFile).policy
     check_policy(policy, path)
     return policy
 
 
-def _converted(table: dict[str, Any], kind: type[Table], path: Path) -> Table:
-    """The table as what it should be; raises ConfigError that names the key and the mend."""
-    unknown = next(_unknown_keys(table, kind, ""), None)
-    if unknown is not None:
-        raise ConfigError(f"{path}: unknown key {unknown[0]!r}", hint=unknown[1])
+def _converted(layers: Sequence[Layer], kind: type[Table]) -> Table:
+    """The layers as what they should be; raises ConfigError that names the file, the line, the key and the mend."""
     try:
-        return msgspec.convert(table, kind)
+        return msgspec.convert(merged(layers), kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {_readable(error)}") from error
+        from agent.config_mistakes import mistakes  # noqa: PLC0415 - only a mistake needs it
 
-
-def _unknown_keys(table: dict[str, Any], kind: type[msgspec.Struct], prefix: str) -> Any:
-    """Yield (dotted key, suggestion) for every key that the section `kind` does not have."""
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for key, value in table.items():
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known here: {', '.join(fields)}"
-            yield f"{prefix}{key}", hint
-            continue
-        for inner in _structs_in(fields[key]):
-            rows = value if isinstance(value, list) else [value]
-            for row in rows:
-                if isinstance(row, dict):
-                    yield from _unknown_keys(row, inner, f"{prefix}{key}.")
-
-
-def _structs_in(annotation: Any) -> list[type[msgspec.Struct]]:
-    """The section types inside an annotation such as `tuple[BusConfig, ...]` or `TlsFiles | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return [annotation]
-    return [inner for part in getattr(annotation, "__args__", ()) for inner in _structs_in(part)]
-
-
-def _choices(annotation: Any) -> Iterator[str]:
-    """Every word that the configuration takes in a place where only certain words are taken."""
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    elif isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        for field in msgspec.structs.fields(annotation):
-            yield from _choices(field.type)
-    else:
-        for part in get_args(annotation):
-            yield from _choices(part)
-
-
-def _readable(error: msgspec.ValidationError) -> str:
-    """Turn the JSON path in a message of msgspec (`$.policy.reserve_percent`) into a dotted key."""
-    text = str(error)
-    message, _, where = text.partition(" - at `$")
-    if wrong := re.search(r"Invalid enum value '(.*)'", message):
-        close = difflib.get_close_matches(wrong[1], list(_choices(Config)), n=1)
-        message += f"; did you mean {close[0]!r}?" if close else ""
-    return f"{where.strip('`.')}: {message}" if where else text
+        first = next(iter(mistakes(layers, kind)), None)
+        raise (ConfigError(f"{layers[0].path}: {error}") if first is None else first.error()) from error

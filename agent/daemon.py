@@ -22,7 +22,7 @@ import sys
 import traceback
 from collections import deque
 
-from agent import budgets
+from agent import budgets, log
 from agent.assembly import assemble
 from agent.clock import boot_id
 from agent.config import Config
@@ -60,7 +60,7 @@ class Daemon:
         self.parts = assemble(config, identity, emit=self.emit, state=lambda: self.state)
         self.state: State = self.parts.start
         self._supervision = Supervision.of_this_process(lambda: self.state)
-        self._ticker = Ticker(self.emit, self.parts.clock, lambda: self.state.due_ms, on_tick=self._supervision.ticked)
+        self._ticker = Ticker(self.emit, self.parts.clock, lambda: self.state.due_ms, on_tick=self._ticked)
 
     def emit(self, event: EventType) -> None:
         """Take one event through the core now, or after the one at hand; none once the core has failed."""
@@ -95,7 +95,8 @@ class Daemon:
         for effect in effects:
             self.parts.hands.perform(effect)
         self.parts.permit(permitted=may_survey(self.state))
-        self.parts.notary.parked(is_parked=self.state.gates.is_open("parked"))
+        # A signal that is late for a moment does not end the stay: each one would cost a session's certificate.
+        self.parts.notary.parked(is_parked=not self.state.gates.is_closed("parked"))
         self.parts.recorder.saw(before, event, self.state, effects)
 
     def _over(self) -> bool:
@@ -117,6 +118,15 @@ class Daemon:
         self._stop.set()
         self._quiet.set()
 
+    def _ticked(self, now_s: float, late_s: float) -> None:
+        self._supervision.ticked(now_s, late_s)
+        log.tell_storms()
+
+    def _at_work(self) -> dict[str, str]:
+        """What the log is about at this moment."""
+        lease = self.state.lease
+        return {"unit": self._unit} if lease is None else {"unit": self._unit, "lease": str(lease.grant.key)}
+
     def stop(self) -> None:
         """End, as on SIGTERM."""
         self._stop.set()
@@ -125,7 +135,10 @@ class Daemon:
         """Serve until SIGTERM or SIGINT; raises DrivewayError when it cannot begin, CoreError when the core failed."""
         parts = self.parts
         async with contextlib.AsyncExitStack() as stack:
+            log.about(self._at_work)
+            stack.callback(log.about, None)
             stack.callback(lambda: logger().info("stopped"))
+            stack.callback(log.tell_storms, ending=True)
             stack.callback(self._supervision.close)
             stack.push_async_callback(self._leave_recording)
             stack.push_async_callback(closed, parts.store)
@@ -152,7 +165,7 @@ class Daemon:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(source.run(self.emit)) for source in self.parts.sources]
             tasks.append(group.create_task(self._ticker.run()))
-            logger().info("started", unit=self._unit, packages=len(self.parts.shelf.packages))
+            logger().info("started", packages=len(self.parts.shelf.packages))
             await self._stop.wait()
             self._supervision.stopping()
             await self._give_back()

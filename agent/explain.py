@@ -89,7 +89,9 @@ COMPUTER = {
     "tried again by itself.",
     "accelerator_starting": "The accelerator is being asked whether it is ready; that takes some seconds.",
     "accelerator_lost": "The accelerator was lost ({value}); it is being asked whether it is back.",
-    "update_pending": "An update of the agent waits; nothing new is begun before it is installed.",
+    "update_pending": "An update of the agent waits; nothing new is begun before it is installed "
+    "(`driveway update` says what it waits for).",
+    "update_overdue": "An update of the agent waits, and the lease took longer than update_drain_s; it is given back.",
     "agent_stopping": "The agent is being stopped.",
 }
 OWNER = {

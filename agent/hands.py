@@ -11,8 +11,6 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import assert_never
 
-import msgspec
-
 from agent import budgets, handin, owner
 from agent.bulk import Bulk
 from agent.core.effects import (
@@ -53,6 +51,7 @@ from agent.core.events import (
 )
 from agent.core.model import JobKey, Spent, Verdict
 from agent.core.policy import Policy
+from agent.diary import Diary
 from agent.errors import StoreError
 from agent.fleet import messages
 from agent.fleet.desk import Desk
@@ -107,7 +106,7 @@ class Hands:
     ) -> None:
         self._emit, self._clock, self._store, self._desk = emit, clock, store, desk
         self._shelf, self._plans, self._session, self._unit = shelf, plans, session, unit
-        self._executor = executor
+        self._executor, self._diary = executor, Diary(store, clock)
         self._bulk = Bulk(emit=emit, clock=clock, store=store, shelf=shelf, transfers=transfers)
         self._station = Station(
             emit=self._from_station,
@@ -213,9 +212,7 @@ class Hands:
 
     async def report(self, name: str, fields: dict[str, str | int | float | bool]) -> None:
         """One log event, to standard error and to the bounded log in the store."""
-        logger().info(name, **fields)
-        with contextlib.suppress(Exception):  # a full disk is told of as the storage gate, and a log may never hurt
-            await self._store.call(Store.log, self._clock.wall_ms(), name, msgspec.json.encode(fields))
+        await self._diary.write(name, fields)
 
     async def close(self) -> None:
         """Kill a worker that is still there, and wait for what is being written, though not for a broken disk."""

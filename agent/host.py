@@ -5,7 +5,8 @@
   Unsynchronised, or not told, means that nobody keeps the clock: its error is None, not zero.
 * The network: metered where the configuration says so, or where a default route leaves through an interface that the
   configuration names (a modem). No default route, or none that can be read, is unknown.
-* The update: a file exists. The platform's updater makes it when an update waits for the computer to be idle.
+* The update: one may be installed (`agent.updates`), or a file exists, which the platform's own updater makes when an
+  update waits for the computer to be idle.
 
 A look every five seconds takes some tens of microseconds, all from memory (procfs). What cannot be read is logged once.
 """
@@ -72,12 +73,14 @@ class Host:
         *,
         clock: Clock,
         update_flag: Path,
+        update_told: Callable[[], bool] = lambda: False,
         metered: Metered = "auto",
         metered_interfaces: Sequence[str] = (),
         proc: Path = Path("/proc"),
         adjtimex: Callable[[], tuple[int, int, int]] = kernel_clock,
     ) -> None:
-        self._clock, self._update_flag, self._metered = clock, update_flag, metered
+        self._clock, self._metered = clock, metered
+        self._update_flag, self._update_told = update_flag, update_told
         self._patterns, self._proc, self._adjtimex = tuple(metered_interfaces), proc, adjtimex
         self._unread: set[str] = set()
 
@@ -95,8 +98,11 @@ class Host:
             wall_ms=wall_ms,
             wall_error_ms=self._wall_error_ms(),
             metered=self._is_metered(),
-            update_pending=os.path.exists(self._update_flag),  # noqa: PTH110 - `Path.exists` raises without permission
+            update_pending=self._update_told() or self._is_flagged(),
         )
+
+    def _is_flagged(self) -> bool:
+        return os.path.exists(self._update_flag)  # noqa: PTH110 - `Path.exists` raises without permission
 
     def _both_clocks(self) -> tuple[int, int]:
         """Boot and wall time of one moment, although the system may do something else between the two readings."""

@@ -73,7 +73,7 @@ class ConsentView(msgspec.Struct, frozen=True):
 class WishView(msgspec.Struct, frozen=True):
     """One standing wish in force, and whose it is: `owner` or `configuration`."""
 
-    value: tuple[Window, ...] | tuple[str, ...] | float
+    value: tuple[Window | str, ...] | float
     source: str
 
 

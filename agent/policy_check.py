@@ -28,7 +28,7 @@ NOT_FALLING = (
 
 def check_policy(policy: Policy, path: Path) -> None:
     """Raise ConfigError for the first contradiction in the policy that was read from `path`."""
-    wrong = next(_contradictions(policy), None)
+    wrong = next(contradictions(policy), None)
     if wrong is not None:
         what, hint = wrong
         raise ConfigError(f"{path}: {what}", hint=hint)
@@ -38,8 +38,8 @@ def check_policy(policy: Policy, path: Path) -> None:
         raise ConfigError(f"{path}: policy.time_zone: {error.what}", hint=error.hint) from error
 
 
-def _contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
-    """What is wrong, and the mend."""
+def contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
+    """(what is wrong, the mend) of everything that contradicts itself."""
     for low, high in itertools.chain.from_iterable(itertools.pairwise(names) for names in RISING):
         if getattr(policy, low) >= getattr(policy, high):
             yield f"policy.{low} ({getattr(policy, low)}) is not below policy.{high} ({getattr(policy, high)})", ""
@@ -50,7 +50,7 @@ def _contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
         yield f"policy.power_idle_w ({policy.power_idle_w}) is not below power_max_w", ""
     yield from _unproven(policy)
     yield from _never_open(policy)
-    for name in ("schedule", "tariff_zones", "departures"):
+    for name in ("schedule", "update_schedule", "tariff_zones", "departures"):
         if any(not entry.days for entry in getattr(policy, name)):
             yield f"policy.{name}: an entry is for no day at all", "leave `days` out for every day"
 

@@ -69,6 +69,14 @@ class OpenRow(msgspec.Struct, frozen=True):
     spent: Spent
 
 
+class LogRow(msgspec.Struct, frozen=True):
+    """One event of the log that the store keeps; `fields` is JSON."""
+
+    at_wall_ms: int
+    name: str
+    fields: bytes
+
+
 class VacateStats(msgspec.Struct, frozen=True):
     """How fast the computer was given back, over all vacates: from the sign on the bus to the worker's end."""
 

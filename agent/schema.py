@@ -1,14 +1,21 @@
 """The store's tables, how those of earlier versions are brought up, and what is not kept for ever.
 
-A version that is rolled back finds what it knows: columns are only added with a default, newer facts get a table of
-their own. Leaves of the ledger are never dropped. Of leases that are closed the row stays (its nonce must never be
+A version that is rolled back finds what it knows: columns are only added, with a default, newer facts get a table of
+their own, and every row is written by the names of its columns. So an older version opens a newer store and works in
+it. What it knows nothing of it does not keep up (`agent.store_ledger.KeptHead`), and where that would not do, the store
+says so by the thousands of its version: then it is refused before anything is written (`check_known`).
+
+Leaves of the ledger are never dropped. Of leases that are closed the row stays (its nonce must never be
 used again, its sums are the owner's), and the ticket of the newest `DETAILED_LEASES`; of vacates and the log, the
 newest rows. Slices go with their lease's verdict.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+
+from agent.errors import NotUnderstoodError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS leases (
@@ -42,6 +49,9 @@ COLUMNS_SINCE = (("leases", "cost_micro"), ("slices", "cost_micro"))
 
 VERSION = 2
 """Of the database: 1 keeps the ledger's head, 2 the nodes of its tree."""
+NOT_KNOWN_FROM = 1_000
+"""From this version on a store is not opened. A release that raises the thousands of `VERSION` comes after one that
+raised this number, and knows what to do with both: else there would be no way back from it."""
 
 LOG_ROWS = 20_000
 VACATE_ROWS = 10_000
@@ -50,6 +60,47 @@ CHECKPOINT_PAGES = 1_000
 """With so many pages in the write-ahead log it is copied into the database, after a commit."""
 WAL_BYTES = 4 * 1024 * 1024
 """What the write-ahead log is cut back to after a large transaction."""
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The version that brought the database up last, or a newer one before it; 0 for a new file."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def check_known(db: sqlite3.Connection) -> None:
+    """Raise NotUnderstoodError for a store of a newer version that this one must not write into. Writes nothing."""
+    version = version_of(db)
+    if version <= VERSION:
+        return
+    problem = "older ones must not open it" if version >= NOT_KNOWN_FROM else _misfit(db)
+    if problem:
+        raise NotUnderstoodError(
+            f"the store is of version {version}, and this agent knows {VERSION}: {problem}",
+            hint="install the newer version of the agent again; nothing was changed",
+        )
+
+
+def _misfit(db: sqlite3.Connection) -> str:
+    """What of our tables is not as we know it: a column that is gone, or one that has to be given a value."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as ours:
+        ours.executescript(SCHEMA)
+        tables = [row[0] for row in ours.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        known = {table: _columns(ours, table) for table in tables}
+    for table, wanted in known.items():
+        found = _columns(db, table)
+        for name, (kind, key, _) in wanted.items():
+            if name not in found or found[name][:2] != (kind, key):
+                return f"{table}.{name} is another there"
+        for name, (_, key, needed) in found.items():
+            if name not in wanted and (key or needed):
+                return f"{table}.{name} needs a value that is not known here"
+    return ""
+
+
+def _columns(db: sqlite3.Connection, table: str) -> dict[str, tuple[str, int, bool]]:
+    """Of each column its type, its place in the primary key (0: none), and whether every row has to give it."""
+    rows = db.execute(f"PRAGMA table_info({table})")
+    return {name: (kind, key, bool(needed) and default is None) for _, name, kind, needed, default, key in rows}
 
 
 def bring_up(db: sqlite3.Connection) -> None:

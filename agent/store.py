@@ -25,18 +25,19 @@ import msgspec
 
 from agent import schema, store_file
 from agent.core.model import Grant, HandInKind, JobKey, SliceOutcome, Spent, Verdict
-from agent.errors import StoreError
+from agent.errors import NotUnderstoodError, StoreError
 from agent.log import logger
 from agent.rows import (
     Engine,
     HandInRow,
+    LedgerHead,
     OpenRow,
     OutboxRow,
     SliceToUpload,
     StoredSlice,
     Totals,
 )
-from agent.store_ledger import HEAD, StoreLedger
+from agent.store_ledger import HEAD, KeptHead, StoreLedger
 
 CLOSE_S = 2.0
 
@@ -53,7 +54,11 @@ class Store(StoreLedger):
     def __init__(self, path: Path) -> None:
         self._db = self._connect(path)
         try:
+            schema.check_known(self._db)
             self._bring_up()
+        except NotUnderstoodError:
+            self.let_go(path)  # closing would write: its log into the file
+            raise
         except BaseException:
             self.close()  # at once: whoever keeps the error would keep a second connection
             raise
@@ -61,12 +66,12 @@ class Store(StoreLedger):
     def _bring_up(self) -> None:
         schema.bring_up(self._db)
         self.read_back()
-        if self._one("PRAGMA user_version") < schema.VERSION:
-            with schema.Transaction(self._db):
+        version, head = schema.version_of(self._db), self.recall(HEAD, KeptHead)
+        if version < schema.VERSION or (head is not None and head.wrote < schema.VERSION):
+            with schema.Transaction(self._db):  # new, from before, or an older version wrote the last leaf
                 self.grow_nodes()
-                if self.stored_head() is None:  # new, or from before the head was kept
-                    self.remember(HEAD, self.ledger_head())
-                self._db.execute(f"PRAGMA user_version = {schema.VERSION}")
+                self.keep_head(self.ledger_head() if head is None else LedgerHead(head.size, head.root))
+                self._db.execute(f"PRAGMA user_version = {max(version, schema.VERSION)}")
 
     def read_back(self) -> None:
         """Read anew what is kept in memory: after an error only the file knows whether its commit came about."""
@@ -113,7 +118,8 @@ class Store(StoreLedger):
     def add_slice(self, key: JobKey, stored: StoredSlice, spent: Spent) -> None:
         """Keep a finished slice with what the lease has spent until then; the same slice again changes nothing."""
         self._db.execute(
-            "INSERT OR IGNORE INTO slices VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO slices (job, epoch, idx, outcome, output, engine, energy_micro_wh, cost_micro) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *key_row(key),
                 stored.outcome.index,
@@ -169,11 +175,11 @@ class Store(StoreLedger):
             if closed.rowcount != 1:
                 raise ValueError(f"the lease {key} is not open: it was handed in before")
             self._db.execute(
-                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO outbox (job, epoch, kind, body, statement_sha256) VALUES (?, ?, ?, ?, ?)",
                 (*key_row(key), row.kind.value, row.body, row.statement_sha256),
             )
             self._db.executemany(
-                "INSERT OR REPLACE INTO referenced VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO referenced (job, epoch, idx) VALUES (?, ?, ?)",
                 [(*key_row(key), index) for index in row.referenced],
             )
             size = self._size if row.statement is None else self.append_leaf("statement", key, row.statement)
@@ -261,7 +267,8 @@ class Store(StoreLedger):
 
     def vacate(self, wall_ms: int, cause: str, idle_ms: int, gone_ms: int) -> None:
         """Note one vacate, and forget the oldest beyond the bound."""
-        self._db.execute("INSERT INTO vacates VALUES (?, ?, ?, ?)", (wall_ms, cause, idle_ms, gone_ms))
+        query = "INSERT INTO vacates (at_wall_ms, cause, idle_ms, gone_ms) VALUES (?, ?, ?, ?)"
+        self._db.execute(query, (wall_ms, cause, idle_ms, gone_ms))
         schema.forget_old_rows(self._db, "vacates", schema.VACATE_ROWS)
 
     def log(self, wall_ms: int, name: str, fields: bytes) -> None:
@@ -274,7 +281,7 @@ class Store(StoreLedger):
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA wal_autocheckpoint=0")
         try:
-            self._db.execute("INSERT INTO log VALUES (?, ?, ?)", (wall_ms, name, fields))
+            self._db.execute("INSERT INTO log (at_wall_ms, name, fields) VALUES (?, ?, ?)", (wall_ms, name, fields))
             schema.forget_old_rows(self._db, "log", schema.LOG_ROWS)
         finally:
             self._db.execute("PRAGMA synchronous=FULL")
@@ -282,7 +289,7 @@ class Store(StoreLedger):
 
     def probe(self) -> None:
         """Write and commit something small; raises sqlite3.Error while the disk takes no writes."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('probe', '')")
+        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('probe', '')")
 
     def _slices(self, key: JobKey) -> list[StoredSlice]:
         rows = self._db.execute(

@@ -14,10 +14,10 @@ import sqlite3
 
 import msgspec
 
+from agent import schema
 from agent.core.model import JobKey
 from agent.errors import LedgerDamagedError
 from agent.rows import CheckpointRow, LedgerHead
-from agent.schema import Transaction
 from agent.store_memory import StoreMemory
 from agent.trust import ledger
 from agent.trust.checkpoint import Checkpoint
@@ -30,7 +30,19 @@ LAST_SESSION = "last_session"
 LEAVES_KEPT = 50_000
 """Bodies of leaves; of an older one that was witnessed, and is no session's certificate, only the hash is kept."""
 HASH_BYTES = 32
+_INSERT_CHECKPOINT = "INSERT OR REPLACE INTO checkpoints (size, root, envelope, wall_ms, witnessed)"
 CHECKPOINTS_KEPT = 1_000
+
+
+class KeptHead(msgspec.Struct, frozen=True):
+    """The ledger's head as it was committed with its last leaf, and the version of the database that wrote that leaf.
+
+    A version that was rolled back to may not know all that is kept beside the leaves; then it is made anew.
+    """
+
+    size: int
+    root: str
+    wrote: int = 0
 
 
 class SessionNumber(msgspec.Struct, frozen=True):
@@ -64,7 +76,12 @@ class StoreLedger(StoreMemory):
 
     def stored_head(self) -> LedgerHead | None:
         """The ledger's size and root as they were committed with its last leaf."""
-        return self.recall(HEAD, LedgerHead)
+        head = self.recall(HEAD, KeptHead)
+        return None if head is None else LedgerHead(head.size, head.root)
+
+    def keep_head(self, head: LedgerHead) -> None:
+        """Write down the ledger's size and root, within the caller's transaction."""
+        self.remember(HEAD, KeptHead(head.size, head.root, schema.VERSION))
 
     def node(self, level: int, index: int) -> bytes:
         """The hash of one node of the tree (`agent.trust.ledger.NodeAt`); a leaf's own is kept with the leaf."""
@@ -85,13 +102,13 @@ class StoreLedger(StoreMemory):
         self._db.execute("INSERT INTO ledger (idx, kind, job, epoch, leaf, hash) VALUES (?, ?, ?, ?, ?, ?)", row)
         self._keep_nodes(index, digest)
         root = ledger.root(self.node, index + 1)
-        self.remember(HEAD, LedgerHead(index + 1, root.hex()))
+        self.keep_head(LedgerHead(index + 1, root.hex()))
         return index + 1
 
     def _keep_nodes(self, index: int, digest: bytes) -> None:
         for level, at, made in ledger.completed(index, digest, self.node):
             if level:
-                self._db.execute("INSERT INTO nodes VALUES (?, ?, ?)", (level, at, made))
+                self._db.execute("INSERT INTO nodes (level, idx, hash) VALUES (?, ?, ?)", (level, at, made))
 
     def grow_nodes(self) -> None:
         """Make the tree of a database from before it was kept; within the caller's transaction."""
@@ -133,7 +150,7 @@ class StoreLedger(StoreMemory):
 
     def add_session(self, number: int, certificate: bytes) -> None:
         """The certificate of a session key becomes a leaf, before anything that the key signs."""
-        with Transaction(self._db):
+        with schema.Transaction(self._db):
             size = self.append_leaf("session", JobKey("", number), certificate)
         self._size = size
 
@@ -142,8 +159,8 @@ class StoreLedger(StoreMemory):
     def add_checkpoint(self, checkpoint: Checkpoint, envelope: bytes, wall_ms: int) -> None:
         """Keep a checkpoint that the unit's key signed, and forget the oldest beyond the bound."""
         row = (checkpoint.size, checkpoint.root, envelope, wall_ms)
-        with Transaction(self._db):
-            self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 0)", row)
+        with schema.Transaction(self._db):
+            self._db.execute(f"{_INSERT_CHECKPOINT} VALUES (?, ?, ?, ?, 0)", row)
             self._db.execute(
                 "DELETE FROM checkpoints WHERE size < (SELECT max(size) FROM checkpoints WHERE witnessed)"
                 " AND size NOT IN (SELECT size FROM checkpoints ORDER BY size DESC LIMIT ?)",
@@ -178,8 +195,8 @@ class StoreLedger(StoreMemory):
             detail = f"the first {checkpoint.size} entries are not those that were witnessed: there are two ledgers"
         else:
             row, before = (checkpoint.size, checkpoint.root, envelope, wall_ms), self.checkpoint(witnessed=True)
-            with Transaction(self._db):
-                self._db.execute("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, 1)", row)
+            with schema.Transaction(self._db):
+                self._db.execute(f"{_INSERT_CHECKPOINT} VALUES (?, ?, ?, ?, 1)", row)
                 self._prune(checkpoint.size)
                 if before is None or before.size < checkpoint.size:
                     self.forget(WANTED)

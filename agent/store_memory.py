@@ -29,7 +29,7 @@ class StoreMemory(StoreReader):
     def remember(self, name: str, value: msgspec.Struct) -> None:
         """Remember one value over restarts, in one transaction; it replaces an older one."""
         text = msgspec.json.encode(value).decode("utf-8")
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
+        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (name, text))
 
     def forget(self, name: str) -> None:
         """Forget what was remembered under this name."""

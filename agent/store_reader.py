@@ -11,7 +11,7 @@ import msgspec
 
 from agent.core.model import Grant, JobKey
 from agent.errors import LedgerDamagedError
-from agent.rows import LeaseRow, LedgerRow, VacateStats
+from agent.rows import LeaseRow, LedgerRow, LogRow, VacateStats
 
 
 class StoreReader:
@@ -19,14 +19,29 @@ class StoreReader:
 
     _db: sqlite3.Connection
 
-    def leases(self, limit: int) -> list[LeaseRow]:
-        """The newest leases, newest first."""
+    def leases(self, limit: int, since_wall_ms: int = 0, until_wall_ms: int = 2**62) -> list[LeaseRow]:
+        """The newest leases that were opened in this time (the end not in it), newest first."""
         rows = self._db.execute(
             "SELECT job, epoch, ticket, state, opened_wall_ms, kind, why, slices_done, energy_micro_wh, verdict, "
-            "reason, paid_micro, cost_micro FROM leases ORDER BY rowid DESC LIMIT ?",
-            (limit,),
+            "reason, paid_micro, cost_micro FROM leases WHERE opened_wall_ms >= ? AND opened_wall_ms < ? "
+            "ORDER BY rowid DESC LIMIT ?",
+            (since_wall_ms, until_wall_ms, limit),
         ).fetchall()
         return [self._lease_row(row) for row in rows]
+
+    def log_of(self, name: str, since_wall_ms: int, limit: int) -> list[LogRow]:
+        """The newest log events of a name since a moment, and the last before it; oldest first."""
+        query = "SELECT at_wall_ms, name, fields FROM log WHERE name = ? ORDER BY rowid DESC LIMIT ?"
+        found = list[LogRow]()
+        for row in self._db.execute(query, (name, limit)):
+            found.append(LogRow(*row))
+            if found[-1].at_wall_ms < since_wall_ms:
+                break
+        return found[::-1]
+
+    def vacate_times_ms(self) -> list[int]:
+        """How long each of the newest vacates took, from the sign on the bus to the worker's end."""
+        return [int(row[0]) for row in self._db.execute("SELECT gone_ms FROM vacates")]
 
     def vacate_stats(self) -> VacateStats:
         """How many there were, and percentiles over the newest of them (nearest rank)."""

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import msgspec
 
-from agent import __version__
+from agent import __version__, idle
+from agent.advice import advice_on
 from agent.catalogue_view import CatalogueView
 from agent.core import signals
 from agent.core.events import OwnerMode, SignalValue
 from agent.core.findings import GateState, Reason
+from agent.core.signals import PAUSE_REQUESTED
 from agent.core.state import State, WorkerPhase
 from agent.core.world import Owner
 from agent.engine_view import AcceleratorView, WorkerView, accelerator, built, worker
 from agent.explain import advice, sentence
 from agent.fleet.link import LinkStatus
+from agent.idle import IdleView
 from agent.ledger_view import LedgerView
+from agent.limits import held_against
 from agent.rows import LeaseRow, Totals, VacateStats
 from agent.stamp import stamp
 from agent.wire import Confinement
@@ -26,7 +30,10 @@ MONEY_DIGITS = 9
 
 
 class ReasonView(msgspec.Struct, frozen=True):
-    """Why the gate is not open; `text` is for people, `code` for programs."""
+    """Why the gate is not open; `code` is for programs.
+
+    `text`, `expects` (when it should clear) and `next_step` are sentences for people.
+    """
 
     code: str
     gate: str
@@ -38,6 +45,8 @@ class ReasonView(msgspec.Struct, frozen=True):
     since: str
     clears_at: str | None
     text: str
+    expects: str = ""
+    next_step: str = ""
 
 
 class LeaseView(msgspec.Struct, frozen=True):
@@ -128,7 +137,7 @@ class AwakeView(msgspec.Struct, frozen=True):
 class StatusView(msgspec.Struct, frozen=True):
     """`driveway status`. `waiting` says, where the gate is open, what else keeps the agent from working.
 
-    `catalogue` is None where none is configured.
+    `idle` lists everything besides the gates that keeps it from working; `catalogue` is None where none is configured.
     """
 
     version: str
@@ -154,10 +163,14 @@ class StatusView(msgspec.Struct, frozen=True):
     refused_messages: dict[str, int]
     refused_packages: dict[str, str]
     catalogue: CatalogueView | None = None
+    idle: list[IdleView] = []
 
 
 class SignalView(msgspec.Struct, frozen=True):
-    """`driveway signals`: one leaf with its age; `problem` is empty when it may be believed."""
+    """`driveway signals`: one leaf with its age; `problem` is empty when it may be believed.
+
+    `wanted` says, for people, what it must be for work ("": no gate holds it against a limit of its own).
+    """
 
     path: str
     value: SignalValue | None
@@ -165,6 +178,7 @@ class SignalView(msgspec.Struct, frozen=True):
     age_ms: int | None
     source: str
     problem: str
+    wanted: str = ""
 
 
 class LeaseEarningsView(msgspec.Struct, frozen=True):
@@ -217,10 +231,12 @@ def waiting(state: State) -> str:
 
 def reasons(state: State, wall_offset_ms: int) -> list[ReasonView]:
     """All reasons, most severe first."""
-    return [_reason(reason, wall_offset_ms) for reason in state.gates.reasons]
+    return [_reason(reason, wall_offset_ms, state.policy.parked_for_s) for reason in state.gates.reasons]
 
 
-def _reason(reason: Reason, wall_offset_ms: int) -> ReasonView:
+def _reason(reason: Reason, wall_offset_ms: int, parked_for_s: float) -> ReasonView:
+    in_car = reason.code == "owner_paused" and reason.signal == PAUSE_REQUESTED
+    goes_on = advice_on(reason, parked_for_s=parked_for_s, in_car=in_car)
     return ReasonView(
         code=reason.code,
         gate=reason.gate,
@@ -232,6 +248,8 @@ def _reason(reason: Reason, wall_offset_ms: int) -> ReasonView:
         since=stamp(reason.since_ms + wall_offset_ms),
         clears_at=None if reason.clears_at_ms is None else stamp(reason.clears_at_ms + wall_offset_ms),
         text=sentence(reason),
+        expects=goes_on.expects,
+        next_step=goes_on.do,
     )
 
 
@@ -296,6 +314,7 @@ def status(
         refused_messages=refused_messages,
         refused_packages=refused_packages,
         catalogue=catalogue,
+        idle=idle.causes(state, wall_offset_ms, catalogue=catalogue, ledger=ledger, refused_packages=refused_packages),
     )
 
 
@@ -360,7 +379,7 @@ def lease_earnings(row: LeaseRow) -> LeaseEarningsView:
 
 def signal_list(state: State, now_ms: int) -> list[SignalView]:
     """Every leaf a gate reads and every leaf a source sent, by name."""
-    views = []
+    views, wanted = [], held_against(state.policy)
     for path in sorted({*filter(state.vehicle.reads, signals.LEAVES), *state.vehicle.known}):
         reading = state.vehicle.read(path, now_ms)
         known = state.vehicle.known.get(path)
@@ -368,7 +387,7 @@ def signal_list(state: State, now_ms: int) -> list[SignalView]:
         unit = "" if leaf is None else leaf.unit
         source = "" if known is None else known.source
         value = None if known is None else known.value
-        views.append(SignalView(path, value, unit, reading.age_ms, source, reading.problem))
+        views.append(SignalView(path, value, unit, reading.age_ms, source, reading.problem, wanted.get(path, "")))
     return views
 
 

@@ -23,6 +23,7 @@ from hil.packages import arguments as package_arguments
 from hil.powercut import arguments as powercut_arguments
 from hil.scenario import arguments as scenario_arguments
 from hil.submit import arguments
+from hil.updates import arguments as updates_arguments
 from hil.vm import arguments as vm_arguments
 
 DEFAULT_FOLDER = Path("build/demo")
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     faults_arguments.add_verb(verbs).set_defaults(verb=_faults)
     fleet_arguments.add_verb(verbs).set_defaults(verb=_fleet)
     powercut_arguments.add_verb(verbs).set_defaults(verb=_powercut)
+    updates_arguments.add_verb(verbs).set_defaults(verb=_updates)
     vm_arguments.add_verb(verbs).set_defaults(verb=_vm)
     scenario_arguments.add_verbs(verbs)
     return top
@@ -401,6 +403,12 @@ def _fleet(options: argparse.Namespace) -> int:
 
     plan = fleet_arguments.plan_of(options)
     return command.fleet(plan, json_file=options.json, figure_file=options.figure, folder=options.dir)
+
+
+def _updates(options: argparse.Namespace) -> int:
+    from hil.updates.command import updates  # noqa: PLC0415 - draws with rich
+
+    return updates(options)
 
 
 def _powercut(options: argparse.Namespace) -> int:

@@ -323,7 +323,7 @@ class Rig:
             return None
         return answer
 
-    def car(self, do: str, **arguments: object) -> dict[str, Any]:
+    def car(self, do: str, /, **arguments: object) -> dict[str, Any]:
         """One order to the car; raises DrivewayError when it refuses."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(START_TIMEOUT_S)

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent import catalogue_keeper
 from agent.catalogue_keeper import FLOORS_ROW, TIME_ROW, CatalogueKeeper, KeptFloors, KeptTime
 from agent.config import load
 from agent.core.events import CancelSeen, EventType, GrantSeen, VerdictSeen
@@ -35,6 +36,7 @@ from agent.trust import dsse
 from agent.trust.catalogue_client import CatalogueClient
 from agent.trust.catalogue_store import CatalogueStore
 from agent.trust.keys import FileSigner
+from agent.trust.version_floors import Floored
 from hil.catalogue.command import add_dispatcher, add_package, deny, server_of
 from hil.catalogue.repository import Repository
 from tests.core.world import grant as core_grant
@@ -104,6 +106,7 @@ class Unit:
             on_change=self._judge_again,
             refresh_s=0.01,
             profile=self.profile,
+            home=folder / "versions",
         )
         self.shelf = Shelf(folder / "packages", {}, self.keeper.judge, self.keeper.takes_new)
         self.plans = PlannedShelf(self.shelf, None, emit=self.events.append, clock=clock, memory_mb=256)
@@ -311,6 +314,63 @@ def test_the_floors_are_remembered(rig: Rig) -> None:
         assert floors.floors == {"package/ocr": "1"}
 
     rig.play(story)
+
+
+# --- releases of the agent ------------------------------------------------------------------------------------------
+
+
+def stage(rig: Rig, version: str, sums: str) -> bytes:
+    """A version on the disk, as the package stages it: the list of its files."""
+    folder = rig.folder / "car" / "versions" / version
+    folder.mkdir(parents=True)
+    (folder / "SHA256SUMS").write_text(sums)
+    return sums.encode()
+
+
+def test_the_catalogue_says_which_version_of_the_agent_may_be_installed(rig: Rig) -> None:
+    named, other = stage(rig, "1.1.0", "a\n"), stage(rig, "1.2.0", "b\n")
+    assert named != other
+
+    async def story(unit: Unit) -> None:
+        judge = unit.keeper.judge_release
+        assert await judge("1.1.0") == "", "before there is a catalogue, whoever brought it has signed it"
+        await unit.believes(2)
+        assert await judge("1.1.0") == "", "it says nothing of releases"
+        rig.operator.repository.put("releases/driveway-agent/1.1.0/SHA256SUMS", named)
+        rig.operator.repository.put("releases/driveway-agent/1.2.0/SHA256SUMS", named)
+        await unit.believes(rig.publish())
+        assert await judge("1.1.0") == ""
+        assert "not those of the catalogue" in await judge("1.2.0")
+        assert "is not in the catalogue" in await judge("1.3.0")
+        deny(rig.operator.repository, "agents", "1.1.0", "it loses slices")
+        await unit.believes(rig.publish())
+        assert "is denied: it loses slices" in await judge("1.1.0")
+
+    rig.play(story)
+
+
+def test_a_version_on_trial_leaves_the_way_back_open(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.operator.repository.put("releases/driveway-agent/1.1.0/SHA256SUMS", b"")
+    rig.publish()
+    good = rig.folder / "car" / "versions" / "good"
+    good.parent.mkdir()
+    good.symlink_to("1.0.0")
+    monkeypatch.setattr(catalogue_keeper, "RUNNING", "1.1.0")
+
+    async def on_trial(unit: Unit) -> None:
+        await unit.believes(3)
+        assert unit.keeper.floors.floor(Floored.AGENT) == "0"
+
+    rig.play(on_trial)
+    good.unlink()
+    good.symlink_to("1.1.0")
+
+    async def proven(unit: Unit) -> None:
+        await unit.believes(3)
+        assert unit.keeper.floors.floor(Floored.AGENT) == "1.1.0"
+        assert "is older than 1.1.0, which ran here" in await unit.keeper.judge_release("1.0.0")
+
+    rig.play(proven)
 
 
 # --- what is denied ---------------------------------------------------------------------------------------------

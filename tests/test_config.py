@@ -51,8 +51,16 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("[fleet]", "[fleat]", "unknown key 'fleat'; did you mean fleet?"),
         ("channel", "chanel", "unknown key 'vehicle.bus.chanel'; did you mean vehicle.bus.channel?"),
         ("brokers", "hosts", "unknown key 'fleet.hosts'; known here:"),
-        ("parked_for_s = 60", 'parked_for_s = "a minute"', "policy.parked_for_s: Expected `float`, got `str`"),
-        ("parked_for_s = 60", "parked_for_s = -1", "policy.parked_for_s: Expected `float` >= 0.0"),
+        (
+            "parked_for_s = 60",
+            'parked_for_s = "a minute"',
+            "policy.parked_for_s: a number is wanted, not a text; write a number of seconds",
+        ),
+        (
+            "parked_for_s = 60",
+            "parked_for_s = -1",
+            "agent.toml:19: policy.parked_for_s: -1 is not at least 0; it is in seconds",
+        ),
         ("parked_for_s = 60", "die_target_c = 99", "policy.die_target_c (99.0) is not below policy.die_limit_c (95.0)"),
         ("parked_for_s = 60", "power_max_w = 350", "leaves the heatsink -20 C, below ambient_stop_c (60 C)"),
         ("parked_for_s = 60", "power_idle_w = 80", "policy.power_idle_w (80.0) is not below power_max_w"),

@@ -116,6 +116,13 @@ def test_the_daemon_imports_no_engine_and_no_rig() -> None:
     assert loaded & heavy == set()
 
 
+def test_the_daemon_waits_with_what_it_rarely_needs() -> None:
+    """Certificates are for an enrolment, archives for a catalogue: a megabyte that most daemons never need."""
+    script = "import sys, agent.daemon; print(*sorted({'cryptography.x509', 'zipfile'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_a_question_to_the_daemon_imports_little() -> None:
     script = "import sys, agent.cli.main, agent.cli.status; print(*sorted({n.partition('.')[0] for n in sys.modules}))"
     loaded = set(

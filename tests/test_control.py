@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from agent import sd
-from agent.control import MAX_LINE_BYTES, PASSED_AS, ControlRequest, ControlServer
+from agent.control import MAX_LINE_BYTES, ControlRequest
+from agent.control_server import PASSED_AS, ControlServer
 from agent.errors import DrivewayError
 
 

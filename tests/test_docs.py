@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -58,13 +59,49 @@ def test_every_command_in_the_documents_can_be_run(command: str) -> None:
         known[name]().parse_args(arguments)
 
 
+WHOLE = """
+state_dir = "state"
+control_socket = "control.sock"
+[unit]
+id = "car-0001"
+[vehicle]
+profiles = ["tesla-model3"]
+[[vehicle.bus]]
+name = "party"
+interface = "socketcan"
+channel = "can0"
+[fleet]
+brokers = ["broker.example:8883"]
+dispatcher_key = "dispatcher.pub"
+[inference]
+packages_dir = "packages"
+publisher_key = "publisher.pub"
+"""
+"""What a block that shows one table alone is put into."""
+
+
 def test_every_configuration_in_the_documents_loads(tmp_path: Path) -> None:
     texts = [block for page in PAGES if page.name != "scenarios.md" for block in blocks(page, "toml")]
     assert texts
     for number, text in enumerate(texts):
         path = tmp_path / f"{number}.toml"
-        path.write_text(text, "utf-8")
+        path.write_text(text if "control_socket" in tomllib.loads(text) else WHOLE + text, "utf-8")
         load(path).fleet.addresses()
+
+
+def test_every_json_block_in_the_documents_is_json() -> None:
+    texts = [(page.name, block) for page in PAGES for block in blocks(page, "json")]
+    assert texts
+    for page, text in texts:
+        lines = [line for line in text.splitlines() if line]
+        parts = lines if all(line[0] == "{" and line[-1] == "}" for line in lines) else [text]
+        assert all(msgspec.json.decode(part) is not None for part in parts), page
+
+
+def test_what_is_written_in_docs_about_a_file_of_ours_is_about_one_that_is_there() -> None:
+    for page in PAGES:
+        for path in re.findall(r"`((?:agent|hil|kernels|tests|systemd|docs)/[\w./@-]+\.\w+)`", page.read_text("utf-8")):
+            assert (ROOT / path).exists() or "NAME" in path, f"{page.name} speaks of {path}"
 
 
 def test_every_policy_key_is_documented_with_its_default() -> None:

@@ -192,3 +192,11 @@ TABLES = st.one_of(
 @given(TABLES, TABLES)
 def test_no_table_breaks_the_parser(ipv4: str, ipv6: str) -> None:
     assert all(isinstance(name, str) and name != "lo" for name in default_interfaces(ipv4, ipv6))
+
+
+def test_an_update_waits_too_while_the_program_that_installs_it_says_so(tmp_path: Path) -> None:
+    told = [False]
+    looked = Host(clock=FixedClock(), update_flag=tmp_path / "update-pending", update_told=lambda: told[0])
+    assert not looked.read().update_pending
+    told[0] = True
+    assert looked.read().update_pending

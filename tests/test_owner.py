@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +15,8 @@ import pytest
 
 from agent.cli import exits
 from agent.cli.main import main
-from agent.control import ControlRequest, ControlServer, Pause, Wishes
+from agent.control import ControlRequest, Pause, Wishes
+from agent.control_server import ControlServer
 from agent.core.events import EventType, HostSeen, OwnerMode, OwnerSet
 from agent.core.machine import step
 from agent.core.policy import Policy, Window
@@ -26,8 +26,10 @@ from agent.errors import DrivewayError, StoreError
 from agent.owner import OwnerDesk, end_pause
 from agent.store import Store, StoreThread
 from tests.conftest import FixedClock
+from tests.guests import ask_as, needs_root, open_folder
 
 HOUR_MS = 3_600_000
+STRANGER = 54_321
 POLICY = Policy(consent_required_version=3, price_floor_micro_per_kwh=10_000, workload_classes=("ocr",))
 NIGHTS = Window(days=("mon", "tue"), start="22:00", end="06:00")
 
@@ -354,13 +356,14 @@ def test_the_socket_takes_nothing_that_the_command_would_not_send(served: Served
 CHANGES = ("pause", "resume", "finish", "consent_accept", "consent_withdraw", "owner_set", "owner_clear", "record")
 
 
-def test_only_root_and_the_daemons_user_may_change_anything(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = os.getuid()
-    monkeypatch.setattr(struct, "unpack", lambda _format, _bytes: (1, mine + 1, 1))
-    for verb in CHANGES:
-        answer = _talk(served.path, json.dumps({"verb": verb}).encode())
-        assert answer["error"] == f"{verb} is for root and the daemon's own user"
-    assert _talk(served.path, b'{"verb":"owner"}')["ok"]
+@needs_root
+def test_only_root_and_the_daemons_user_may_change_anything() -> None:
+    with open_folder() as folder, closing(Served(folder)) as served:
+        served.path.chmod(0o666)
+        lines = [json.dumps({"verb": verb}) for verb in (*CHANGES, "owner")]
+        *refused, owner = asyncio.run(ask_as(STRANGER, served.path, *lines))
+    assert [one["error"] for one in refused] == [f"{verb} is for root and the daemon's own user" for verb in CHANGES]
+    assert owner["ok"]
 
 
 def _talk(path: Path, line: bytes) -> dict[str, Any]:

@@ -16,8 +16,20 @@ from agent.worker.sandbox.places import devices
 UNITS = Path(__file__).parents[1] / "systemd"
 KINDS = {".service", ".socket", ".slice", ".path", ".timer"}
 WORKER = UNITS / "driveway-worker@.service"
-MOST_EXPOSED = {"driveway.service": 2.0, "driveway-worker@.service": 1.5}
-"""systemd's own scale reaches from 0 to 10; a unit without options has 9.6. The daemon has a network, a worker none."""
+MOST_EXPOSED = {
+    "driveway.service": 2.0,
+    "driveway-worker@.service": 1.5,
+    "driveway-update.service": 2.0,
+    "driveway-update-boot.service": 1.2,
+}
+"""systemd's own scale reaches from 0 to 10; a unit without options has 9.6. The daemon has a network, a worker none.
+The update program is root, and becomes the daemon's user for its doctor."""
+STABLE = UNITS / "stable.txt"
+INTERFACES = (
+    "Exec|Type=|NotifyAccess=|WatchdogSec=|LoadCredential|User=|Group=|SupplementaryGroups=|StateDirectory|RuntimeDir"
+    "|Listen|Accept=|Socket|FileDescriptorName=|ConditionPath|ReadWritePaths=|BindReadOnlyPaths=|TemporaryFileSystem="
+)
+"""What a version has to know of its units, or its units of it."""
 SANDBOX = r"(?m)^(Private|Protect|Restrict|Capability|SystemCall|IPAddress|Device|NoNew)\w*=.*\n"
 DISPLAYS = ("dri/card*", "nvidia-modeset", "fb*", "nvidia-drm*")
 
@@ -44,12 +56,12 @@ def complaints(root: Path, folder: Path = UNITS) -> str:
     units = root / "usr/lib/systemd/system"
     shutil.copytree(folder, units, ignore=shutil.ignore_patterns("package", "__pycache__", "*.py", "*.toml"))
     (root / "lib").symlink_to("usr/lib")
-    for program in ("bin/driveway", "bin/python", "worker/bin/python"):
-        path = root / "opt/driveway/current" / program
+    for program in ("current/bin/driveway", "current/bin/python", "current/worker/bin/python", "good/bin/python"):
+        path = root / "opt/driveway" / program
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
-    for target in ("sysinit", "basic", "shutdown", "multi-user", "sockets", "network"):
+    for target in ("sysinit", "basic", "shutdown", "multi-user", "sockets", "timers", "network"):
         (units / f"{target}.target").write_text("[Unit]\nDescription=Debian's own\n")
     names = [path.name.replace("@.", "@1.") for path in units.glob("driveway*") if path.suffix in KINDS]
     said = subprocess.run(
@@ -80,6 +92,52 @@ def test_a_misspelt_option_would_be_found(tmp_path: Path) -> None:
     unit = tmp_path / "units/driveway.service"
     unit.write_text(unit.read_text().replace("WatchdogSec=", "WatchdogSecs="))
     assert "WatchdogSecs" in complaints(tmp_path / "root", tmp_path / "units")
+
+
+def interfaces(folder: Path = UNITS) -> list[str]:
+    """What the units and a version have to agree on, in the form of `stable.txt`."""
+    wanted = re.compile(INTERFACES)
+    return [
+        f"{path.name}: {line}"
+        for path in sorted(folder.iterdir())
+        if path.suffix in KINDS
+        for line in path.read_text("utf-8").splitlines()
+        if wanted.match(line)
+    ]
+
+
+def test_the_units_fit_the_version_before() -> None:
+    """They are replaced while that version runs on, and they stay when an update goes back."""
+    listed = [line for line in STABLE.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    assert interfaces() == listed, f"read {STABLE} before you change it"
+
+
+@pytest.mark.parametrize(
+    ("unit", "was", "becomes"),
+    [
+        ("driveway.service", "driveway run --config", "driveway daemon --config"),
+        ("driveway.service", "Type=notify", "Type=exec"),
+        ("driveway.service", "tls.key:driveway.tls.key", "key:driveway.tls.key"),
+        ("driveway-worker@.service", "--fd 3", "--descriptor 3"),
+        ("driveway-update.service", "agent.update run", "agent.update go"),
+    ],
+)
+def test_a_unit_that_does_not_fit_the_version_before_is_found(
+    tmp_path: Path, unit: str, was: str, becomes: str
+) -> None:
+    shutil.copytree(UNITS, tmp_path / "units", ignore=shutil.ignore_patterns("package", "__pycache__"))
+    text = (tmp_path / "units" / unit).read_text("utf-8")
+    assert was in text
+    (tmp_path / "units" / unit).write_text(text.replace(was, becomes))
+    assert interfaces(tmp_path / "units") != interfaces()
+
+
+def test_the_update_program_starts_with_the_daemon_ordered_around_it() -> None:
+    boot, life = ((UNITS / f"driveway-update{name}.service").read_text("utf-8") for name in ("-boot", ""))
+    assert "\nBefore=driveway.service\n" in boot
+    assert "\nAfter=driveway-update-boot.service driveway.service\n" in life
+    for text in (boot, life):
+        assert "ExecStart=/opt/driveway/good/bin/python -I -B -m agent.update " in text
 
 
 def test_the_daemon_gets_no_accelerator_and_the_workers_socket_is_the_daemons_alone() -> None:

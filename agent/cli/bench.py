@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from agent.cli import exits
-from agent.cli.engine import Progress, open_wanted, read_input, runner_for
+from agent.cli.engine import open_wanted, read_input, runner_for
 from agent.cli.gate import Gate, GateShutError, while_open
+from agent.cli.progress import Progress
 from agent.cli.text import print_json
 from agent.clock import SystemClock
 from agent.commission import Schedule, StepTest
@@ -80,10 +81,12 @@ async def _throughput(options: argparse.Namespace, package: Package) -> None:
         warm_ms = await _first_answer_ms(runner, items, since_s=time.perf_counter())
         runner.give(items)
         await runner.compute()  # the first slice pays for what is only done once
-        for _ in range(options.rounds):
+        progress.count("measuring", 0, options.rounds, "slices")
+        for done in range(1, options.rounds + 1):
             began_s = time.perf_counter()
             await runner.compute()
             rates.append(len(items) / (time.perf_counter() - began_s))
+            progress.count("measuring", done, options.rounds, "slices")
     finally:
         progress.end()
         await runner.close()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from agent import wire
-from agent.cli.text import value
+from agent.cli.progress import Progress
 from agent.config import Config, load
 from agent.errors import DrivewayError, PackageError
 from agent.identity import read_key
@@ -70,33 +70,6 @@ def takes(package: Package) -> str:
     tensors = [call.params for call in package.manifest.pipeline.pre]
     shapes = (f"{one.get('input')} {one.get('dtype')}[{one.get('shape')}]" for one in tensors)
     return printable(f"files with {', then '.join(shapes)}, each as numpy.save writes it, {limits}")
-
-
-class Progress:
-    """Tells a person on standard error how the build of an engine goes, which may take minutes."""
-
-    def __init__(self) -> None:
-        self.built = False
-        self._phase = ""
-        self._open_line = False
-
-    def show(self, building: wire.Building) -> None:
-        """On a terminal one line that changes; else one line for each phase."""
-        self.built = True
-        phase = printable(building.phase)
-        if sys.stderr.isatty():
-            share = value(building.done_permille / 10, "%")
-            print(f"\r\x1b[Kbuilding the engine: {phase} {share}", end="", file=sys.stderr, flush=True)
-            self._open_line = True
-        elif phase != self._phase:
-            print(f"building the engine: {phase}", file=sys.stderr, flush=True)
-        self._phase = phase
-
-    def end(self) -> None:
-        """The line is over."""
-        if self._open_line:
-            print(file=sys.stderr)
-            self._open_line = False
 
 
 def _config(options: argparse.Namespace) -> Config | None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from agent.cli import exits
 from agent.cli.answer_text import answer_text
-from agent.cli.engine import Progress, open_wanted, read_input, runner_for, takes
+from agent.cli.engine import open_wanted, read_input, runner_for, takes
 from agent.cli.gate import Gate, GateShutError, while_open
+from agent.cli.progress import Progress
 from agent.cli.text import print_json
 from agent.inference.runner import PackageRunner
 from agent.inference.slices import fitting_items
@@ -33,7 +34,8 @@ def infer(options: argparse.Namespace) -> int:
     items = [read_input(path) for path in options.inputs]
     package = open_wanted(options)
     progress = Progress()
-    work = _answers(runner_for(options, package, progress), items, fitting_items(package, SLICE_ITEMS))
+    slice_items = fitting_items(package, SLICE_ITEMS)
+    work = _answers(runner_for(options, package, progress), items, slice_items, progress)
     try:
         answers = asyncio.run(while_open(gate.shut, work))
     except GateShutError as error:
@@ -53,15 +55,19 @@ def infer(options: argparse.Namespace) -> int:
     return exits.FAILED if failed else exits.FINE
 
 
-async def _answers(runner: PackageRunner, items: list[bytes], slice_items: int) -> list[dict[str, Any]]:
+async def _answers(
+    runner: PackageRunner, items: list[bytes], slice_items: int, progress: Progress
+) -> list[dict[str, Any]]:
     """Run all items, slice by slice; raises DrivewayError with the worker's own words when it fails."""
     answers: list[dict[str, Any]] = []
     try:
         await runner.open()
         runner.give(items)
+        progress.count("inference", 0, len(items), "inputs")
         for first in range(0, len(items), slice_items):
             done = await runner.compute(first, min(first + slice_items, len(items)))
             answers += json.loads(done.output)
+            progress.count("inference", len(answers), len(items), "inputs")
     finally:
         await runner.close()
     return answers

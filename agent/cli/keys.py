@@ -32,6 +32,7 @@ from agent.store import Store, StoreThread
 from agent.trust.csr import certificate_request, to_pem
 from agent.trust.hardware import BlockingSigner, HardwareSigner
 from agent.trust.keyring import unit_key
+from agent.trust.succession import MAX_OVERLAP_S
 
 COLOURS = {"ready": "green", "absent": "yellow", "slow": "yellow"}
 
@@ -66,6 +67,9 @@ def keys(options: argparse.Namespace) -> int:
 def rotate(options: argparse.Namespace) -> int:
     """Have the key succeeded by a new one, and print that."""
     asked = {"reason": options.reason, "overlap_s": options.overlap // 1000}
+    if asked["overlap_s"] > MAX_OVERLAP_S:
+        said = f"--overlap is {asked['overlap_s'] / 86_400:g} days"
+        raise exits.UsageError(said, hint=f"the old key counts for {MAX_OVERLAP_S // 86_400} days at most")
     try:
         data = ask_within(ROTATE_S, socket_path(options.socket, options.config), "keys_rotate", **asked)
     except UnreachableError as error:

@@ -8,6 +8,9 @@ answered fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -26,16 +29,31 @@ LIMIT = when.whole(1, 1000)
 EXECUTORS = ("onnxruntime", "tensorrt", "tensorrt_rtx")
 """What an engine runs on (`agent.wire.ExecutorName`)."""
 
+SHELLS = ("bash", "zsh", "fish")
+
 Verb = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help ends with examples."""
+
+    def format_help(self) -> str:
+        """The help, and how the verb is used."""
+        from agent.cli.examples import EXAMPLES  # noqa: PLC0415 - for help alone
+
+        lines = EXAMPLES.get(self.prog.partition(" ")[2], ())
+        return super().format_help() + "".join(("\nexamples:\n", *(f"  {line}\n" for line in lines)) if lines else ())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the process's exit code."""
+    _speak_plainly()
     options = parser().parse_args(arguments)
     module, _, function = options.verb.partition(":")
     try:
         verb: Verb = getattr(import_module(f"agent.cli.{module}"), function)
-        return verb(options)
+        code = verb(options)
+        sys.stdout.flush()
     except UnreachableError as error:
         print(f"driveway: {error}", file=sys.stderr)
         return exits.UNREACHABLE
@@ -43,10 +61,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"driveway: {error}", file=sys.stderr)
         return exits.USAGE if isinstance(error, exits.UsageError) else exits.FAILED
     except BrokenPipeError:
-        sys.stderr.close()
+        _say_no_more()
         return exits.FINE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _say_no_more()
+        print("driveway: the answer cannot be written: no space is left there", file=sys.stderr)
+        return exits.FAILED
     except KeyboardInterrupt:
         return 128 + 2
+    else:
+        return code
+
+
+def _say_no_more() -> None:
+    """What standard output still holds cannot be written, and the interpreter must not try at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a test's standard output is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _speak_plainly() -> None:
+    """On a terminal or into a file that takes no UTF-8: what it cannot show is written in letters that it has."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            from agent.cli.terminal import forgive  # noqa: PLC0415 - few terminals need it
+
+            forgive(stream)
 
 
 def _owner(owner: argparse.ArgumentParser) -> None:
@@ -143,6 +184,43 @@ def _verify(verify: argparse.ArgumentParser) -> None:
     )
 
 
+def _config(config: argparse.ArgumentParser) -> None:
+    """`driveway config check | show`; the options that every verb has may stand on either side of the action."""
+    actions = config.add_subparsers(metavar="ACTION", required=True)
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=about, description=about)
+        one.set_defaults(verb=f"config:{name}")
+        for option in ("--socket", "--config"):
+            hidden = argparse.SUPPRESS if option == "--socket" else "the configuration"
+            one.add_argument(option, type=Path, default=argparse.SUPPRESS, help=hidden)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON instead of text")
+        return one
+
+    check = add("check", "every mistake, with its file, its line and what to write instead")
+    check.epilog = "exit codes: 0 right, 1 something is wrong, 4 a number looks as if another unit was meant"
+    check.add_argument("--policy", type=Path, metavar="FILE", help="check a file that is a [policy] table instead")
+    show = add("show", "the values in force, and where each is from; secrets are not shown")
+    show.add_argument("keys", nargs="*", metavar="KEY", help="only these, or what is in this table: policy, fleet.tls")
+    show.add_argument("--changed", action="store_true", help="only what is not a default")
+
+
+def _bundle(bundle: argparse.ArgumentParser) -> None:
+    """Where it is written, and whether it is asked for."""
+    bundle.description = (
+        "Collects what support needs to see into one archive: status, configuration, doctor, logs, versions, units and "
+        "the recorder's last hours. Only what is known to be harmless is taken; what was left out is listed."
+    )
+    bundle.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: driveway-bundle-UNIT-TIME.tar.gz in this directory"
+    )
+    bundle.add_argument("--list", action="store_true", help="say what would be in it, and write nothing")
+    bundle.add_argument("--yes", action="store_true", help="write it without asking")
+    bundle.add_argument(
+        "--hours", type=when.whole(0, 48), default=2, help="of the recorder, 0: none of it (default: 2)"
+    )
+
+
 def _doctor(doctor: argparse.ArgumentParser) -> None:
     """How much is asked."""
     doctor.epilog = "exit codes: 0 all well, 1 something has to be mended, 3 no daemon answers, 4 somebody should look"
@@ -176,6 +254,49 @@ def _bench(bench: argparse.ArgumentParser) -> None:
     _engine(bench)
 
 
+def _update(update: argparse.ArgumentParser) -> None:
+    """`driveway update [status | defer DURATION | now]`; the options of every verb may stand on either side of it."""
+    update.add_argument("--status-file", type=Path, help=argparse.SUPPRESS)
+    actions = update.add_subparsers(metavar="ACTION")
+
+    def add(name: str, about: str) -> argparse.ArgumentParser:
+        one = actions.add_parser(name, help=about, description=about)
+        one.set_defaults(verb=f"update:{name}")
+        for option in ("--socket", "--config"):
+            one.add_argument(option, type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        return one
+
+    add("status", "what waits, and why, and what became of versions before (also without ACTION)")
+    defer = add("defer", "not before so long from now; policy.update_defer_max_h bounds it")
+    defer.add_argument("lasts", type=when.duration, metavar="DURATION", help="30m, 2h, 1h30m, 1d")
+    add("now", "as soon as the car is parked and empty and the lease has ended, whatever you wished before")
+
+
+def _worked(verb: argparse.ArgumentParser) -> None:
+    """Which leases, and in which form."""
+    verb.add_argument("--limit", type=LIMIT, help="how many at most (default: 20, or all of --since and --until)")
+    for option, about in (("--since", "those begun from then on"), ("--until", "and before that")):
+        verb.add_argument(
+            option,
+            type=when.past,
+            metavar="TIME",
+            help=f"{about}: 2026-03-01 (its noon), 2026-03-01T22:00, yesterday, or 12h or 7d ago",
+        )
+    verb.add_argument("--csv", action="store_true", help="comma-separated values, with a line of names")
+    if verb.prog.endswith("earnings"):
+        verb.add_argument("--nights", action="store_true", help="the nights alone, not every lease")
+
+
+def _watch(watch: argparse.ArgumentParser) -> None:
+    """How often, how far back, and for how long."""
+    watch.epilog = "ends with Ctrl-C; without a terminal, or with TERM=dumb, it prints a line a change"
+    watch.add_argument("--plain", action="store_true", help="print a line a change, and draw no screen")
+    watch.add_argument("--every", type=when.whole(1, 3600), default=1, metavar="SECONDS", help="look so often (1)")
+    watch.add_argument("--hours", type=when.whole(1, 48), default=6, help="of the gate's past (default: 6)")
+    watch.add_argument("--count", type=when.whole(1, 1_000_000), metavar="LOOKS", help="end after so many looks")
+
+
 def _engine(verb: argparse.ArgumentParser) -> None:
     """What a verb takes that runs a package here and now."""
     verb.add_argument("--threads", type=when.whole(1, 64), default=2, help="threads of the engine (default: 2)")
@@ -185,7 +306,7 @@ def _engine(verb: argparse.ArgumentParser) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="driveway",
         description="Lends a parked car's idle inference computer, and gives it back at once.",
         epilog="exit codes: 0 fine, 1 failed, 2 usage, 3 daemon unreachable, 4 degraded, 5 refused by policy",
@@ -211,11 +332,12 @@ def parser() -> argparse.ArgumentParser:
 
     add("run", "run:run", "run the daemon in the foreground", asks=False)
     add("status", "status:status", "what the agent does now, and what it earned")
-    add("why", "status:why", "why it does not work now: the gate, the signal, its value and its limit")
+    add("why", "why:why", "why it does not work now: the gate, the signal, its value and its limit")
+    _watch(add("watch", "watch:watch", "the same, live: gate, heat, power, charge, prices, lease and vacates"))
     add("signals", "status:signals", "what the car says, with age and quality")
     add("record", "work:record", "write down what the agent saw and decided in the last hours, to play it again")
-    for name, about in (("leases", "the newest leases"), ("earnings", "what each lease earned, net of its energy")):
-        add(name, f"work:{name}", about).add_argument("--limit", type=LIMIT, default=20, help="how many (default: 20)")
+    for name, about in (("leases", "the newest leases"), ("earnings", "what each night and lease earned, net")):
+        _worked(add(name, f"work:{name}", about))
     _ledger(add("ledger", "ledger:show", "the ledger: every statement made and verdict received, and proofs of them"))
     pause = add(
         "pause", "owner:pause", "stop working, until a time or until `driveway resume`"
@@ -235,6 +357,7 @@ def parser() -> argparse.ArgumentParser:
     consent.add_argument("--accept", type=when.version, metavar="VERSION", help="agree to this version of the terms")
     consent.add_argument("--withdraw", action="store_true", help="take your consent back")
     _owner(add("owner", "owner:show", "what you told the agent, and your standing wishes"))
+    _update(add("update", "update:status", "the version that waits to be installed, why it waits, and your word on it"))
     listed = add("packages", "packages:packages", "the packages on this computer, and whether each may run")
     listed.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="a package, or a folder of packages")
     infer = add("infer", "infer:infer", "run a package on inputs, here and now, if the gate is open")
@@ -244,7 +367,11 @@ def parser() -> argparse.ArgumentParser:
     _bench(add("bench", "bench:bench", "measure this computer: a package's throughput, or how it takes heat"))
     _keys(add("keys", "keys:keys", "the unit's own key: where it lives, and whether it signs; and a new one"))
     _verify(add("verify", "verify:verify", "check results, proofs, checkpoints and verdicts offline", asks=False))
+    _config(add("config", "config:show", "whether the configuration is right, what counts, and where it is from"))
     _doctor(add("doctor", "doctor.command:doctor", "what is well here, what is not, and how to mend it"))
+    _bundle(add("bundle", "bundle.command:bundle", "an archive for support, without secrets"))
+    completion = add("completion", "completion:completion", "what makes a shell complete this command", asks=False)
+    completion.add_argument("shell", choices=SHELLS, help="for which shell")
     about = "play a recorded night against a policy, in virtual time"
     _simulate_options(add("simulate", "simulate:simulate", about, asks=False))
     return top

@@ -7,6 +7,7 @@ the files are looked at: whole or damaged, signed by whom, and whether the model
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agent.cli.text import paint, print_json, shown
 from agent.config import load
 from agent.errors import ConfigError
 from agent.identity import read_key
+from agent.package import MANIFEST
 from agent.package_list import in_folders
 
 COLOURS = {"ready": "green", "refused": "red", "building": "yellow", "no plan": "yellow", "waiting": "yellow"}
@@ -26,12 +28,29 @@ COLOURS = {"ready": "green", "refused": "red", "building": "yellow", "no plan": 
 
 def packages(options: argparse.Namespace) -> int:
     """Print every package; a refused one makes the answer degraded."""
-    found = _looked_at(options.config, options.folders) if options.folders else _installed(options)
+    found = _named(options) if options.folders else _installed(options)
     if options.json:
         print_json(found)
     else:
         print("\n".join(_words(one) for one in shown(found)) or "There is no package.")
     return exits.DEGRADED if any(one["state"] == "refused" for one in found) else exits.FINE
+
+
+def _named(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The folders that were given, and what is in them; of folders in them that have no manifest, only how many."""
+    found: list[dict[str, Any]] = []
+    strangers = 0
+    for folder in options.folders:
+        inside = _looked_at(options.config, [folder])
+        packages_in = [
+            one for one in inside if (folder / MANIFEST).exists() or (folder / one["folder"] / MANIFEST).exists()
+        ]
+        strangers += len(inside) - len(packages_in)
+        found += packages_in
+    if strangers:
+        are = "folder there is no package: it has" if strangers == 1 else "folders there are no packages: they have"
+        print(f"driveway: {strangers} {are} no {MANIFEST}", file=sys.stderr)
+    return found
 
 
 def _installed(options: argparse.Namespace) -> list[dict[str, Any]]:

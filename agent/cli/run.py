@@ -15,5 +15,8 @@ def run(options: argparse.Namespace) -> int:
 
     config = load(options.config)
     log.configure()
+    log.hear_libraries()
+    log.about(lambda: {"unit": config.unit.id})
+    log.keep_secret(config.fleet.enrol_code)
     daemon.run(config)
     return exits.FINE

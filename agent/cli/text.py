@@ -6,21 +6,16 @@ What the daemon tells may have come from anywhere: nothing of it reaches a termi
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from agent.cli.terminal import screen
 from agent.printable import printable
-
-COLOURS = {"red": 31, "green": 32, "yellow": 33, "grey": 90}
 
 
 def paint(text: str, colour: str) -> str:
-    """The text in a colour, where standard output is a terminal and NO_COLOR is not set."""
-    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-        return text
-    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
+    """The text in a colour, where standard output is a terminal that takes it and NO_COLOR is not set."""
+    return screen().paint(text, colour)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

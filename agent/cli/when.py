@@ -63,6 +63,25 @@ def moment(text: str, now: dt.datetime | None = None) -> int:
     return round(at.timestamp() * 1000)
 
 
+def past(text: str, now: dt.datetime | None = None) -> int:
+    """A local time that may be over, as milliseconds since 1970: a date, a date and time, `yesterday`, or how long ago.
+
+    A date alone is its noon, where a night begins (`agent.cli.nights`).
+    """
+    here = dt.datetime.now().astimezone() if now is None else now
+    said = text.strip().lower()
+    if said in {"today", "yesterday"}:
+        said = (here.date() - dt.timedelta(days=said == "yesterday")).isoformat()
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", said, re.ASCII):
+        said += "T12:00"
+    with contextlib.suppress(ValueError):
+        at = dt.datetime.fromisoformat(said.upper())
+        return round((at if at.tzinfo is not None else _local(at.date(), at.time())).timestamp() * 1000)
+    with contextlib.suppress(Wrong):
+        return round(here.timestamp() * 1000) - duration(said)
+    raise Wrong(f"{text!r} is no time; write 2026-03-01 (its noon), 2026-03-01T22:00, yesterday, or 12h or 7d ago")
+
+
 def _moment(text: str, here: dt.datetime) -> dt.datetime:
     with contextlib.suppress(ValueError):
         at = dt.datetime.fromisoformat(text.upper())
@@ -188,6 +207,11 @@ def version(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 6 and int(text) >= 1):
         raise Wrong(f"{text!r} is no version of the terms; see `driveway consent`")
     return int(text)
+
+
+def wall_s(stamp: str) -> float:
+    """An RFC 3339 stamp as seconds since 1970."""
+    return dt.datetime.fromisoformat(stamp).timestamp()
 
 
 def local_text(stamp: str) -> str:

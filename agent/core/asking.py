@@ -79,6 +79,7 @@ def may_ask(state: State) -> bool:
         and state.pace.state is PaceState.OPEN
         and state.lease is None
         and state.owner.mode is OwnerMode.AUTO
+        and not state.update_pending
         and not state.left_over
         and len(state.outbox) < OUTBOX_MAX
         and state.now_ms >= state.ask_not_before_ms

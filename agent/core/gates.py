@@ -99,7 +99,9 @@ RULES: dict[str, Rule] = {
     ),
     "storage": Rule(computer.storage, Timing(), YieldReason.FAULT, reads("store_problem")),
     "self_test": Rule(computer.self_test, Timing(), YieldReason.FAULT, reads("self_test_problem", "accelerator")),
-    "update": Rule(computer.update, Timing(), YieldReason.SHUTDOWN, reads("update_pending")),
+    "update": Rule(
+        computer.update, Timing(), YieldReason.SHUTDOWN, reads("update_pending", "update_since_ms", "leased")
+    ),
     "agent": Rule(computer.agent, Timing(), YieldReason.SHUTDOWN, reads("stopping")),
 }
 """Every gate, in the order people are told about them."""
@@ -137,6 +139,10 @@ class Gates(msgspec.Struct, frozen=True):
     def is_open(self, name: str) -> bool:
         """Whether the gate of this name is open."""
         return any(gate.name == name and gate.state is GateState.OPEN for gate in self.gates)
+
+    def is_closed(self, name: str) -> bool:
+        """Whether the gate of this name is shut, and not only holding back new work."""
+        return any(gate.name == name and gate.state is GateState.CLOSED for gate in self.gates)
 
     @property
     def due_ms(self) -> int:

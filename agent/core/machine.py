@@ -164,8 +164,7 @@ def fold(state: State, event: EventType) -> Step:  # noqa: C901, PLR0911, PLR091
             heat = state.heat.seen(reading, state.policy, working=working)
             return REPLACE(state, compute=reading, meter=state.meter.read(reading, _rate(state)), heat=heat), ()
         case HostSeen():
-            wall = state.wall.seen(event)
-            return REPLACE(state, wall=wall, metered=event.metered, update_pending=event.update_pending), ()
+            return _host_seen(state, event), ()
         case SelfTested():
             return _self_tested(state, event)
         case (
@@ -325,6 +324,7 @@ def world_of(state: State) -> World:
         traffic=state.traffic,
         pace=state.pace,
         update_pending=state.update_pending,
+        update_since_ms=state.update_since_ms,
         offline_since_ms=state.offline_since_ms,
         leased=state.lease is not None,
         slice_ms=state.slice_ms,
@@ -332,6 +332,17 @@ def world_of(state: State) -> World:
         self_test_problem=state.self_test_problem,
         accelerator=state.accelerator,
         stopping=state.stopping,
+    )
+
+
+def _host_seen(state: State, event: HostSeen) -> State:
+    since_ms = state.update_since_ms if state.update_pending else event.at_ms
+    return REPLACE(
+        state,
+        wall=state.wall.seen(event),
+        metered=event.metered,
+        update_pending=event.update_pending,
+        update_since_ms=since_ms if event.update_pending else 0,
     )
 
 

@@ -160,6 +160,14 @@ class Policy(Table, frozen=True):
     """The version of the terms that the owner must have agreed to; 0: none."""
     workload_classes: Annotated[tuple[WorkloadClass, ...], msgspec.Meta(max_length=MAX_CLASSES)] = ()
     """Only work of these classes is taken on; empty: any."""
+    update_schedule: tuple[Window, ...] = ()
+    """The agent is replaced only within these windows; none: at any time."""
+    update_plugged: bool = False
+    """The agent is replaced only while the car is plugged in."""
+    update_drain_s: Seconds = 1_800.0
+    """A lease at work may take so long to its end once an update may begin; then it is given back."""
+    update_defer_max_h: Annotated[float, msgspec.Meta(ge=0, le=2_160)] = 168.0
+    """How long after the agent was first told of an update the owner may defer it at most."""
     metered_allowed: bool = False
     """Take on new work although the network is metered."""
     metered_daily_mb: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 50

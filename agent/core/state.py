@@ -120,6 +120,8 @@ class State(msgspec.Struct, frozen=True):
     owner: Owner = Owner()
     metered: bool | None = None
     update_pending: bool = False
+    update_since_ms: int = 0
+    """Since when an update waits, where one does."""
     self_test_problem: str = ""
     accelerator: Accelerator = SUPPOSED_READY
     store_problem: str = ""

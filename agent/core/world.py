@@ -51,6 +51,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     traffic: Traffic = Traffic()
     pace: Pace = Pace()
     update_pending: bool = False
+    update_since_ms: int = 0
     offline_since_ms: int | None = None
     leased: bool = False
     slice_ms: int | None = None

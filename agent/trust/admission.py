@@ -17,6 +17,9 @@ from agent.trust.catalogue import Catalogue, CatalogueError, CatalogueFault, dis
 from agent.trust.dsse import VerifyingKey
 from agent.trust.version_floors import Floored, VersionFloors, version_key
 
+SUMS = "SHA256SUMS"
+"""The file of a release that lists its files: its digest names all of it."""
+
 
 class Reason(enum.Enum):
     """Why something may not run here, or why a grant is not taken: one word each, for counting."""
@@ -42,6 +45,9 @@ class Reason(enum.Enum):
     AGENT_DENIED = "agent_denied"
     AGENT_DOWNGRADE = "agent_downgrade"
     POLICY_DOWNGRADE = "policy_downgrade"
+    RELEASE_UNLISTED = "release_unlisted"
+    RELEASE_CHANGED = "release_changed"
+    """The files of this version are others than those that are listed."""
 
 
 class NotAdmittedError(TrustError):
@@ -96,6 +102,32 @@ def check_new(standing: Standing) -> None:
         raise NotAdmittedError(Reason.AGENT_DOWNGRADE, what, hint="update the agent")
 
 
+def check_release(standing: Standing, version: str, sums_sha256: str) -> None:
+    """May this version of the agent be installed? `sums_sha256` is of its SHA256SUMS, "" where it is not to be read.
+
+    While no catalogue is believed, or it has expired, only what is remembered or denied speaks against it: the update
+    may be what mends that, and whoever brought it has signed it. Raises NotAdmittedError. The way back to the version
+    that ran before asks nobody.
+    """
+    catalogue, shown = standing.catalogue, f"version {version} of the agent"
+    if standing.floors.is_below(Floored.AGENT, version):
+        what = f"{shown} is older than {standing.floors.floor(Floored.AGENT)}, which ran here"
+        raise NotAdmittedError(Reason.AGENT_DOWNGRADE, what, hint="publish a higher number")
+    if catalogue is None:
+        return
+    if denied := catalogue.denies_agent(version):
+        raise NotAdmittedError(Reason.AGENT_DENIED, f"{shown} is denied: {denied.why or 'no reason given'}")
+    if not catalogue.releases or standing.now_ms >= catalogue.expires_ms:
+        return
+    files = [one for one in catalogue.releases if version_key(one.version) == version_key(version)]
+    if not files:
+        raise NotAdmittedError(Reason.RELEASE_UNLISTED, f"{shown} is not in the catalogue")
+    sums = {one.sha256 for one in files if one.file == SUMS}
+    if sums and sums_sha256 not in sums:
+        what = f"the files of {shown} are not those of the catalogue"
+        raise NotAdmittedError(Reason.RELEASE_CHANGED, what, hint=f"install the package whose {SUMS} is listed")
+
+
 def trusted_keys(standing: Standing) -> dict[str, tuple[int, VerifyingKey]]:
     """Epoch and key of the dispatchers by keyid, those that were replaced or denied included."""
     catalogue = standing.catalogue
@@ -126,10 +158,13 @@ def check_rollback(catalogue: Catalogue, floors: VersionFloors) -> None:
             raise CatalogueError(CatalogueFault.ROLLBACK, what)
 
 
-def take(catalogue: Catalogue, floors: VersionFloors, agent_version: str) -> None:
-    """Raise the floors to what this newly verified catalogue lists; of the agent, to the version that runs here."""
+def take(catalogue: Catalogue, floors: VersionFloors, agent_version: str, *, on_trial: bool = False) -> None:
+    """Raise the floors to what this newly verified catalogue lists; of the agent, to the version that runs here.
+
+    One on trial raises none: it may yet have to make room for the one before, which then is to work.
+    """
     marks = _numbers(catalogue)
-    if any(one.version == agent_version for one in catalogue.releases):
+    if not on_trial and any(one.version == agent_version for one in catalogue.releases):
         marks[Floored.AGENT, ""] = agent_version
     for kind, listed in ((Floored.PACKAGE, catalogue.packages), (Floored.POLICY, catalogue.policies)):
         for one in listed:

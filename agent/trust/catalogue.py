@@ -133,6 +133,8 @@ class Listed:
     version: str
     sha256: Sha256
     length: int
+    file: str = ""
+    """Of a release, which may have several."""
 
 
 @dataclass(frozen=True)

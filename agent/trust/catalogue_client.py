@@ -256,7 +256,8 @@ def _listed(role: str, targets: Targets) -> tuple[Listed, ...]:
     found = []
     for name, target in targets.targets.items():
         title, version = read_name(role, name)
-        found.append(Listed(title, version, _sha256(target), target.length))
+        file = name.rpartition("/")[2] if role == "releases" else ""
+        found.append(Listed(title, version, _sha256(target), target.length, file))
     return tuple(found)
 
 

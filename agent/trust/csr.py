@@ -3,15 +3,15 @@
 Libraries build requests for keys that they hold. A key in a TPM or a token is held by nobody, so the few bytes of DER
 around the name and the public key are written here, and the signer signs them like anything else. The request says who
 the unit is (`CN`) and holds nothing more: what the certificate may be used for is for the authority to say.
+
+The library's certificates (half a megabyte) are imported when a request is made, which is once in a unit's life.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID
 
 from agent.errors import TrustError
 from agent.trust.keys import load_public_key
@@ -43,6 +43,9 @@ def certificate_request(unit: str, signer: Requester) -> bytes:
 
 def request_info(unit: str, public_key_pem: str) -> bytes:
     """What is to be signed (CertificationRequestInfo, in DER); raises TrustError for a name too long or empty."""
+    from cryptography import x509  # noqa: PLC0415 - as the docstring says
+    from cryptography.x509.oid import NameOID  # noqa: PLC0415 - as the docstring says
+
     if not 0 < len(unit) <= MAX_NAME:
         raise TrustError(f"a certificate's name has 1 to {MAX_NAME} characters, not {len(unit)}")
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, unit)]).public_bytes()
@@ -57,6 +60,8 @@ def signed_request(to_sign: bytes, signature: bytes) -> bytes:
 
 def to_pem(request: bytes) -> str:
     """The request as PEM; raises TrustError when it is none, or its signature does not hold."""
+    from cryptography import x509  # noqa: PLC0415 - as the docstring says
+
     try:
         parsed = x509.load_der_x509_csr(request)
     except ValueError as error:

@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.errors import TrustError
@@ -122,6 +121,8 @@ def _stored_chain(tpm: Tpm) -> Iterator[bytes]:
 
 def _chain_in(path: Path) -> list[bytes]:
     """The certificates in a file of PEM or DER; raises TrustError."""
+    from cryptography import x509  # noqa: PLC0415 - half a megabyte, for an enrolment alone
+
     try:
         with path.open("rb") as file:
             body = file.read(4 * MAX_CHAIN_BYTES)

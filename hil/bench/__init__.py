@@ -9,6 +9,7 @@ from __future__ import annotations
 BENCHMARKS = {
     "vacate": "frame on the bus to no more work running",
     "idle": "what the daemon costs while the car sends 3,000 frames a second",
+    "footprint": "memory, processor, wake-ups and flash wear of the agent, held to limits",
     "leases": "items a second with a verdict, publishes and CPU a lease, beside Celery",
     "pipeline": "a lease's share of the engine's throughput; time to the first slice, and until a busy worker is gone",
     "trust": "what keys, statements, commits and long logs cost, and what cheats gain",

@@ -148,21 +148,21 @@ def _measure(rig: QuietRig, seconds: float) -> IdleFigures:
     rig.start_buses(FRAMES_PER_S)
     pid = rig.start_quiet_daemon(rig.buses)
     time.sleep(SETTLE_S)
-    silent, _ = _watch(pid, seconds)
+    silent, _ = watch(pid, seconds)
     rig.order(signal.SIGUSR1)
     time.sleep(SETTLE_S)
-    driving, _ = _watch(pid, seconds)
+    driving, _ = watch(pid, seconds)
     rig.order(signal.SIGUSR2)
-    gate = _until_open(rig)
+    gate = until_open(rig)
     time.sleep(SETTLE_S)
     frames = _frames(rig)
-    parked, switches = _watch(pid, seconds)
-    wanted, rss_mb, pss_mb = _frames(rig) - frames, _memory_mb(pid, "Rss"), _memory_mb(pid, "Pss")
+    parked, switches = watch(pid, seconds)
+    wanted, rss_mb, pss_mb = _frames(rig) - frames, memory_mb(pid, "Rss"), memory_mb(pid, "Pss")
     rig.stop("bus", signal.SIGKILL)
     rig.stop("daemon")
     other = rig.start_quiet_daemon(rig.start_databroker())
     time.sleep(SETTLE_S)
-    told, _ = _watch(other, seconds)
+    told, _ = watch(other, seconds)
     return IdleFigures(
         cpu_percent=round(sum(parked.values()), 3),
         rss_mb=rss_mb,
@@ -171,7 +171,7 @@ def _measure(rig: QuietRig, seconds: float) -> IdleFigures:
         cpu_percent_driving=round(sum(driving.values()), 3),
         cpu_percent_silent=round(sum(silent.values()), 3),
         cpu_percent_databroker=round(sum(told.values()), 3),
-        rss_mb_databroker=_memory_mb(other, "Rss"),
+        rss_mb_databroker=memory_mb(other, "Rss"),
         threads={name: round(share, 3) for name, share in parked.most_common() if share >= 0.001},
         wakeups_per_s=round(switches, 1),
         frames_per_s=FRAMES_PER_S,
@@ -180,7 +180,7 @@ def _measure(rig: QuietRig, seconds: float) -> IdleFigures:
     )
 
 
-def _until_open(rig: QuietRig) -> str:
+def until_open(rig: QuietRig) -> str:
     """Wait for the gate; 'open'. Raises DrivewayError with the reasons that keep it shut."""
     deadline_s = time.monotonic() + WAIT_S
     status = None
@@ -199,7 +199,7 @@ def _frames(rig: QuietRig) -> int:
     return sum(source["counts"].get("frames", 0) for source in rig.ask("status")["sources"])
 
 
-def _watch(pid: int, seconds: float) -> tuple[Counter[str], float]:
+def watch(pid: int, seconds: float) -> tuple[Counter[str], float]:
     """Percent of one core by thread, and wake-ups a second, over `seconds`."""
     before = _usage(pid)
     time.sleep(seconds)
@@ -223,7 +223,7 @@ def _usage(pid: int) -> Usage:
     return Usage(time.monotonic(), used, switches)
 
 
-def _memory_mb(pid: int, kind: str) -> float:
+def memory_mb(pid: int, kind: str) -> float:
     """Resident (`Rss`) or proportional (`Pss`) memory."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith(f"{kind}:"):

@@ -21,7 +21,6 @@ from agent.errors import DrivewayError
 from agent.schema import Transaction
 from agent.selftest import LEAVES_AT_ONCE
 from agent.store import Store
-from agent.store_ledger import HEAD
 from agent.trust import bundle, ledger, merkle
 from agent.trust.checkpoint import verify_countersigned
 from hil.bench.trust_rates import took_ms
@@ -73,7 +72,7 @@ class LongStore(Store):
         self.read_back()
         with Transaction(self._db):
             self.grow_nodes()
-            self.remember(HEAD, self.ledger_head())
+            self.keep_head(self.ledger_head())
         return real
 
 

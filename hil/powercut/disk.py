@@ -33,7 +33,7 @@ Image = dict[str, bytes]
 
 @dataclass(eq=False)
 class Change:
-    """One change that is not durable: of bytes (W, within a page), of a length (T), or of a name (C, U, R)."""
+    """One change that is not durable: of bytes (W, within a page), of a length (T), or of a name (C, L, U, R)."""
 
     kind: str
     inode: int
@@ -52,7 +52,7 @@ class Change:
     def touches(self, inode: int | None) -> bool:
         """Whether syncing this file (None: the folder) has to make it durable."""
         if inode is None:
-            return self.kind in {"C", "U", "R"}
+            return self.kind in {"C", "L", "U", "R"}
         return self.inode == inode and (not self.is_data or self.grows)
 
     def sectors(self) -> list[tuple[int, int]]:
@@ -77,6 +77,9 @@ class Tree:
         match change.kind:
             case "C":
                 self.names[change.name] = change.inode
+            case "L":
+                self.names[change.name] = change.inode
+                self.files[change.inode] = bytearray(change.data)
             case "U":
                 self.names.pop(change.name, None)
             case "R":
@@ -122,6 +125,10 @@ class Disk:
                 self._made += 1
                 self._inodes[operation.name] = self._made
                 self._change(Change("C", self._made, name=operation.name))
+            case "L":  # a link is its own content, and is journaled with its name
+                self._made += 1
+                self._inodes[operation.name] = self._made
+                self._change(Change("L", self._made, name=operation.name, data=operation.data))
             case "U":
                 self._change(Change("U", inode, name=operation.name))
             case "R":

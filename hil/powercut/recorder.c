@@ -7,7 +7,10 @@
  *   C  a file was made                 W  bytes were written at an offset    T  a file was cut to a length
  *   S  fsync of a file or folder       D  fdatasync                          F  a sync that failed
  *   U  a name was removed              R  a name was changed (data: to what)
+ *   L  a symbolic link was made (data: where it leads)
  *   N  a note: powercut_note wrote it down between two operations
+ *
+ * DRIVEWAY_POWERCUT_STOP=n kills the process after its nth operation.
  *
  * powercut_fail(kind, nth, error, times) lets the nth call of a kind from now on fail, and as many after it as `times`
  * says: 'W' a write, 'S' a sync of either sort, 'T' a truncation, 'O' an opening for writing. A write that fails has
@@ -20,6 +23,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -35,6 +39,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int log_file = -1;
 static const char *folder;
+static long stop_after;
 static char path_of[DESCRIPTORS][PATH_BYTES];
 
 static struct { long calls, nth, times; int error; } faults[128];
@@ -43,6 +48,8 @@ static struct { long calls, nth, times; int error; } faults[128];
 
 __attribute__((constructor)) static void begin(void) {
     const char *log = getenv("DRIVEWAY_POWERCUT_LOG");
+    const char *stop = getenv("DRIVEWAY_POWERCUT_STOP");
+    stop_after = stop ? atol(stop) : 0;
     folder = getenv("DRIVEWAY_POWERCUT_FOLDER");
     if (folder && log)
         log_file = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -69,6 +76,7 @@ static void record(char what, const char *path, int64_t offset, const void *data
     if (bytes) memcpy(at, data, bytes);
     if (syscall(SYS_write, log_file, entry, total) != (long)total) abort();
     free(entry);
+    if (stop_after && what != 'N' && !--stop_after) raise(SIGKILL);
 }
 
 void powercut_fail(char kind, long nth, int error, long times) {
@@ -165,6 +173,11 @@ int fdatasync(int file) { return sync_with(REAL(fdatasync), 'D', file); }
 int unlink(const char *path) {
     int result = REAL(unlink)(path);
     if (!result && watched_path(path)) record('U', path, 0, 0, 0);
+    return result;
+}
+int symlink(const char *target, const char *path) {
+    int result = REAL(symlink)(target, path);
+    if (!result && watched_path(path)) record('L', path, 0, target, strlen(target));
     return result;
 }
 int rename(const char *from, const char *to) {

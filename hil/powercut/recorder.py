@@ -21,7 +21,7 @@ from agent.errors import DrivewayError
 
 SOURCE = Path(__file__).with_name("recorder.c")
 BUILDS = Path(__file__).parent.parent.parent / "build" / "powercut"
-FOLDER, LOG = "DRIVEWAY_POWERCUT_FOLDER", "DRIVEWAY_POWERCUT_LOG"
+FOLDER, LOG, STOP = "DRIVEWAY_POWERCUT_FOLDER", "DRIVEWAY_POWERCUT_LOG", "DRIVEWAY_POWERCUT_STOP"
 HEAD = struct.Struct("<cHqI")
 
 

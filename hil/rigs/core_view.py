@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from agent.core.events import EventType, HandInSettled
+from agent.core.events import BuildRefused, EventType, HandInSettled, LeaseRefused, WorkerRefused
 from agent.core.findings import Reason
 from agent.core.lease import Lease
 from agent.core.state import State, Vacating, WorkerPhase
@@ -44,7 +44,7 @@ class CoreView:
         self._told: tuple[object, ...] = ()
         self._reasons_of: tuple[Reason, ...] | None = None
         self._reasons: tuple[Why, ...] = ()
-        self._settled = 0
+        self._settled = self._refusals = 0
         self._energy_start_micro_wh: float | None = None
         self._vacating: Vacating | None = None
         self._lease: Lease | None = None
@@ -59,6 +59,8 @@ class CoreView:
         now_ms = after.now_ms - self._zero_ms
         if isinstance(event, HandInSettled):
             self._settled += 1
+        if isinstance(event, LeaseRefused | WorkerRefused | BuildRefused):
+            self._refusals += 1
         self._follow_vacate(after)
         self._follow_lease(after, now_ms)
         if after.gates.reasons is not self._reasons_of:
@@ -77,6 +79,7 @@ class CoreView:
             len(after.outbox),
             after.slices_kept,
             self._settled,
+            self._refusals,
             len(self.vacates),
             after.accelerator.state,
             after.owner.mode,
@@ -114,6 +117,7 @@ class CoreView:
             owner=after.owner.mode.value,
             slices_kept=after.slices_kept,
             settled=self._settled,
+            refusals=self._refusals,
             vacates=len(self.vacates),
             vacate_max_ms=longest_ms,
             work_s=car.work_s,

@@ -7,7 +7,7 @@ not. Signals are named by their VSS path, or by what follows `Vehicle.`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -212,3 +212,6 @@ Fault = (
     | ConverterDead
     | PowerCut
 )
+
+FAULTS: dict[str, type[Fault]] = {kind.__struct_config__.tag: kind for kind in get_args(Fault)}
+"""Every kind of fault, as scenarios name it."""

@@ -49,12 +49,16 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     slices_kept: int = 0
     settled: int = 0
     """Hand-ins with a verdict that is final."""
+    refusals: int = 0
+    """Orders, packages and work that the agent refused to believe or to run."""
     vacates: int = 0
     vacate_max_ms: float | None = None
     """The longest from a sign to no more work running."""
     work_s: float = 0.0
     """How long it has computed."""
     energy_wh: float = 0.0
+    agent_memory_mb: float | None = None
+    """Resident memory of the daemon, where it is a process."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, assert_never
 from agent.errors import DrivewayError
 from hil.faults.proxy import Weather
 from hil.rig import Rig
+from hil.rigs import car_orders
 from hil.rigs import faults as f
 from hil.rigs import stimuli as s
-from hil.sim.bus import GROUPS
 
 if TYPE_CHECKING:
     from hil.rigs.sil import SilRig
@@ -65,7 +65,7 @@ def strike(rig: SilRig, fault: f.Fault) -> Mend:
         case f.DispatcherKilled() | f.AgentKilled() | f.AgentHangs() | f.WorkerKilled() | f.DiskError():
             return _process(rig.room, fault)
         case f.SensorStuck() | f.SensorLies() | f.SensorGone() | f.BusSilent() | f.DieUnread() | f.FanDead():
-            return _car(rig.room, fault)
+            return car_orders.strike(rig.room.car, fault)
         case _:
             raise AssertionError("why_not says that it cannot")
 
@@ -132,44 +132,3 @@ def _pid(room: Rig) -> int:
     if pid is None:
         raise DrivewayError("the daemon does not run")
     return pid
-
-
-def _car(
-    room: Rig,
-    fault: f.SensorStuck | f.SensorLies | f.SensorGone | f.BusSilent | f.DieUnread | f.FanDead,
-) -> Mend:
-    match fault:
-        case f.SensorStuck(signal=name):
-            return _trouble(room, "stick", name, "honest")
-        case f.SensorLies(signal=name, value=value):
-            return _trouble(room, "lie", name, "honest", value=value)
-        case f.SensorGone(signal=name, how=how):
-            return _trouble(room, how, name, "honest")
-        case f.BusSilent(group=group):
-            return _hush(room, group)
-        case f.DieUnread():
-            room.car("change", change={"sensors": False})
-            return lambda: _done(room.car("change", change={"sensors": True}))
-        case f.FanDead():
-            room.car("change", change={"fan": False})
-            return lambda: _done(room.car("change", change={"fan": True}))
-        case _:
-            assert_never(fault)
-
-
-def _hush(room: Rig, group: str) -> Mend:
-    """The message that carries the first signal of the group that this car tells."""
-    for path in GROUPS[group][1]:
-        with contextlib.suppress(DrivewayError):
-            return _trouble(room, "hush", path, "speak")
-    raise DrivewayError(f"this rig's car has no group {group!r}")
-
-
-def _trouble(room: Rig, kind: str, name: str, mend: str, **more: object) -> Mend:
-    path = name if name.startswith("Vehicle.") else f"Vehicle.{name}"
-    room.car("trouble", trouble={"kind": kind, "signal": path, **more})
-    return lambda: _done(room.car("trouble", trouble={"kind": mend, "signal": path}))
-
-
-def _done(_answer: object) -> None:
-    """Whatever the car answered, it did it."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from hil import orders
 from hil.dispatcher.paces import PaceOrder
 from hil.rig import UNIT, Rig
+from hil.rigs import car_orders
 from hil.rigs import stimuli as s
 
 if TYPE_CHECKING:
     from hil.rigs.sil import SilRig
 
 MICRO = 1_000_000
-RETURN_PAUSE_MS = 500
 
 
 def do(rig: SilRig, stimulus: s.Stimulus) -> int | None:
@@ -37,10 +37,8 @@ def do(rig: SilRig, stimulus: s.Stimulus) -> int | None:
         ):
             _words(rig, stimulus)
             return None
-        case s.Charger() | s.ChargeLimit() | s.StateOfCharge() | s.LowVoltage() | s.PackTemperature() | s.Ambient():
-            return _change(room, stimulus)
         case _:
-            return _people(room, stimulus)
+            return car_orders.do(room.car, stimulus)
 
 
 Word = (
@@ -56,57 +54,6 @@ Word = (
     | s.StopAgent
     | s.StartAgent
 )
-Change = s.Charger | s.ChargeLimit | s.StateOfCharge | s.LowVoltage | s.PackTemperature | s.Ambient
-
-
-def _people(room: Rig, stimulus: s.Stimulus) -> int | None:  # noqa: C901, PLR0911, PLR0912 - one arm a stimulus
-    match stimulus:
-        case s.PullHandle():
-            return _first(room.car("pull_handle"))
-        case s.OpenDoor(door=door):
-            return _first(room.car("open_door", door=door.value))
-        case s.CloseDoor(door=door):
-            return _first(room.car("close_door", door=door.value))
-        case s.Sit():
-            return _first(room.car("sit"))
-        case s.Leave():
-            return _first(room.car("leave"))
-        case s.Brake(pressed=pressed):
-            return _first(room.car("brake" if pressed else "release_brake"))
-        case s.Shift(gear=gear):
-            return _first(room.car("shift", gear=gear.value))
-        case s.Park():
-            return _first(room.car("park"))
-        case s.Plug(connected=connected):
-            return _first(room.car("plug" if connected else "unplug"))
-        case s.DriverLeaves(plug=plug):
-            answer = room.car("driver_leaves")
-            if not plug:
-                room.car("unplug")
-            return _first(answer)
-        case s.DriverReturns():
-            return _first(room.car("driver_returns", pause_ms=RETURN_PAUSE_MS))
-        case _:
-            raise AssertionError("why_not says that it cannot")
-
-
-def _change(room: Rig, stimulus: Change) -> int | None:
-    match stimulus:
-        case s.Charger(power_w=power_w):
-            change = {"charger_w": power_w}
-        case s.ChargeLimit(percent=percent):
-            change = {"charge_limit_percent": percent}
-        case s.StateOfCharge(percent=percent):
-            change = {"charge_percent": percent}
-        case s.LowVoltage(percent=percent):
-            change = {"low_voltage_percent": percent}
-        case s.PackTemperature(celsius=celsius):
-            change = {"pack_c": celsius}
-        case s.Ambient(celsius=celsius):
-            change = {"ambient_c": celsius}
-        case _:
-            assert_never(stimulus)
-    return _first(room.car("change", change=change))
 
 
 def _words(rig: SilRig, stimulus: Word) -> None:  # noqa: C901, PLR0912 - one arm a stimulus
@@ -160,8 +107,3 @@ def _prices(room: Rig, stimulus: s.Prices) -> None:
     file = room.folder / "prices.json"
     file.write_text(json.dumps(slots), "utf-8")
     orders.prices(room.folder, UNIT, file, round(stimulus.valid_for_s))
-
-
-def _first(answer: dict[str, Any]) -> int | None:
-    at_boot_ms: int | None = answer["at_boot_ms"]
-    return at_boot_ms

@@ -21,14 +21,13 @@ from hil.rigs.observation import Evidence, Measurement, Observation
 from hil.rigs.sim_car import START_MS, ScenarioCar
 from hil.rigs.sim_faults import strike
 from hil.rigs.sim_stimuli import do
-from hil.rigs.stimuli import StartAgent, Stimulus, StopAgent
+from hil.rigs.stimuli import StartAgent, Stimulus
 from hil.scenario.model import RigName
 
 PROCESS = "no process to stop or start in virtual time; `driveway-hil sim --protocol` restarts the agent's core"
 CANNOT: dict[type, str] = {
     AgentKilled: PROCESS,
     AgentHangs: PROCESS,
-    StopAgent: PROCESS,
     StartAgent: PROCESS,
     PowerCut: PROCESS,
     Suspend: "virtual time suspends an idle computer only (car_sleeps)",

@@ -17,6 +17,7 @@ from agent.core.events import (
     PriceSlot,
     PricesSeen,
     SelfTested,
+    Stopping,
 )
 from agent.core.model import Pace
 from hil.car.body import Action
@@ -222,7 +223,9 @@ def _words(car: ScenarioCar, stimulus: Word) -> None:  # noqa: C901, PLR0912 - o
             car.tell_host()
         case s.SelfTest(problem=problem):
             car.tell(SelfTested(at_ms=now_ms, problem=problem))
-        case s.StopAgent() | s.StartAgent():
+        case s.StopAgent():
+            car.tell(Stopping(at_ms=now_ms))
+        case s.StartAgent():
             raise AssertionError("why_not says that it cannot")
         case _:
             assert_never(stimulus)

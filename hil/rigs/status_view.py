@@ -62,6 +62,7 @@ class StatusView:
             owner=status["owner"]["mode"],
             slices_kept=self._kept_before + self._kept_last,
             settled=settled,
+            refusals=sum(status["refused_messages"].values()) + len(status["refused_packages"]),
             vacates=vacate["count"],
             vacate_max_ms=vacate["max_ms"],
             work_s=self._work_ms / 1000,

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from agent.errors import DrivewayError
 from hil.acl.guarded import GuardedMosquitto
-from hil.rigs import faults, stimuli
+from hil.rigs import car_orders, stimuli, vm_faults
 from hil.rigs.faults import Fault
 from hil.rigs.interface import Reached, Rig
 from hil.rigs.observation import Evidence, Measurement
@@ -35,24 +35,11 @@ from hil.vm.vehicle import SERVICE, SLOWER, Vehicle, newest_package
 
 ITEMS_PER_JOB = 24
 LOOK_S = 0.4
-ANSWER_S, WAKE_S, BOOT_S = 300.0, 60.0, 300.0
+ANSWER_S = 300.0
+NOT_BUILT = "the car in front of the VM does not do that"
 
-PEOPLE: dict[type, tuple[str, ...]] = {
-    stimuli.PullHandle: ("pull_handle",),
-    stimuli.OpenDoor: ("open_door",),
-    stimuli.CloseDoor: ("close_door",),
-    stimuli.Sit: ("sit",),
-    stimuli.Leave: ("leave",),
-    stimuli.Park: ("park",),
-    stimuli.DriverReturns: ("driver_returns",),
-    stimuli.DriverLeaves: ("driver_leaves",),
-}
-"""Stimuli that the simulated car knows by a name of its own."""
-MORE = (stimuli.Brake, stimuli.Shift, stimuli.Plug, stimuli.OwnerPauses, stimuli.OwnerResumes, stimuli.OwnerFinishes)
-FAULTS = (
-    *(faults.BrokerKilled, faults.Partition, faults.DispatcherKilled, faults.AgentKilled, faults.AgentHangs),
-    *(faults.WorkerKilled, faults.WorkerHangs, faults.Suspend, faults.PowerCut),
-)
+OWNER = (stimuli.OwnerPauses, stimuli.OwnerResumes, stimuli.OwnerFinishes, stimuli.Consent)
+SERVICES = (stimuli.StopAgent, stimuli.StartAgent)
 
 
 class VmRig(Rig):
@@ -74,11 +61,11 @@ class VmRig(Rig):
     @classmethod
     def cannot(cls, what: Stimulus | Fault) -> str | None:
         """Why it cannot be done here; None when it can."""
-        if isinstance(what, stimuli.DriverLeaves) and not what.plug:
-            return "its driver always plugs in"
-        if isinstance(what, (*PEOPLE, *MORE, *FAULTS)):
+        if isinstance(what, (*get_args(car_orders.People), *get_args(car_orders.Change), *OWNER, *SERVICES)):
             return None
-        return f"{type(what).__struct_config__.tag} is not built into the vehicle in a VM"
+        if isinstance(what, (*get_args(car_orders.CarFault), *vm_faults.FAULTS)):
+            return None
+        return vm_faults.CANNOT.get(type(what)) or NOT_BUILT
 
     @classmethod
     def lacks(cls, _scenario: Scenario) -> str | None:
@@ -156,64 +143,34 @@ class VmRig(Rig):
         """Carry it out; when it showed first."""
         at_ms = self.now_ms
         match stimulus:
-            case stimuli.OpenDoor(door=door) | stimuli.CloseDoor(door=door):
-                self._car.do(PEOPLE[type(stimulus)][0], door=door)
-            case stimuli.Brake(pressed=pressed):
-                self._car.do("brake" if pressed else "release_brake")
-            case stimuli.Shift(gear=gear):
-                self._car.do("shift", gear=gear)
-            case stimuli.Plug(connected=connected):
-                self._car.do("plug" if connected else "unplug")
             case stimuli.OwnerPauses(pause_s=pause_s):
-                self._owner("pause" if pause_s is None else f"pause --for {round(pause_s)}s")
+                self._say("pause" if pause_s is None else f"pause --for {round(pause_s)}s")
             case stimuli.OwnerResumes():
-                self._owner("resume")
+                self._say("resume")
             case stimuli.OwnerFinishes():
-                self._owner("finish")
+                self._say("finish")
+            case stimuli.Consent(version=version):
+                self._say(f"consent --accept {version}" if version else "consent --withdraw")
+            case stimuli.StopAgent():
+                self._vehicle.shell.check(f"systemctl stop {SERVICE}", timeout_s=ANSWER_S)
+            case stimuli.StartAgent():
+                self._vehicle.shell.check(f"systemctl start {SERVICE}", timeout_s=ANSWER_S)
             case _:
-                self._car.do(PEOPLE[type(stimulus)][0])
+                car_orders.do(self.car, stimulus)
         return at_ms
 
-    def _owner(self, verb: str) -> None:
+    def _say(self, verb: str) -> None:
         self._vehicle.shell.check(f"driveway {verb} --config /etc/driveway/agent.toml", timeout_s=120.0)
 
-    def strike(self, fault: Fault) -> Callable[[], None]:  # noqa: PLR0911 - one for each fault
-        """Make the fault; how to mend it."""
-        machine, fleet, shell = self._machine, self._fleet, self._vehicle.shell
-        match fault:
-            case faults.BrokerKilled():
-                fleet.broker.kill()
-                return fleet.broker.start
-            case faults.Partition():
-                machine.set_link(up=False)
-                return lambda: machine.set_link(up=True)
-            case faults.DispatcherKilled():
-                fleet.kill_dispatcher()
-                return fleet.start_dispatcher
-            case faults.AgentKilled():
-                shell.check(f"systemctl kill --kill-whom=main -s KILL {SERVICE}")
-                return lambda: None  # systemd starts it again
-            case faults.AgentHangs():
-                shell.check(f"systemctl kill --kill-whom=main -s STOP {SERVICE}")
-                return lambda: None  # its watchdog ends it, and systemd starts it again
-            case faults.WorkerKilled():
-                shell.run("systemctl kill -s KILL 'driveway-worker@*'")
-                return lambda: None
-            case faults.WorkerHangs():
-                shell.run("systemctl kill -s STOP 'driveway-worker@*'")
-                return lambda: None
-            case faults.Suspend():
-                machine.suspend()
-                return machine.wake
-            case faults.PowerCut():
-                machine.power_cut()
-                return self._boot
-            case _:
-                raise DrivewayError(self.cannot(fault) or f"{fault} cannot be made")
+    def car(self, do: str, /, **arguments: object) -> dict[str, Any]:
+        """One order to the simulated car."""
+        return self._car.do(do, **arguments)
 
-    def _boot(self) -> None:
-        self._machine.start()
-        self._vehicle.set_clock()
+    def strike(self, fault: Fault) -> Callable[[], None]:
+        """Make the fault; how to mend it."""
+        if isinstance(fault, get_args(car_orders.CarFault)):
+            return car_orders.strike(self.car, fault)
+        return vm_faults.strike(self._vehicle, fault)
 
     def advance(self, until_ms: int, reached: Reached | None) -> bool:
         """Let time pass, with a look twice a second."""
@@ -235,7 +192,11 @@ class VmRig(Rig):
             self.observations.append(self._view.silent(self.now_ms))
             return
         car: dict[str, Any] = self._car.do("state")["state"]
-        settled = sum(row.verdict in {"settled", "dup"} for row in self._fleet.book().hand_ins)
+        book = self._fleet.book()
+        settled = sum(row.verdict in {"settled", "dup"} for row in book.hand_ins)
+        # Jobs are small here, so that a lease ends within a scenario: there are always as many as it begins with.
+        for _ in range(self.scenario.setup.jobs - sum(job.state != "done" for job in book.jobs)):
+            self._fleet.order(ITEMS_PER_JOB)
         self.observations.append(self._view.look(self.now_ms, status, car, settled))
 
     def evidence(self) -> Evidence:

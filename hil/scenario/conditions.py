@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from agent.explain import SENTENCES
 from hil.rigs.observation import Observation
 from hil.scenario.model import Condition
 
@@ -35,6 +36,9 @@ def _holds(name: str, wanted: object, seen: Observation) -> bool:
         return any(why.gate == gate and code in {"", why.code} for why in seen.reasons)
     if name == "leased":
         return bool(seen.lease) is wanted
+    if name == "explained":
+        told = bool(seen.reasons) and all(why.code in SENTENCES for why in seen.reasons)
+        return (seen.gate == "open" or told) is wanted
     for suffix in (AT_LEAST, AT_MOST):
         if name.endswith(suffix):
             value = getattr(seen, name.removesuffix(suffix))

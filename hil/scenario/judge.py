@@ -71,11 +71,12 @@ def _judge(one: Expectation, seen: Sequence[Observation], marks: dict[str, int],
         return Measurement(
             name=name, value=None, unit=unit, held=False, detail=f"the run never came to {' and '.join(missing)!r}"
         )
-    from_ms, to_ms = marks[one.after] + one.settle_ms, marks[one.until]
+    settle_ms = round(strict.limit_ms(one.settle_ms)) if one.settle_ms else 0
+    from_ms, to_ms = marks[one.after] + settle_ms, marks[one.until]
     if one.see is not None:
         return _see(one, name, _within(seen, from_ms, to_ms), from_ms, strict)
     if one.total is not None:
-        return _total(one, one.total, name, _within(seen, from_ms, to_ms), to_ms)
+        return _total(one, one.total, name, quantity(one.total, _within(seen, from_ms, to_ms), to_ms), strict)
     condition = one.always if one.always is not None else one.never
     assert condition is not None
     return _span(name, condition, _within(seen, from_ms, to_ms), to_ms, wanted=one.always is not None)
@@ -115,19 +116,21 @@ def _span(name: str, condition: Condition, window: Sequence[Observation], to_ms:
     return Measurement(name=name, value=wrong_s, unit="s", at_most=0.0, held=not wrong and bool(window), detail=detail)
 
 
-def _total(one: Expectation, total: Quantity, name: str, window: Sequence[Observation], to_ms: int) -> Measurement:
-    value = quantity(total, window, to_ms)
+def _total(one: Expectation, total: Quantity, name: str, value: float | None, strict: Strictness) -> Measurement:
+    at_most, relaxed = one.at_most, ""
+    if total == "vacate_max_ms" and at_most is not None and strict.time_factor != 1.0:
+        # The agent's own time, by its own clock.
+        at_most, relaxed = at_most * strict.time_factor, strict.note(round(at_most))
     held = (
-        value is not None
-        and (one.at_least is None or value >= one.at_least)
-        and (one.at_most is None or value <= one.at_most)
+        value is not None and (one.at_least is None or value >= one.at_least) and (at_most is None or value <= at_most)
     )
     return Measurement(
         name=name,
         value=value,
         unit=unit_of(total),
         at_least=one.at_least,
-        at_most=one.at_most,
+        at_most=at_most,
+        relaxed=relaxed,
         held=held,
         detail="" if value is not None else "nobody knows",
     )

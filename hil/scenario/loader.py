@@ -27,12 +27,25 @@ from agent.errors import ConfigError
 from agent.explain import SENTENCES
 from hil.rigs.faults import Fault
 from hil.rigs.stimuli import Stimulus
+from hil.scenario.claims import missing
+from hil.scenario.limits import sum_ms
 from hil.scenario.lines import Lines
 from hil.scenario.model import BEGIN, END, Condition, Daily, Expectation, Scenario, Setup, Step
 
 FOLDER = Path(__file__).parent.parent / "scenarios"
 UNIT_MS = {"_ms": 1, "_s": 1_000, "_min": 60_000, "_h": 3_600_000}
-TOP = ("title", "why", "proves", "ends_after_s", "ends_after_min", "ends_after_h", "car", "policy", "not_on")
+TOP = (
+    "title",
+    "why",
+    "proves",
+    "ends_after_s",
+    "ends_after_min",
+    "ends_after_h",
+    "car",
+    "policy",
+    "not_on",
+    "stays_shut",
+)
 TABLES = ("step", "daily", "expect")
 STEP_KEYS = ("when", "mark", "do", "fault")
 STEP_TIMES = ("at", "after", "timeout", "lasts")
@@ -97,7 +110,7 @@ class _Reader:
             self._wrong("", 0, "", "nothing is expected", "a scenario without an [[expect]] cannot fail")
         policy = table.get("policy", {})
         self._only(policy, [field.name for field in msgspec.structs.fields(Policy)], "policy", 0)
-        return Scenario(
+        scenario = Scenario(
             name=self._path.stem,
             title=self._convert(table["title"], str, "", 0),
             why=self._convert(table["why"], str, "", 0),
@@ -110,7 +123,11 @@ class _Reader:
             expectations=expectations,
             length_ms=length_ms,
             not_on=self._convert(table.get("not_on", {}), dict[str, str], "not_on", 0),  # type: ignore[arg-type]
+            stays_shut=self._convert(table.get("stays_shut", {}), dict[str, str], "stays_shut", 0),
         )
+        for claim, what in missing(scenario):
+            self._wrong("", 0, "proves", f"it claims {claim}: {what}", "expect it, or do not claim it")
+        return scenario
 
     # --- the tables ---------------------------------------------------------------------------------------------
 
@@ -149,7 +166,9 @@ class _Reader:
 
     def _expectation(self, row: dict[str, Any], index: int) -> Expectation:
         times = {name: self._time(row, name, "expect", index) for name in EXPECT_TIMES}
-        rest = {key: value for key, value in row.items() if _time_name(key) not in EXPECT_TIMES}
+        if "within" in row:
+            times["within"] = self._sum(row, times["within"], index)
+        rest = {key: value for key, value in row.items() if _time_name(key) not in EXPECT_TIMES and key != "within"}
         self._only(rest, EXPECT_KEYS, "expect", index)
         kinds = [kind for kind in ("see", "always", "never", "total") if kind in rest]
         if len(kinds) != 1:
@@ -169,6 +188,17 @@ class _Reader:
             settle_ms=times["settle"] or 0,
             line=self._lines.of("expect", index),
         )
+
+    def _sum(self, row: dict[str, Any], plain_ms: int | None, index: int) -> int:
+        """`within = "gate.parked + work"`: see `hil.scenario.limits`."""
+        if plain_ms is not None:
+            self._wrong("expect", index, "within", "two keys say within which time", "keep one")
+        text = self._convert(row["within"], str, "expect", index)
+        policy = self._convert(self._table.get("policy", {}), Policy, "policy", 0)
+        try:
+            return sum_ms(text, policy)
+        except ValueError as error:
+            self._wrong("expect", index, "within", str(error), 'within = "gate.parked + work"')
 
     def _condition(self, value: Any, table: str, index: int, key: str) -> Condition | None:
         if value is None:

@@ -26,13 +26,15 @@ RIG_NAMES: tuple[str, ...] = get_args(RigName)
 Start = Literal["parked", "unplugged", "driving"]
 Activity = Literal["blocked", "ready", "running", "yielding", "paused", "fault"]
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-Counter = Literal["slices_kept", "settled", "vacates", "work_s", "energy_wh"]
-Extreme = Literal["die_max_c", "power_max_w", "vacate_max_ms", "charge_min_percent", "low_voltage_min_v"]
+Counter = Literal["slices_kept", "settled", "vacates", "refusals", "work_s", "energy_wh"]
+Extreme = Literal[
+    "die_max_c", "power_max_w", "vacate_max_ms", "charge_min_percent", "low_voltage_min_v", "agent_memory_max_mb"
+]
 Duration = Literal["open_s", "hold_s", "closed_s", "linked_s"]
 Count = Literal["openings", "leases"]
 Last = Literal["charge_percent", "outbox"]
 Quantity = Counter | Extreme | Duration | Count | Last
-UNITS = {"_ms": "ms", "_s": "s", "_wh": "Wh", "_c": "°C", "_w": "W", "_v": "V", "_percent": "%"}
+UNITS = {"_ms": "ms", "_s": "s", "_wh": "Wh", "_c": "°C", "_w": "W", "_v": "V", "_percent": "%", "_mb": "MB"}
 
 
 def unit_of(name: str) -> str:
@@ -94,6 +96,9 @@ class Condition(_Table, frozen=True):
     settled_at_least: int | None = None
     outbox_at_most: int | None = None
     outbox_at_least: int | None = None
+    refusals_at_least: int | None = None
+    explained: bool | None = None
+    """Whether a gate that is not open names at least one reason, and each has a sentence in `driveway why`."""
 
 
 class Step(_Table, frozen=True):
@@ -162,6 +167,8 @@ class Scenario(_Table, frozen=True):
     length_ms: int
     not_on: dict[RigName, str]
     """Rigs that it is not for, and why."""
+    stays_shut: dict[str, str] = {}
+    """Gates that are shut at the end of it, and why it does not wait for them."""
 
     @property
     def length_s(self) -> float:

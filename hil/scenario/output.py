@@ -127,14 +127,23 @@ def in_line(one: Measurement) -> str:
 
 def value_text(one: Measurement) -> str:
     """What was measured."""
-    return "nothing" if one.value is None else f"{_number(one.value)} {one.unit}".strip()
+    return "nothing" if one.value is None else _with_unit(one.value, one.unit)
 
 
 def limit_text(one: Measurement) -> str:
     """Its limits."""
-    low = f"at least {_number(one.at_least)}" if one.at_least is not None else ""
-    high = f"at most {_number(one.at_most)}" if one.at_most is not None else ""
-    return f"{' and '.join(part for part in (low, high) if part) or 'none'} {one.unit}".strip()
+    low = f"at least {_with_unit(one.at_least, one.unit)}" if one.at_least is not None else ""
+    high = f"at most {_with_unit(one.at_most, one.unit)}" if one.at_most is not None else ""
+    return " and ".join(part for part in (low, high) if part) or "none"
+
+
+def _with_unit(value: float, unit: str) -> str:
+    """A figure as people say it: times of more than ten seconds, two minutes or two hours in a unit that fits them."""
+    seconds = value / 1000 if unit == "ms" else value if unit == "s" else 0.0
+    for fits_from_s, length_s, name in ((7_200, 3_600, "h"), (120, 60, "min"), (10, 1, "s")):
+        if seconds >= fits_from_s:
+            return f"{_number(round(seconds / length_s, 2))} {name}"
+    return f"{_number(value)} {unit}".strip()
 
 
 def _number(value: float) -> str:

@@ -61,7 +61,7 @@ class CarProcess:
             self._process.wait()
             self._process = None
 
-    def do(self, what: str, **arguments: str | int) -> dict[str, Any]:
+    def do(self, what: str, **arguments: object) -> dict[str, Any]:
         """One order (`hil.car.control`); raises DrivewayError when the car refuses."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(START_S)

@@ -164,6 +164,16 @@ class Machine:
         """Go on."""
         self.qmp.do("cont")
 
+    def freeze_tpm(self) -> None:
+        """Stop the TPM: it answers nothing any more, as a chip that hangs."""
+        assert self._tpm is not None, "it is off"
+        self._tpm.send_signal(signal.SIGSTOP)
+
+    def unfreeze_tpm(self) -> None:
+        """The TPM goes on with what it was asked."""
+        assert self._tpm is not None, "it is off"
+        self._tpm.send_signal(signal.SIGCONT)
+
     def suspend(self, timeout_s: float = 60.0) -> None:
         """Suspend to RAM, by the guest's own kernel; returns once it sleeps."""
         self.qmp.forget()

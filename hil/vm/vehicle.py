@@ -154,12 +154,13 @@ class Vehicle:
             for file in package.path.rglob("*")
             if file.is_file()
         }
+        self.shell.check("/usr/local/lib/hil/provision_tpm.py")
         self.shell.put(_archive(files | _profile() | packages), "/run/rig.tar")
         self.shell.check(
             "tar -C / -xf /run/rig.tar && rm /run/rig.tar && mkdir -p /etc/credstore.encrypted "
             f"&& systemd-creds encrypt --with-key=tpm2 --name=tls.key /run/rig/tls.key {SEALED_KEY} "
             "&& rm -r /run/rig && chown -R driveway:driveway /var/lib/driveway && chgrp -R driveway /etc/driveway "
-            "&& systemctl daemon-reload"
+            "&& systemctl daemon-reload && sync"  # whoever provisions a vehicle does not cut its power before
         )
 
     def start(self) -> None:

@@ -1,7 +1,8 @@
 """The same tree for a vehicle with two slots: a squashfs image in a RAUC bundle, signed, and checked while it is read.
 
-The image is what is mounted at /opt/driveway: `<version>/` and `current`. In a bundle of the format `verity` every
-block is checked against the signed root hash as it is read, so a byte that was changed is refused and not installed.
+The image is what is mounted at /opt/driveway: `<version>/`, and `current` and `good`, which lead to it. In a bundle of
+the format `verity` every block is checked against the signed root hash as it is read, so a byte that was changed is
+refused and not installed.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def write(tree: Path, release: Release, signer: Signer, work: Path, out: Path) -
     image.mkdir(parents=True)
     content.mkdir()
     shutil.copytree(tree, image / release.version, symlinks=True)
-    (image / "current").symlink_to(release.version)
+    for link in ("current", "good"):
+        (image / link).symlink_to(release.version)
     squashfs = content / "driveway.squashfs"
     settle(image, release.epoch_s)
     options = ("-noappend", "-all-root", "-no-xattrs", "-quiet", "-no-progress", "-comp", "zstd")

@@ -7,6 +7,7 @@ would ask about it in the middle of an update. The tree lies in /usr/lib/drivewa
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import re
@@ -15,6 +16,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.cli import completion
 from systemd.package import tree
 from systemd.package.target import BuildError, Release
 
@@ -59,7 +61,12 @@ class Units:
         enabled = [path.name for path in files if "\n[Install]\n" in path.read_text("utf-8")]
         stopped = [path.name for path in files if "@" not in path.name]
         by_kind = sorted(enabled, key=lambda name: kinds.index(Path(name).suffix))
-        return cls(tuple(files), tuple(by_kind), (*sorted(stopped, key=lambda n: n != "driveway.service"),))
+        return cls(tuple(files), tuple(by_kind), tuple(sorted(stopped, key=_stop_order)))
+
+
+def _stop_order(name: str) -> tuple[bool, bool, bool]:
+    """What starts the update program, that, which starts the daemon, the daemon, and the rest."""
+    return not name.endswith(".timer"), "-update" not in name, name != "driveway.service"
 
 
 def lay_out(root: Path, release: Release, made: Path, sbom: Path) -> None:
@@ -82,6 +89,18 @@ def lay_out(root: Path, release: Release, made: Path, sbom: Path) -> None:
     shutil.copyfile(LICENCE, documents / "copyright")
     shutil.copyfile(EXAMPLE, documents / EXAMPLE.name)
     shutil.copyfile(sbom, documents / "sbom.cdx.json")
+    _for_people(root / "usr/share")
+
+
+def _for_people(share: Path) -> None:
+    """What completes the command in each shell, and its manual page."""
+    texts = {folder: completion.script(shell) for shell, folder in completion.FILES.items()}
+    for place, text in texts.items():
+        (share / place).parent.mkdir(parents=True)
+        (share / place).write_text(text, "utf-8")
+    page = share / f"{completion.MANUAL}.gz"
+    page.parent.mkdir(parents=True)
+    page.write_bytes(gzip.compress(completion.manual().encode(), mtime=0))
 
 
 def write(root: Path, release: Release, glibc_minor: int, out: Path, compression: str) -> None:

@@ -96,8 +96,10 @@ def test_a_configuration_that_is_wrong_is_told_with_its_mend(
         {
             "name": "config",
             "result": "fail",
-            "detail": f"{path}: unknown key 'state_dirr'",
+            "detail": f"{path}:1: unknown key 'state_dirr'",
             "mend": "did you mean state_dir?",
+            "group": "Configuration",
+            "meaning": "Without a right configuration the daemon does not start.",
         }
     ]
 
@@ -116,6 +118,8 @@ def test_text_names_every_finding_and_its_mend(tmp_path: Path, capsys: pytest.Ca
     ("plant", "name"),
     [
         (lambda folder: (folder / "agent.toml").chmod(0o666), "permissions.config"),
+        (lambda folder: (folder / "agent.toml.d").chmod(0o777), "permissions.config"),
+        (lambda folder: (folder / "agent.toml.d/a.toml").chmod(0o666), "permissions.config"),
         (lambda folder: (folder / "state").chmod(0o777), "permissions.state"),
         (lambda folder: (folder / "state/unit.key").chmod(0o644), "permissions.secrets"),
     ],
@@ -125,6 +129,8 @@ def test_what_others_could_change_or_read_is_found(
 ) -> None:
     path = tmp_path / "agent.toml"
     (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "agent.toml.d").mkdir(mode=0o755)
+    (tmp_path / "agent.toml.d/a.toml").touch(mode=0o644)
     (tmp_path / "state/unit.key").touch(mode=0o600)
     found = named(list(configuration.permissions(path, config)))
     assert set(found.values()) == {Result.OK}
@@ -206,6 +212,9 @@ def test_an_engine_that_is_not_installed_is_named(config: Config) -> None:
         ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNRestarts=3", Result.WARN),
         ("LoadState=loaded\nActiveState=active\nUnitFileState=disabled\nNRestarts=0", Result.WARN),
         ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNRestarts=0", Result.OK),
+        ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nWatchdogUSec=10s", Result.OK),
+        ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nWatchdogUSec=infinity", Result.WARN),
+        ("LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNoNewPrivileges=no", Result.WARN),
     ],
 )
 def test_units(config: Config, tmp_path: Path, said: str, expected: Result) -> None:
@@ -220,7 +229,12 @@ def test_units(config: Config, tmp_path: Path, said: str, expected: Result) -> N
 
 # --- what the daemon says -------------------------------------------------------------------------------------
 
+CATALOGUE: dict[str, Any] = {
+    "root": 1, "expired": False, "expires_at": "2026-04-01T00:00:00Z", "checked_at": "2026-03-01T00:00:00Z",
+    "error": "", "clock_behind_s": 0,
+}  # fmt: skip
 WELL: dict[str, Any] = {
+    "catalogue": CATALOGUE,
     "version": __version__,
     "state": "ready",
     "gate": "open",
@@ -247,6 +261,10 @@ WELL: dict[str, Any] = {
         ("daemon.store", {"state": "fault"}, Result.FAIL),
         ("daemon.ledger", {"ledger": {**WELL["ledger"], "dispute": "two roots"}}, Result.FAIL),
         ("daemon.ledger", {"ledger": {**WELL["ledger"], "unpaid_since": "2026"}}, Result.WARN),
+        ("daemon.catalogue", {"catalogue": {**CATALOGUE, "root": None, "error": "404"}}, Result.WARN),
+        ("daemon.catalogue", {"catalogue": {**CATALOGUE, "expired": True}}, Result.WARN),
+        ("daemon.catalogue", {"catalogue": {**CATALOGUE, "clock_behind_s": 90}}, Result.WARN),
+        ("daemon.catalogue", {"catalogue": None}, Result.MISSING),
         ("daemon.accelerator", {"accelerator": {**WELL["accelerator"], "state": "lost"}}, Result.FAIL),
         ("daemon.accelerator", {"accelerator": {**WELL["accelerator"], "state": "absent"}}, Result.FAIL),
         ("daemon.accelerator", {"accelerator": {**WELL["accelerator"], "state": "starting"}}, Result.MISSING),

@@ -14,8 +14,9 @@ import pytest
 from agent import wire
 from agent.cli import exits
 from agent.cli.answer_text import answer_text
-from agent.cli.engine import Progress, takes
+from agent.cli.engine import takes
 from agent.cli.main import EXECUTORS, main
+from agent.cli.progress import Progress
 from agent.package import MANIFEST, open_package
 from agent.trust.keys import FileSigner
 from hil.images import drawn_lines, upside_down

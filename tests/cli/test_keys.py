@@ -14,7 +14,8 @@ from cryptography import x509
 from agent.cli import exits
 from agent.cli.main import main
 from agent.config import load
-from agent.control import ControlRequest, ControlServer
+from agent.control import ControlRequest
+from agent.control_server import ControlServer
 from agent.key_view import look
 from agent.trust.hardware import HardwareSigner
 from agent.trust.keyring import unit_key

@@ -17,7 +17,7 @@ from agent import store_ledger
 from agent.answers import Answers
 from agent.cli import exits
 from agent.cli.main import main
-from agent.control import ControlServer
+from agent.control_server import ControlServer
 from agent.core.model import Grant, HandInKind, JobKey, Spent, Verdict
 from agent.rows import HandInRow
 from agent.store import Store, StoreThread
@@ -121,6 +121,7 @@ def served(folder: Path, story: Callable[[Unit], None], fill: Callable[[Unit, St
             shelf=nothing,
             keys=nothing,
             owner=nothing,
+            updates=nothing,
             recorder=nothing,
             recordings=folder,
             self_test=nothing,

@@ -14,7 +14,8 @@ from agent import view
 from agent.cli.main import main
 from agent.cli.text import shown, table, value
 from agent.cli.when import local_text
-from agent.control import ControlRequest, ControlServer
+from agent.control import ControlRequest
+from agent.control_server import ControlServer
 from agent.core.events import AcceleratorSeen, DemandSeen, LinkChanged, PlansMissing, SourceChanged
 from agent.core.model import Accelerator, Readiness
 from agent.ledger_view import LedgerView
@@ -98,7 +99,7 @@ def test_times_are_local_and_say_their_day(socket: str, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     begun = local_text(dt.datetime.fromtimestamp(WALL_MS / 1000, dt.UTC).isoformat())
     assert "2026-01-1" in begun
-    assert f"Since {begun}." in out
+    assert f"    since   {begun} (" in out
 
 
 def test_status_says_what_runs_the_engines_and_what_is_missing(socket: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def test_a_build_that_takes_for_ever_is_killed_and_has_failed() -> None:
     assert outcomes(shell) == ["failed"]
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), min_size=1, max_size=12))
 def test_only_the_time_that_it_is_let_work_makes_a_build_old(stretches: list[tuple[bool, int]]) -> None:

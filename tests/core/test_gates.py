@@ -288,3 +288,14 @@ def test_no_sequence_of_signals_opens_the_gate_early_or_leaves_it_shut_without_a
                 assert shell.now_ms - agreed_since_ms >= 3_000
             else:
                 assert shell.state.gates.reasons
+
+
+@pytest.mark.parametrize("state", list(GateState))
+def test_a_gate_is_open_or_closed_or_holds_back_new_work(state: GateState) -> None:
+    shell = Shell()
+    shell.open_the_gate()
+    gates = shell.state.gates
+    changed = tuple(msgspec.structs.replace(one, state=state) if one.name == "parked" else one for one in gates.gates)
+    gates = msgspec.structs.replace(gates, gates=changed)
+    assert gates.is_open("parked") is (state is GateState.OPEN)
+    assert gates.is_closed("parked") is (state is GateState.CLOSED)

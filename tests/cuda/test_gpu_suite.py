@@ -17,6 +17,8 @@ from kernels.compiler import toolkit
 from tests.cuda import standin
 from tests.cuda.host_kernels import library
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 FACTS = Facts(
     device="Some | GPU",

@@ -73,6 +73,7 @@ def test_every_kernel_has_cases() -> None:
     assert set(CASES) == {path.name for path in SOURCES.glob("*.cu")}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("host_kernels")
 def test_no_access_out_of_bounds_and_nothing_undefined() -> None:
     done = sanitized.run(library(sanitized=True))

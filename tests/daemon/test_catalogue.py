@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from agent.cli.client import ask
-from agent.cli.status import _catalogue_text, _status_text
+from agent.cli.status import _catalogue_text, status_lines
+from agent.cli.terminal import Screen
 from agent.config import CatalogueConfig, Config, TrustConfig
 from agent.daemon import Daemon
 from agent.errors import ConfigError
@@ -79,7 +80,7 @@ def test_the_daemon_believes_it_shows_it_and_knows_it_at_the_next_start(tmp_path
     assert (catalogue["error"], catalogue["expired"], catalogue["clock_behind_s"]) == ("", False, 0)
     assert set(shown["refused_packages"]) == {"detector"}
     assert any(
-        line.endswith(", 1 packages") for line in _status_text(shown).splitlines() if line.startswith("catalogue")
+        line.endswith(", 1 packages") for line in status_lines(shown, Screen(10_000)) if line.startswith("catalogue")
     )
     nowhere = msgspec.structs.replace(config.trust.catalogue, url="http://127.0.0.1:1/")  # type: ignore[type-var]
     offline = msgspec.structs.replace(config, trust=TrustConfig(catalogue=nowhere))

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from hil.record import Outcome
+
+pytestmark = pytest.mark.long
 
 FIGURES = {field.name for field in msgspec.structs.fields(Outcome)}
 

@@ -25,6 +25,8 @@ from tests.daemon.test_rig import all_done, wait
 from tests.hil.test_dispatcher_process import Remote
 from tests.test_privacy import suspicious
 
+pytestmark = pytest.mark.long
+
 VIN = b"5YJ3E1EA7KF317000"
 OWNER = "Erika Mustermann"
 NETWORK = "FRITZ!Box Mustermann"

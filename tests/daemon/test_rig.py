@@ -24,6 +24,8 @@ from hil.dispatcher.view import Attestation, View
 from hil.images import drawn_lines
 from hil.rig import Rig
 
+pytestmark = pytest.mark.long
+
 WAIT_S = 120.0
 NOT_AN_IMAGE = b"\x89PNG\r\n\x1a\nthis is not an image"
 

@@ -29,6 +29,8 @@ from tests.daemon.test_privacy import heard_by, opened
 from tests.daemon.test_rig import wait
 from tests.hil.test_dispatcher_process import Remote
 
+pytestmark = pytest.mark.long
+
 MARKER = b"nobody's but the customer's"
 LINES = 16
 FILLER_BYTES = 96 * 1024

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from agent.awake import KeepAwakeWishes
 from agent.config import Config, load
-from agent.control import ControlServer
+from agent.control_server import ControlServer
 from agent.daemon import Daemon
 from agent.fleet.desk import Desk
 from agent.fleet.orders import Orders
@@ -117,6 +117,7 @@ sys.exit(main(["run", "--config", "agent.toml"]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("config")
 def test_a_daemon_whose_disk_hangs_ends_when_it_is_told_to(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])

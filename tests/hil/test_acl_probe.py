@@ -20,6 +20,8 @@ from hil.broker import free_port
 from hil.certificates import Authority
 from tests.tools import needs
 
+pytestmark = pytest.mark.long
+
 CARS = [Member(command.CAR, command.CELL), Member(command.VICTIM, command.CELL)]
 ALL = (command.CAR, command.VICTIM, command.DISPATCHER)
 

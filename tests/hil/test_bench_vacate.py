@@ -10,6 +10,8 @@ import pytest
 from hil.bench import vacate
 from hil.bench.vacate import SLICE_ITEMS, percentile
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     ("count", "percent", "rank"), [(1, 50, 1), (2, 50, 1), (100, 99, 99), (1000, 99, 990), (20, 99, 20), (3, 100, 3)]

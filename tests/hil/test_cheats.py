@@ -22,6 +22,8 @@ from hil.dispatcher.copies import Copies
 from hil.dispatcher.replication import ByClassOrValue, Judgement, SliceResult
 from hil.dispatcher.tolerance import Agreement, Tolerance
 
+pytestmark = pytest.mark.long
+
 SMALL = Terms(cars=6, cheats_permille=200, jobs_per_car=12, keep=10)
 LINES = 32
 

@@ -33,6 +33,8 @@ from hil.dispatcher.view import View
 from tests.hil.honest_car import PACKAGE, PRICE, Car, Desk
 from tests.hil.test_dispatcher_process import PATIENCE_S, DispatcherProcess, Remote
 
+pytestmark = pytest.mark.long
+
 JOBS = 10
 KILLS = 4
 ANSWER_S = 2.0
@@ -55,11 +57,13 @@ class PatientCar:
 
     def __init__(self, car: Car, remote: Remote) -> None:
         self.car, self.remote = car, remote
+        self.asked = 0
         self.paid: dict[JobKey, int] = {}
 
     def request(self) -> JobGrant | None:
-        for number in range(60):
-            rid = f"try-{number}"
+        for _ in range(60):
+            self.asked += 1
+            rid = f"try-{self.asked}"  # never one of before, whose answer may still come
             capability = Capability(device_class="x", executor="y", packages=(PACKAGE.sha256,))
             self.car.say("request", encode(Request(rid=rid, have=(), credit=1, cap=capability)))
             yield_s = time.monotonic() + ANSWER_S

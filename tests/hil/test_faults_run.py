@@ -24,6 +24,8 @@ from hil.faults.command import ORDERED
 from hil.faults.figures import Figures
 from hil.faults.recordings import recordings_of
 
+pytestmark = pytest.mark.long
+
 JOBS, UNITS = 14, ("car-0000", "car-0001")
 WAIT_S = 400.0
 MAIN = "import sys; from hil.cli import main; sys.exit(main())"

@@ -27,6 +27,8 @@ from hil.fleet.parked import parked_state
 from hil.fleet.plan import FleetPlan
 from hil.fleet.region import Region
 
+pytestmark = pytest.mark.long
+
 
 def test_a_small_fleet_end_to_end(tmp_path: Path) -> None:
     figures, picture = tmp_path / "fleet.json", tmp_path / "fleet.svg"

@@ -54,6 +54,7 @@ def test_every_kind_of_fault_is_met() -> None:
     assert seen == set(KINDS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SWEPT)
 def test_the_power_may_fail_at_any_boundary(kind: str) -> None:
     played = list(sweep(kind, step=STEPS[kind]))

@@ -15,7 +15,7 @@ from hil.scenario.loader import find, load
 GOOD = """\
 title = "t"
 why = "w"
-proves = ["gate:parked"]
+proves = ["fault:sensor_gone"]
 ends_after_min = 2
 
 [policy]
@@ -68,6 +68,16 @@ def test_reads_times_with_their_units(tmp_path: Path) -> None:
         ('gate = "closed"', 'gate = "shut"', 21, "shut"),
         ('after = "door"', 'after = "dor"', 22, "did you mean 'door'"),
         ("within_ms = 100", "", 20, "go together"),
+        ("within_ms = 100", 'within = "gate.ocupied"', 23, "no gate is called 'ocupied'"),
+        ("within_ms = 100", 'within = "policy.reserve_percent"', 23, "no time 'reserve_percent'"),
+        ("within_ms = 100", 'within = "soon"', 23, "'soon' is no time"),
+        ("fault:sensor_gone", "gate:occupied", 3, "sees it open again"),
+        ("fault:sensor_gone", "gate:parked", 3, "no expectation sees it shut"),
+        ("fault:sensor_gone", "promise:3", 3, "counts what was kept"),
+        ("fault:sensor_gone", "promise:5", 3, "explained = true"),
+        ("fault:sensor_gone", "fault:bus_off", 3, "no step has the fault"),
+        ("fault:sensor_gone", "fault:dst", 3, "clocks do not change"),
+        ("fault:sensor_gone", "promise:7", 3, "neither"),
         ("parked_for_s = 5", "parked_for = 5", 7, "did you mean 'parked_for_s'"),
         ("parked_for_s = 5", 'parked_for_s = "5"', 7, "Expected `float`"),
         ('title = "t"', 'titel = "t"', 1, "did you mean 'title'"),
@@ -82,6 +92,12 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, line: int, said:
         load(write(tmp_path, GOOD.replace(old, new, 1)))
     assert f"one.toml:{line}:" in str(error.value)
     assert said in str(error.value)
+
+
+def test_a_limit_follows_the_policy(tmp_path: Path) -> None:
+    text = GOOD.replace("within_ms = 100", 'within = "gate.occupied + 500 ms"')
+    assert load(write(tmp_path, text)).expectations[0].within_ms == 5_500
+    assert load(write(tmp_path, text.replace("for_s = 5", "for_s = 60"))).expectations[0].within_ms == 60_500
 
 
 def test_nothing_expected_is_an_error(tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hil.cli import main
 from hil.scenario.output import read_figures
+
+pytestmark = pytest.mark.long
 
 
 def test_a_worker_is_killed(tmp_path: Path) -> None:

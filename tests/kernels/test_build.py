@@ -37,6 +37,7 @@ def budgets(path: Path, *rows: str) -> Path:
     return path
 
 
+@pytest.mark.long
 @budgeted
 def test_everything_for_every_device(tmp_path: Path) -> None:
     """The whole build; what was compiled before is taken from the cache."""

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from agent.trust import dsse
 from agent.trust.admission import (
+    SUMS,
     NotAdmittedError,
     Reason,
     Standing,
     check_new,
     check_package,
     check_policy,
+    check_release,
     check_rollback,
     take,
 )
@@ -243,6 +245,78 @@ def test_an_agent_that_the_catalogue_does_not_list_raises_no_floor() -> None:
     check_new(one)
     take(CATALOGUE, one.floors, "9.9")
     check_new(one)
+
+
+def test_an_agent_on_trial_raises_no_floor() -> None:
+    """It may yet have to make room for the one before, which is to earn then."""
+    one = standing(agent="0.1.0")
+    take(CATALOGUE, one.floors, "0.2.0", on_trial=True)
+    check_new(one)
+    take(CATALOGUE, one.floors, "0.2.0")
+    with pytest.raises(NotAdmittedError) as refused:
+        check_new(one)
+    assert refused.value.reason is Reason.AGENT_DOWNGRADE
+
+
+# --- releases of the agent ----------------------------------------------------------------------------------------
+
+LISTED_SUMS = replace(
+    CATALOGUE,
+    releases=(
+        Listed("driveway-agent", "0.2.0", "11" * 32, 10, "driveway_0.2.0_amd64.deb"),
+        Listed("driveway-agent", "0.3.0", "22" * 32, 10, "driveway_0.3.0_amd64.deb"),
+        Listed("driveway-agent", "0.3.0", "33" * 32, 10, SUMS),
+        Listed("driveway-agent", "0.3.0", "44" * 32, 10, SUMS),
+    ),
+)
+"""Of 0.3.0 the files are named, for two architectures, of 0.2.0 they are not."""
+
+
+def release_refused(one: Standing, version: str, sums: str = "") -> Reason | None:
+    try:
+        check_release(one, version, sums)
+    except NotAdmittedError as error:
+        return error.reason
+    return None
+
+
+def test_a_release_that_is_listed_may_be_installed() -> None:
+    assert release_refused(standing(), "0.2.0") is None
+    assert release_refused(standing(), "0.2") is None, "the same version"
+    assert release_refused(standing(LISTED_SUMS), "0.2.0", "99" * 32) is None, "its files are not named"
+    for sums in ("33" * 32, "44" * 32):
+        assert release_refused(standing(LISTED_SUMS), "0.3.0", sums) is None
+
+
+def test_release_unlisted() -> None:
+    assert release_refused(standing(), "0.4.0") is Reason.RELEASE_UNLISTED
+    assert release_refused(standing(replace(CATALOGUE, releases=())), "0.4.0") is None, "it says nothing of releases"
+
+
+@pytest.mark.parametrize("sums", ["", "22" * 32])
+def test_release_changed(sums: str) -> None:
+    assert release_refused(standing(LISTED_SUMS), "0.3.0", sums) is Reason.RELEASE_CHANGED
+
+
+def test_a_release_that_is_denied_or_below_the_floor() -> None:
+    denied = standing(replace(CATALOGUE, denied=DenyList(1, agents=(Denied("0.2", "loses slices"),))))
+    assert release_refused(denied, "0.2.0") is Reason.AGENT_DENIED
+    one = standing()
+    take(CATALOGUE, one.floors, "0.2.0")
+    assert release_refused(one, "0.1.9") is Reason.AGENT_DOWNGRADE
+    assert release_refused(one, "0.2.0") is None
+
+
+def test_an_update_may_mend_what_keeps_the_catalogue_away() -> None:
+    """Without one, and with one that has expired, what is remembered or denied is all that speaks against a release."""
+    late = replace(CATALOGUE, denied=DenyList(1, agents=(Denied("0.5.0"),)))
+    expired = replace(standing(late), now_ms=CATALOGUE.expires_ms)
+    assert release_refused(expired, "0.4.0") is None
+    assert release_refused(expired, "0.5.0") is Reason.AGENT_DENIED
+    nothing = replace(standing(), catalogue=None)
+    assert release_refused(nothing, "0.4.0") is None
+    nothing.floors.saw({(Floored.AGENT, ""): "0.4.1"})
+    assert release_refused(nothing, "0.4.0") is Reason.AGENT_DOWNGRADE
 
 
 def test_policy_downgrade() -> None:

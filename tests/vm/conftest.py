@@ -14,7 +14,7 @@ from hil.acl.guarded import GuardedMosquitto
 from hil.vm.image import Image, build_image
 from hil.vm.machine import PROGRAMS
 from hil.vm.rootfs import build_rootfs
-from hil.vm.vehicle import newest_package
+from tests.tools import lacking
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,21 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def image() -> Image:
     """The vehicle's image, built when it is not there yet."""
     if os.getuid():
-        pytest.skip("a vehicle's image is built by root only")
+        lacking("a vehicle's image is built by root only")
     if missing := [name for name in (*PROGRAMS, "mmdebstrap", "mke2fs") if shutil.which(name) is None]:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+        lacking(f"not installed: {', '.join(missing)}")
     return build_image(build_rootfs())
 
 
 @pytest.fixture(scope="session")
-def package() -> Path:
-    """The .deb that `make package` made last, or the one that $DRIVEWAY_DEB names."""
-    package = newest_package()
-    if package is None:
-        pytest.skip("there is no package: run `make package`")
+def package(request: pytest.FixtureRequest) -> Path:
+    """The .deb that $DRIVEWAY_DEB names, or this very tree's."""
     if GuardedMosquitto.binary() is None or GuardedMosquitto.plugin() is None:
-        pytest.skip("mosquitto is not installed")
-    return package
+        lacking("mosquitto is not installed")
+    return Path(given) if (given := os.environ.get("DRIVEWAY_DEB")) else request.getfixturevalue("built")
 
 
 @pytest.fixture(scope="session")

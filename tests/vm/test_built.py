@@ -19,6 +19,7 @@ from systemd.package import bundle, tree
 from systemd.package.sbom import canonical
 from systemd.package.target import TARGETS, Release
 from systemd.package.wheels import LOCK, read_lock
+from tests.tools import lacking
 
 ROOT = Path(__file__).parents[2]
 RELEASE = Release("1.2.3", TARGETS["amd64"], 1_790_000_000)
@@ -137,7 +138,7 @@ def test_its_workers_have_a_python_of_their_own_with_all_they_import(jetson: Pat
 def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bundle.Signer]:
     """A bundle of a small tree, signed by a key that was made for it."""
     if problem := bundle.why_not():
-        pytest.skip(problem)
+        lacking(problem)
     folder = tmp_path_factory.mktemp("bundle")
     (folder / "tree/bin").mkdir(parents=True)
     (folder / "tree/bin/driveway").write_bytes(random.Random(7).randbytes(50_000))
@@ -179,7 +180,7 @@ def test_a_bundle_says_what_it_is_and_who_signed_it(signed: tuple[Path, bundle.S
 def test_a_flipped_byte_is_refused(signed: tuple[Path, bundle.Signer], tmp_path: Path, part: str) -> None:
     path, signer = signed
     if shutil.which("veritysetup") is None:
-        pytest.skip("not installed: cryptsetup-bin")
+        lacking("not installed: cryptsetup-bin")
     changed = tmp_path / path.name
     shutil.copyfile(path, changed)
     assert verity(changed, signer.certificate)

@@ -12,6 +12,7 @@ import pytest
 
 from hil.vm import nspawn, rootfs
 from hil.vm.nspawn import Container
+from tests.tools import lacking
 from tests.vm.installed import SERVICE, SOCKET, configure, deb_in, next_version
 
 READY_S, RESTART_S = 60.0, 60.0
@@ -79,7 +80,7 @@ ALLOWED = {"state", "run", "run_system", "inet", "credential"}
 @pytest.fixture(scope="module")
 def tree() -> Path:
     if problem := nspawn.why_not() or (rootfs.why_not() and f"no root file system: {rootfs.why_not()}"):
-        pytest.skip(problem)
+        lacking(problem)
     return rootfs.build_rootfs()
 
 

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from agent import __version__
 from agent.cli import exits
 from agent.cli.client import UnreachableError, socket_path
-from agent.cli.doctor import computer, configuration, daemon, keys, service
+from agent.cli.doctor import computer, configuration, daemon, keys, network, service, state
+from agent.cli.doctor.meaning import GROUPS, group_of, meaning_of
 from agent.cli.doctor.model import Check, Finding, Result, carried_out, fail, missing, ok, warn, worst
 from agent.cli.text import paint, print_json
 from agent.config import Config, load
@@ -31,15 +32,38 @@ def doctor(options: argparse.Namespace) -> int:
     findings, reachable = examine(options)
     result, code = judged(findings, reachable=reachable)
     if options.json:
-        checks = [{**asdict(one), "result": one.result.value} for one in findings]
+        checks = [_as_json(one) for one in findings]
         print_json({"v": FORMAT, "version": __version__, "result": result, "exit_code": code, "checks": checks})
         return code
-    for one in findings:
-        mend = f"\n          → {printable(one.mend)}" if one.mend else ""
-        print(f"{paint(one.result.value, COLOURS[one.result]):<8}  {one.name}: {printable(one.detail)}{mend}")
+    for group in dict.fromkeys(group_of(one.name) for one in sorted(findings, key=_order)):
+        print(group)
+        for one in findings:
+            if group_of(one.name) == group:
+                print(_as_text(one))
     count = {kind: sum(one.result is kind for one in findings) for kind in Result}
     print(", ".join(f"{number} {kind.value}" for kind, number in count.items() if number))
     return code
+
+
+def _as_json(one: Finding) -> dict[str, str]:
+    about = {"group": group_of(one.name), "meaning": meaning_of(one.name)}
+    return {**asdict(one), "result": one.result.value, **about}
+
+
+def _order(one: Finding) -> int:
+    titles = [group.title for group in GROUPS]
+    title = group_of(one.name)
+    return titles.index(title) if title in titles else len(titles)
+
+
+def _as_text(one: Finding) -> str:
+    """A line, and below what is not well what hangs on it and what to do."""
+    lines = [f"  {paint(f'{one.result.value:<7}', COLOURS[one.result])}  {one.name}: {printable(one.detail)}"]
+    if one.result in {Result.WARN, Result.FAIL} and meaning_of(one.name):
+        lines.append(f"           {meaning_of(one.name)}")
+    if one.mend:
+        lines.append(f"           → {printable(one.mend)}")
+    return "\n".join(lines)
 
 
 def examine(options: argparse.Namespace) -> tuple[list[Finding], bool]:
@@ -78,11 +102,14 @@ def judged(findings: list[Finding], *, reachable: bool) -> tuple[str, int]:
 def _offline(options: argparse.Namespace, config: Config) -> Iterator[tuple[str, Check]]:
     yield "permissions", lambda: configuration.permissions(options.config, config)
     yield "disk", lambda: configuration.disk(config)
+    yield state.NAME, lambda: state.store(config)
     yield "clock", computer.clock
     yield "kernel", computer.kernel
     yield "keys", lambda: keys.trusted(config)
     yield "keys.unit", lambda: keys.own(config)
     yield "keys.tls", lambda: keys.certificates(config)
     yield "vehicle", lambda: configuration.coverage(config)
+    yield "vehicle.bus", lambda: network.buses(config)
+    yield "broker", lambda: network.brokers(config)
     yield "engine", lambda: computer.engine(config)
     yield "units", lambda: service.units(config)

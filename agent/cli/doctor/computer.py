@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import subprocess
 import sys
 import time
@@ -21,7 +22,14 @@ IMPORT_S = 60.0
 _LOOK = """
 import importlib.util, sys
 missing = [one for one in sys.argv[1:] if importlib.util.find_spec(one) is None]
+def version(one):
+    from importlib import metadata
+    try:
+        return one + " " + metadata.version(one)
+    except metadata.PackageNotFoundError:
+        return one
 print(" ".join(missing)); print(sys.version.split()[0])
+print(", ".join(version(one) for one in sys.argv[1:] if one not in missing))
 """
 
 
@@ -61,7 +69,9 @@ def engine(config: Config) -> Iterator[Finding]:
     yield _bindings(inference.worker_python or sys.executable, wanted)
     if inference.executor == "onnxruntime":
         yield missing("engine.device", "no accelerator is configured: engines run on the processor")
-    elif found := next((node for node in NODES if Path(node).exists()), None):
+        return
+    yield _kernels()
+    if found := next((node for node in NODES if Path(node).exists()), None):
         yield ok("engine.device", found)
     else:
         mend = (
@@ -70,6 +80,23 @@ def engine(config: Config) -> Iterator[Finding]:
         yield fail(
             "engine.device", f"{inference.executor} is configured, and there is none of {', '.join(NODES)}", mend
         )
+
+
+def _kernels(folder: Path | None = None) -> Finding:
+    """The compiled kernels are those of the manifest, byte for byte; which suits the device, the worker finds."""
+    from kernels import fatbin  # noqa: PLC0415 - with what it is about
+
+    name = "engine.kernels"
+    folder = folder or fatbin.default_folder()
+    try:
+        manifest = fatbin.read_manifest(folder)
+        for one in manifest.files:
+            if hashlib.sha256((folder / one.name).read_bytes()).hexdigest() != one.sha256:
+                return fail(name, f"{folder / one.name} is damaged", "install the package again")
+    except (fatbin.FatbinError, OSError) as error:
+        return fail(name, f"the compiled kernels cannot be read: {error}", "install the package again (make kernels)")
+    has = ", ".join(f"CUDA {one.cuda}: {' '.join(one.architectures)}" for one in manifest.files)
+    return ok(name, has)
 
 
 def _bindings(python: str, wanted: tuple[str, ...]) -> Finding:
@@ -82,7 +109,7 @@ def _bindings(python: str, wanted: tuple[str, ...]) -> Finding:
         return fail(name, f"the workers' interpreter {python} cannot be run: {error}", "set inference.worker_python")
     if said.returncode:
         return fail(name, f"{python} fails: {said.stderr.strip()[-200:]}", "set inference.worker_python")
-    lacking, version = [*said.stdout.splitlines(), "", ""][:2]
+    lacking, version, has = [*said.stdout.splitlines(), "", "", ""][:3]
     if lacking:
         return fail(name, f"Python {version} at {python} lacks {lacking}", "install the executor's packages for it")
-    return ok(name, f"Python {version} at {python} has {', '.join(wanted)}")
+    return ok(name, f"Python {version} at {python} has {has}")

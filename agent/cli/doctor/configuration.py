@@ -10,6 +10,7 @@ from pathlib import Path
 from agent.cli.doctor.model import Finding, fail, missing, ok, warn
 from agent.config import Config
 from agent.core import signals
+from agent.toml import drop_ins
 from agent.vehicle.profile import Profile, load_profile, mapped_leaves, vehicle_of
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -18,11 +19,14 @@ _OTHERS_ANY = stat.S_IRWXG | stat.S_IRWXO
 
 def permissions(path: Path, config: Config) -> Iterator[Finding]:
     """The configuration is only its owner's to change, and secrets are nobody else's to read."""
-    mode = path.stat().st_mode
-    if mode & _OTHERS_WRITE:
-        yield fail("permissions.config", f"others may write {path}", f"chmod go-w {path}")
-    else:
-        yield ok("permissions.config", f"only its owner may write {path}")
+    beside = drop_ins(path)
+    files = [path, *({one.parent for one in beside}), *beside]
+    open_files = [one for one in files if one.stat().st_mode & _OTHERS_WRITE]
+    for one in open_files:
+        yield fail("permissions.config", f"others may write {one}", f"chmod go-w {one}")
+    if not open_files:
+        with_them = f" and its {len(beside)} drop-ins" if beside else ""
+        yield ok("permissions.config", f"only its owner may write {path}{with_them}")
     state = config.path(config.state_dir)
     if not state.is_dir():
         yield missing("permissions.state", f"{state} is not there yet: the daemon makes it")

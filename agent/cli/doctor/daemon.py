@@ -94,6 +94,23 @@ def _ledger(status: dict[str, Any]) -> Finding:
     return ok("daemon.ledger", f"{ledger['size']} leaves, {ledger['witnessed']} witnessed")
 
 
+def _catalogue(status: dict[str, Any]) -> Finding:
+    """Fresh enough to be believed; its keepers renew it every few days."""
+    one = status.get("catalogue")
+    if one is None:
+        return missing("daemon.catalogue", "none is configured: packages count by their publisher's signature")
+    if one["root"] is None:
+        said = f"there is none yet: {one['error'] or 'it is being fetched'}"
+        return warn("daemon.catalogue", said, "check trust.catalogue.url and the network")
+    if one["expired"]:
+        mend = "check trust.catalogue.url and the network; else the operator has to sign a new one"
+        return warn("daemon.catalogue", f"it expired at {one['expires_at']}: {one['error']}".rstrip(": "), mend)
+    if one["clock_behind_s"]:
+        said = f"the clock is {one['clock_behind_s']} s behind what was signed"
+        return warn("daemon.catalogue", said, "set the clock")
+    return ok("daemon.catalogue", f"checked at {one['checked_at']}, good until {one['expires_at']}")
+
+
 def _accelerator(status: dict[str, Any]) -> Finding:
     one = status["accelerator"]
     said = f"{one['executor']} {one['version']} {one['device']}".strip()
@@ -160,5 +177,6 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], Finding]] = {
     "daemon.sources": _sources,
     "daemon.store": _store,
     "daemon.ledger": _ledger,
+    "daemon.catalogue": _catalogue,
     "daemon.accelerator": _accelerator,
 }

@@ -17,7 +17,7 @@ ASK_S = 10.0
 
 
 def units(config: Config, booted: Path = BOOTED, systemctl: str | None = None) -> Iterator[Finding]:
-    """Each is installed, enabled and active."""
+    """Each is installed, enabled and active, and the daemon's is watched and confined."""
     systemctl = systemctl or shutil.which("systemctl")
     wanted = (DAEMON, WORKERS) if config.inference.worker_socket else (DAEMON,)
     for unit in wanted:
@@ -43,13 +43,23 @@ def _state(name: str, unit: str, said: dict[str, str]) -> Finding:
     restarts = said.get("NRestarts", "0")
     if restarts not in {"0", ""}:
         return warn(name, f"it was started anew {restarts} times since boot", f"journalctl -u {unit} -b says why")
-    if enabled not in {"enabled", "static", "enabled-runtime"}:
-        return warn(name, f"it is active, and {enabled or 'not enabled'}", f"systemctl enable {unit}")
-    return ok(name, "active and enabled")
+    lacks = _taken_away(said) if unit == DAEMON else ""
+    if lacks:
+        return warn(name, lacks, f"systemctl cat {unit} shows which drop-in did it; systemctl revert {unit}")
+    well = enabled in {"enabled", "static", "enabled-runtime"}
+    said_so = f"it is active, and {enabled or 'not enabled'}"
+    return ok(name, "active and enabled") if well else warn(name, said_so, f"systemctl enable {unit}")
+
+
+def _taken_away(said: dict[str, str]) -> str:
+    """What a drop-in took from the daemon's unit that the package gave it; "" where nothing is missing."""
+    if said.get("WatchdogUSec") in {"0", "infinity"}:
+        return "nobody notices when it hangs: the unit has no watchdog"
+    return "its sandbox was taken away" if said.get("NoNewPrivileges") == "no" else ""
 
 
 def _properties(systemctl: str, unit: str) -> dict[str, str]:
-    names = "LoadState,ActiveState,UnitFileState,Result,NRestarts"
+    names = "LoadState,ActiveState,UnitFileState,Result,NRestarts,WatchdogUSec,NoNewPrivileges"
     said = subprocess.run(
         [systemctl, "show", "--property", names, unit], capture_output=True, text=True, timeout=ASK_S, check=False
     )

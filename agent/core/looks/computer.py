@@ -122,9 +122,17 @@ def self_test(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT0
 
 
 def update(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001
-    """No update of the agent waits for the computer to be idle."""
-    if sight.world.update_pending:
+    """No update of the agent waits. A lease that is at work may come to its end before it, in `update_drain_s`."""
+    world = sight.world
+    if not world.update_pending:
+        return
+    ends_ms = world.update_since_ms + round(sight.policy.update_drain_s * 1000)
+    if not world.leased:
         yield Finding("update_pending", "agent.update", True, False, "", GateState.HOLD)
+    elif sight.now_ms >= ends_ms:
+        yield Finding("update_overdue", "agent.update", True, False)
+    else:
+        sight.again(ends_ms)
 
 
 def network(sight: Sight, _was_open: bool) -> Iterator[Finding]:  # noqa: FBT001

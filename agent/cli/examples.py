@@ -1,0 +1,47 @@
+"""An example or two for each verb, as `--help` shows them. A test parses every one of them."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": ("driveway run --config /etc/driveway/agent.toml",),
+    "status": ("driveway status", "driveway status --json | jq .gate"),
+    "why": ("driveway why",),
+    "watch": ("driveway watch", "driveway watch --plain --every 5", "driveway watch --hours 12"),
+    "signals": ("driveway signals",),
+    "record": ("driveway record",),
+    "leases": ("driveway leases --limit 50", "driveway leases --since yesterday --csv"),
+    "earnings": ("driveway earnings",),
+    "ledger": ("driveway ledger --limit 5", "driveway ledger prove ocr-1/3 --out proof.json"),
+    "ledger show": ("driveway ledger show --limit 5",),
+    "ledger prove": ("driveway ledger prove ocr-1/3 --out proof.json", "driveway ledger prove 12"),
+    "ledger verify": ("driveway ledger verify proof.json --key unit.pem --witness dispatcher.pem",),
+    "pause": ("driveway pause --until 07:00", "driveway pause --for 2h"),
+    "resume": ("driveway resume",),
+    "finish": ("driveway finish",),
+    "consent": ("driveway consent", "driveway consent --accept 3"),
+    "owner": ("driveway owner", 'driveway owner set --schedule "22:00-06:00" --price-floor 0.05'),
+    "owner show": ("driveway owner show",),
+    "owner set": ('driveway owner set --schedule "mon-fri 22:00-06:00" --classes ocr,speech',),
+    "owner clear": ("driveway owner clear schedule", "driveway owner clear"),
+    "update": ("driveway update",),
+    "update status": ("driveway update status --json",),
+    "update defer": ("driveway update defer 12h",),
+    "update now": ("driveway update now",),
+    "packages": ("driveway packages", "driveway packages ./my-package"),
+    "infer": ("driveway infer ocr page.png", "driveway infer ./ocr *.png --json"),
+    "bench": ("driveway bench --package ocr page.png --rounds 50", "driveway bench --commission --duration 60"),
+    "keys": ("driveway keys", "driveway keys --csr > unit.csr"),
+    "keys rotate": ('driveway keys rotate --reason "the computer was exchanged" --overlap 7d',),
+    "verify": ("driveway verify result.json --key unit.pem",),
+    "config": ("driveway config check", "driveway config show --changed"),
+    "config check": (
+        "driveway config check --config /etc/driveway/agent.toml",
+        "driveway config check --policy night.toml",
+    ),
+    "config show": ("driveway config show --changed", "driveway config show policy.die_limit_c fleet"),
+    "doctor": ("driveway doctor", "driveway doctor --offline --json"),
+    "bundle": ("driveway bundle --list", "driveway bundle --out car-0001.tar.gz --yes"),
+    "completion": ("driveway completion bash > /etc/bash_completion.d/driveway",),
+    "simulate": ("driveway simulate night.log --profile tesla-model3 --bus can0=party",),
+}
+"""By the verb's words."""
