@@ -18,7 +18,7 @@ from agent.trust.dsse import VerifyingKey
 from agent.trust.version_floors import Floored, VersionFloors, version_key
 
 SUMS = "SHA256SUMS"
-"""The file of a release that lists its files: its digest names all of it."""
+"""The file of a release that lists its files: its digest names all of it. One of several architectures: SUMS.ARCH."""
 
 
 class Reason(enum.Enum):
@@ -122,7 +122,7 @@ def check_release(standing: Standing, version: str, sums_sha256: str) -> None:
     files = [one for one in catalogue.releases if version_key(one.version) == version_key(version)]
     if not files:
         raise NotAdmittedError(Reason.RELEASE_UNLISTED, f"{shown} is not in the catalogue")
-    sums = {one.sha256 for one in files if one.file == SUMS}
+    sums = {one.sha256 for one in files if one.file.partition(".")[0] == SUMS}
     if sums and sums_sha256 not in sums:
         what = f"the files of {shown} are not those of the catalogue"
         raise NotAdmittedError(Reason.RELEASE_CHANGED, what, hint=f"install the package whose {SUMS} is listed")

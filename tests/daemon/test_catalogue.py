@@ -51,8 +51,8 @@ def with_catalogue(tmp_path: Path, url: str, root: str = "root.json") -> Config:
     return msgspec.structs.replace(config, trust=trust, fleet=fleet)
 
 
-def status_once(config: Config, *, refreshed: bool) -> dict[str, Any]:
-    """What one run of the daemon shows, as soon as it has refreshed, or at once."""
+def status_once(config: Config, *, refreshed: bool, verb: str = "status", **arguments: str) -> dict[str, Any]:
+    """What one run of the daemon shows, or answers to another verb, as soon as it has refreshed, or at once."""
 
     async def main() -> dict[str, Any]:
         daemon = Daemon(config, await establish(config))
@@ -63,13 +63,27 @@ def status_once(config: Config, *, refreshed: bool) -> dict[str, Any]:
             async with asyncio.timeout(PATIENCE_S):
                 while not keeper.status().timestamp or (refreshed and not keeper.status().checked_at):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
-                shown: dict[str, Any] = await asyncio.to_thread(ask, config.path(config.control_socket), "status")
+                shown: dict[str, Any] = await asyncio.to_thread(
+                    ask, config.path(config.control_socket), verb, **arguments
+                )
         finally:
             daemon.stop()
             await run
         return shown
 
     return asyncio.run(main())
+
+
+def test_an_update_that_the_catalogue_does_not_list_waits_with_a_reason(tmp_path: Path, url: str) -> None:
+    """Asked as the update program asks: over the control socket, as root."""
+    repository = Repository(tmp_path / "operator")
+    repository.put("releases/driveway-agent/9.8.0/driveway.deb", b"a package")
+    repository.publish()
+    config = with_catalogue(tmp_path, url)
+    said = [status_once(config, refreshed=True, verb="update", release=release) for release in ("9.8.0", "9.9.0")]
+    assert "not in the catalogue" not in said[0]["why"]
+    assert (said[1]["ready"], said[1]["lease"]) == (False, "")
+    assert "version 9.9.0 of the agent is not in the catalogue" in said[1]["why"]
 
 
 def test_the_daemon_believes_it_shows_it_and_knows_it_at_the_next_start(tmp_path: Path, url: str) -> None:

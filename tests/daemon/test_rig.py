@@ -23,6 +23,7 @@ from hil.cli import main as driveway_hil
 from hil.dispatcher.view import Attestation, View
 from hil.images import drawn_lines
 from hil.rig import Rig
+from tests.state_files import unnamed
 
 pytestmark = pytest.mark.long
 
@@ -95,6 +96,7 @@ def test_nothing_is_lost_or_paid_twice_when_daemon_broker_and_dispatcher_die(tmp
         assert "error" in answers[1][-1], "an image that cannot be decoded says so, and costs the others nothing"
         assert [payout.paid_micro for payout in payouts] == [95 * 10]
         assert status["outbox"]["pending"] == 0
+        assert unnamed(rig.folder / "state") == set(), "docs/state.md names every file"
         _check_attestations(rig, tmp_path, attestations)
         _check_command_line(rig)
 
@@ -131,7 +133,7 @@ def _check_command_line(rig: Rig) -> None:
         ("status", ["state", "ledger", "net"]),
         ("signals", ["Vehicle.Speed", "good"]),
         ("leases", ["ocr-line", "settled"]),
-        ("earnings", ["NET", "all leases"]),
+        ("earnings", ["NET", "All leases"]),
         ("ledger", ["statement", "verdict", "session", "witnessed"]),
     ):
         text = driveway(rig, verb)

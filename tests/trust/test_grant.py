@@ -265,8 +265,8 @@ LISTED_SUMS = replace(
     releases=(
         Listed("driveway-agent", "0.2.0", "11" * 32, 10, "driveway_0.2.0_amd64.deb"),
         Listed("driveway-agent", "0.3.0", "22" * 32, 10, "driveway_0.3.0_amd64.deb"),
-        Listed("driveway-agent", "0.3.0", "33" * 32, 10, SUMS),
-        Listed("driveway-agent", "0.3.0", "44" * 32, 10, SUMS),
+        Listed("driveway-agent", "0.3.0", "33" * 32, 10, f"{SUMS}.amd64"),
+        Listed("driveway-agent", "0.3.0", "44" * 32, 10, f"{SUMS}.arm64"),
     ),
 )
 """Of 0.3.0 the files are named, for two architectures, of 0.2.0 they are not."""
