@@ -126,7 +126,8 @@ def _check_command_line(rig: Rig) -> None:
     rig.car("open_door")
     wait(rig, "the gate to close", lambda status: status["gate"] == "closed")
     why = driveway(rig, "why")
-    assert "A door or lid is open (Vehicle.Cabin.Door.Row1.DriverSide.IsOpen)." in why.stdout
+    assert "A door or lid is open." in why.stdout
+    assert "signal  Vehicle.Cabin.Door.Row1.DriverSide.IsOpen" in why.stdout
     reasons = json.loads(driveway(rig, "why", "--json").stdout)
     assert {"code", "signal", "value", "limit", "unit", "since", "clears_at"} <= set(reasons[0])
     for verb, words in (
