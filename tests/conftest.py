@@ -24,6 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "tool(present, why): needs a program; made by tests.tools.needs")
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs the tests may have a terminal of any width; parallel workers are told one."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("LINES", raising=False)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs a program that is not here, or fails it: `tests.tools`."""
     for mark in item.iter_markers("tool"):

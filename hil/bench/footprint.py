@@ -1,46 +1,45 @@
 """What the agent takes from a vehicle: memory, processor, wake-ups, and what it writes to flash; held to limits.
 
-    driveway-hil bench footprint --json footprint.json       about four minutes
+    driveway-hil bench footprint --json footprint.json       about six minutes; as root, what reaches the disk as well
 
-Real processes (`hil.bench.idle` says which): parked with the gate open and no work to be had, driving with the gate
-shut, both with 3,000 frames a second; then leases of a package that does nothing, so that only the agent's own share
-counts. Memory and processor are as there; wake-ups are voluntary context switches of all threads; what is written is
-`write_bytes` of /proc/PID/io, which the kernel counts as pages are handed to the file system, so a page that is written
-twice before it is flushed counts twice, and the file system's own journal does not count.
+`hil.bench.footprint_situations` says what is watched, `footprint_starts` what is started; what a package with systemd
+takes in a container (`footprint_container`) is there where a container can be booted. What could not be measured is in
+`absent`, with the reason, and breaks no limit.
 
-Flash life: `endurance_tbw` terabytes may be written until the chip is worn (an eMMC of 64 GB with 3,000 cycles stands
-for 192; half of that is taken, since it is not ours alone), every byte wears it `WRITE_AMPLIFICATION` times (small
-synced writes; 4 is what vendors' notes give for them at the bad end), and a day has so many hours and leases:
+Flash life. A chip of CAPACITY_GB whose cells take CYCLES may be given CAPACITY_GB · CYCLES gigabytes over its life,
+divided by how often each byte is written inside it (JEDEC's TBW: capacity · cycles / write amplification). Half of that
+is counted on, since the chip is not ours alone:
 
-    years = endurance_tbw · 10^12 / (WRITE_AMPLIFICATION · 365 · (24 h · per hour + LEASES_PER_DAY · per lease))
+    years = CAPACITY_GB · CYCLES · SHARE / (WRITE_AMPLIFICATION · 365 · GB a day)
+    GB a day = 24 h · per idle hour + LEASES_PER_DAY · per lease
 
-The limits are data (`footprint.toml`), each with its reason; `held` says whether all of them are kept.
+64 GB and 3,000 cycles are a small multi-level-cell eMMC. 4: each flush of one 4 KiB block programs a page of 16 KiB,
+which is the bad end; what the chip's own cleaning adds is small while it is not full. Bytes are those that the disk was
+given, the file system's journal included, where the disk was counted; else the pages that the daemon made dirty, which
+is less than half of that.
+
+The limits are data (`footprint.toml`), each with its reason; `held` says whether all of them are kept. Those of
+processor time are for a machine that does nothing else.
 """
 
 from __future__ import annotations
 
-import signal
-import statistics
 import tempfile
-import time
 import tomllib
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import DrivewayError
-from hil.bench.idle import FRAMES_PER_S, SETTLE_S, QuietRig, memory_mb, until_open, watch
-from hil.bench.lease_rig import LeaseRig
-from hil.broker import EmbeddedBroker, Mosquitto
+from hil.bench import footprint_container, footprint_disk, footprint_starts
+from hil.bench.footprint_container import Contained
+from hil.bench.footprint_situations import Computing, Waiting, Working, computing, waiting, working
+from hil.bench.footprint_starts import Package, Spread
 from hil.demo.story import quiet_logs
-from hil.packages.nothing import build_nothing_package
-from hil.rig import Rig
 
 SECONDS = 60.0
-LEASES, ITEMS, WARM_UP_LEASES = 60, 24, 5
-STARTS = 5
-ENDURANCE_TBW, WRITE_AMPLIFICATION = 96.0, 4.0
-LEASES_PER_DAY = 400
+CAPACITY_GB, CYCLES, SHARE, WRITE_AMPLIFICATION = 64.0, 3_000.0, 0.5, 4.0
+LEASES_PER_DAY, NIGHT_H = 400, 8
 """A night of eight hours, with a lease every 72 s."""
 LIMITS = Path(__file__).with_name("footprint.toml")
 
@@ -55,36 +54,19 @@ class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aim: float | None = None
 
 
-class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon while it waits."""
-
-    gate: str
-    rss_mb: float
-    pss_mb: float
-    cpu_percent: float
-    wakeups_per_s: float
-    written_mb_per_h: float
-
-
-class Working(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon while it works off leases of `items` items, and its worker's memory."""
-
-    leases: int
-    items: int
-    rss_mb: float
-    worker_rss_mb: float
-    cpu_ms_per_lease: float
-    written_kb_per_lease: float
-
-
 class Flash(msgspec.Struct, frozen=True, kw_only=True):
     """How long a chip of this endurance lasts, and by what."""
 
     years: float
-    endurance_tbw: float
+    endurance_tb: float
+    """What may be written into its cells on our account."""
     write_amplification: float
     leases_per_day: int
-    written_mb_per_day: float
+    mb_per_idle_h: float
+    mb_per_lease: float
+    mb_per_night: float
+    mb_per_day: float
+    counted: str
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,37 +74,64 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     held: bool
     broken: dict[str, str]
-    start_to_ready_s: float
-    parked: Waiting
+    absent: dict[str, str]
+    asleep: Waiting
     driving: Waiting
+    quiet: Waiting
+    parked: Waiting
+    computing: Computing
     leases: Working
     flash: Flash
+    ready: Spread
+    starts: dict[str, Spread]
+    package: Package | None
+    container: Contained | None
     limits: dict[str, str]
 
 
 def run(seconds: float = SECONDS) -> Figures:
     """Measure it all. Raises DrivewayError when a rig is stuck."""
     quiet_logs()
+    wanted = limits()
+    container, no_container = footprint_container.contained(seconds)
     with tempfile.TemporaryDirectory(prefix="driveway-footprint-") as folder:
-        parked, driving, ready_s = _waiting(Path(folder) / "waiting", seconds)
-        leases = _working(Path(folder) / "working")
-    return judged(ready_s, parked, driving, leases, limits())
-
-
-def judged(ready_s: float, parked: Waiting, driving: Waiting, leases: Working, wanted: tuple[Limit, ...]) -> Figures:
-    """The figures with their limits."""
+        waits = waiting(Path(folder) / "waiting", seconds)
+        within = computing(Path(folder) / "computing", seconds)
+        leases = working(Path(folder) / "leases", seconds)
+    package = footprint_starts.package()
+    reasons = {
+        "disk": footprint_disk.why_not(),
+        "container": no_container,
+        "package": None if package else "there is none: make package",
+    }
     found = Figures(
         held=True,
         broken={},
-        start_to_ready_s=ready_s,
-        parked=parked,
-        driving=driving,
+        absent={name: why for name, why in reasons.items() if why},
+        asleep=waits.asleep,
+        driving=waits.driving,
+        quiet=waits.quiet,
+        parked=waits.parked,
+        computing=within,
         leases=leases,
-        flash=flash(parked.written_mb_per_h, leases.written_kb_per_lease),
-        limits={one.figure: _bound(one) for one in wanted},
+        flash=flash(waits.parked, leases),
+        ready=waits.ready,
+        starts=waits.starts,
+        package=package,
+        container=container,
+        limits={},
     )
-    broken = {one.figure: f"{value(found, one.figure):g}, {_bound(one)}" for one in wanted if not kept(found, one)}
-    return msgspec.structs.replace(found, held=not broken, broken=broken)
+    return judged(found, wanted)
+
+
+def judged(found: Figures, wanted: tuple[Limit, ...]) -> Figures:
+    """The figures with their limits."""
+    broken = {
+        one.figure: f"{value(found, one.figure):g}, {_bound(one)}: {one.why}" for one in wanted if not kept(found, one)
+    }
+    return msgspec.structs.replace(
+        found, held=not broken, broken=broken, limits={one.figure: _bound(one) for one in wanted}
+    )
 
 
 def limits(path: Path = LIMITS) -> tuple[Limit, ...]:
@@ -134,110 +143,46 @@ def limits(path: Path = LIMITS) -> tuple[Limit, ...]:
 
 
 def kept(figures: Figures, limit: Limit) -> bool:
-    """Whether a limit is kept."""
+    """Whether a limit is kept; what was not measured breaks none."""
     found = value(figures, limit.figure)
+    if found is None:
+        return True
     return (limit.at_most is None or found <= limit.at_most) and (limit.at_least is None or found >= limit.at_least)
 
 
-def value(figures: Figures, name: str) -> float:
-    """A figure by its name; raises DrivewayError where there is none."""
+def value(figures: Figures, name: str) -> float | None:
+    """A figure by its name, None for one that was not measured; raises DrivewayError where there is none."""
     found: object = figures
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, int | float):
-        raise DrivewayError(f"{LIMITS.name}: there is no figure {name!r}")
-    return float(found)
+    try:
+        for part in name.split("."):
+            if found is None:
+                return None
+            found = found[part] if isinstance(found, dict) else getattr(found, part)
+        return None if found is None else float(found)  # type: ignore[arg-type]  # a figure, or a TypeError
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DrivewayError(f"{LIMITS.name}: there is no figure {name!r}") from error
 
 
-def flash(mb_per_h: float, kb_per_lease: float) -> Flash:
-    """The formula above."""
-    mb_per_day = 24 * mb_per_h + LEASES_PER_DAY * kb_per_lease / 1000
-    years = ENDURANCE_TBW * 1e6 / (WRITE_AMPLIFICATION * 365 * mb_per_day) if mb_per_day else 1_000.0
+def flash(idle: Waiting, leases: Working) -> Flash:
+    """The formula above, with the disk's own counts where there are any."""
+    counted = idle.disk_mb_per_h is not None and leases.disk_kb_per_lease is not None
+    mb_per_h = (idle.disk_mb_per_h if counted else idle.written_mb_per_h) or 0.0
+    mb_per_lease = ((leases.disk_kb_per_lease if counted else leases.written_kb_per_lease) or 0.0) / 1000
+    mb_per_day = 24 * mb_per_h + LEASES_PER_DAY * mb_per_lease
+    endurance_mb = CAPACITY_GB * 1000 * CYCLES * SHARE
     return Flash(
-        years=round(years, 1),
-        endurance_tbw=ENDURANCE_TBW,
+        years=round(endurance_mb / (WRITE_AMPLIFICATION * 365 * max(mb_per_day, 1e-3)), 1),
+        endurance_tb=endurance_mb / 1e6,
         write_amplification=WRITE_AMPLIFICATION,
         leases_per_day=LEASES_PER_DAY,
-        written_mb_per_day=round(mb_per_day, 2),
+        mb_per_idle_h=mb_per_h,
+        mb_per_lease=round(mb_per_lease, 4),
+        mb_per_night=round(NIGHT_H * mb_per_h + LEASES_PER_DAY * mb_per_lease, 2),
+        mb_per_day=round(mb_per_day, 2),
+        counted="what the disk was given" if counted else "pages that the daemon made dirty",
     )
 
 
 def _bound(limit: Limit) -> str:
     said = f"at most {limit.at_most:g}" if limit.at_most is not None else f"at least {limit.at_least:g}"
     return f"{said} (aim {limit.aim:g})" if limit.aim is not None else said
-
-
-# --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def _waiting(folder: Path, seconds: float) -> tuple[Waiting, Waiting, float]:
-    with QuietRig(folder) as rig:
-        rig.start_fleet()
-        try:
-            rig.start_buses(FRAMES_PER_S)
-            starts_s = []
-            for _ in range(STARTS):
-                began_s = time.monotonic()
-                pid = rig.start_quiet_daemon(rig.buses)
-                starts_s.append(time.monotonic() - began_s)
-                if len(starts_s) < STARTS:
-                    rig.stop("daemon")
-            rig.order(signal.SIGUSR1)
-            time.sleep(SETTLE_S)
-            driving = _watched(rig, pid, seconds)
-            rig.order(signal.SIGUSR2)
-            until_open(rig)
-            time.sleep(SETTLE_S)
-            return _watched(rig, pid, seconds), driving, round(statistics.median(starts_s), 2)
-        finally:
-            rig.stop("bus", signal.SIGKILL)  # it minds no other
-
-
-def _watched(rig: QuietRig, pid: int, seconds: float) -> Waiting:
-    before, began_s = written_bytes(pid), time.monotonic()
-    threads, wakeups = watch(pid, seconds)
-    per_h = (written_bytes(pid) - before) / (time.monotonic() - began_s) * 3600
-    return Waiting(
-        gate=str(rig.ask("status")["gate"]),
-        rss_mb=memory_mb(pid, "Rss"),
-        pss_mb=memory_mb(pid, "Pss"),
-        cpu_percent=round(sum(threads.values()), 3),
-        wakeups_per_s=round(wakeups, 1),
-        written_mb_per_h=round(per_h / 1e6, 2),
-    )
-
-
-def _working(folder: Path) -> Working:
-    kind = EmbeddedBroker if Mosquitto.binary() is None else Mosquitto
-    with Rig(folder, parked_for_s=1.0, broker=kind) as rig:
-        package = rig.publish("nothing", build_nothing_package)
-        rig.start()
-        rig.car("driver_leaves")
-        work = LeaseRig(rig, package, None)
-        try:
-            work.wait_for(work.put_up(WARM_UP_LEASES, ITEMS), WARM_UP_LEASES)
-            pid, worker = rig.pid("daemon"), (rig.status() or {}).get("worker")
-            assert pid is not None
-            before = written_bytes(pid)
-            done = work.measure(LEASES, ITEMS)
-            written = written_bytes(pid) - before
-        finally:
-            work.close()
-        cpu_s = done.after.cpu_s["daemon"] - done.before.cpu_s["daemon"]
-        return Working(
-            leases=LEASES,
-            items=ITEMS,
-            rss_mb=memory_mb(pid, "Rss"),
-            worker_rss_mb=memory_mb(worker["pid"], "Rss") if worker else 0.0,
-            cpu_ms_per_lease=round(cpu_s * 1000 / LEASES, 2),
-            written_kb_per_lease=round(written / 1000 / LEASES, 2),
-        )
-
-
-def written_bytes(pid: int) -> int:
-    """What a process has handed to the file system until now; raises DrivewayError where the kernel does not tell."""
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text("ascii").splitlines()
-    except OSError as error:
-        raise DrivewayError(f"the kernel does not tell what process {pid} writes: {error}") from error
-    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
