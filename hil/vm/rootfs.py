@@ -30,7 +30,11 @@ PACKAGES = (
 has to name what it needs: of Python only Debian's own is here, and no pip."""
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*")
 """Kept small; Driveway's own documents are looked at by the tests, so they are let in again below."""
-LET_IN = ("/usr/share/doc/driveway", "/usr/share/doc/driveway/*", "/usr/share/man/man1/driveway*")
+LET_IN = (
+    *("/usr/share/doc/driveway", "/usr/share/doc/driveway/*"),
+    *("/usr/share/man/man1", "/usr/share/man/man1/driveway*"),
+)
+"""A file's folder is to be named too, or dpkg finds none for it."""
 
 
 def build_rootfs() -> Path:
