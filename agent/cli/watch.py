@@ -10,6 +10,7 @@ What it costs the daemon: two short answers a look, and the gate's history once 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import time
@@ -22,7 +23,8 @@ from agent.cli import exits
 from agent.cli.client import UnreachableError, ask, socket_path
 from agent.cli.terminal import plain, screen
 from agent.cli.text import shown
-from agent.cli.watch_screen import CHARGE, Scene, cells, lines
+from agent.cli.watch_parts import Scene, cells
+from agent.cli.watch_screen import CHARGE, UNLIKE, lines
 from agent.errors import DrivewayError
 
 HISTORY_EVERY_S = 60.0
@@ -169,17 +171,22 @@ def changed_line(scene: Scene) -> str:
     status = scene.status
     if scene.trouble or status is None:
         return cells(scene.trouble)
+    parts = [f"{status.get('state')} gate {status.get('gate')}"]
+    with contextlib.suppress(*UNLIKE):
+        parts += _changing(status, scene)
+    return cells(", ".join(parts))
+
+
+def _changing(status: dict[str, Any], scene: Scene) -> Iterator[str]:
     lease, computer = status.get("lease"), status.get("computer") or {}
     charge = next((one["value"] for one in scene.signals if one.get("path") == CHARGE), None)
     reasons = status.get("reasons") or []
-    parts = [f"{status.get('state')} gate {status.get('gate')}"]
     if reasons:
-        parts.append(f"{reasons[0]['gate']} {reasons[0]['code']} ({reasons[0]['signal']})")
+        yield f"{reasons[0]['gate']} {reasons[0]['code']} ({reasons[0]['signal']})"
     if lease is not None:
-        parts.append(f"lease {lease['job']}/{lease['epoch']} {lease['slices_done']}/{lease['slices_wanted']}")
+        yield f"lease {lease['job']}/{lease['epoch']} {lease['slices_done']}/{lease['slices_wanted']}"
     for found, step, unit in ((computer.get("die_c"), 5, "°C"), (computer.get("power_w"), 10, "W"), (charge, 1, "%")):
         if isinstance(found, int | float):
-            parts.append(f"{round(found / step) * step} {unit}")
+            yield f"{round(found / step) * step} {unit}"
     if not (status.get("link") or {}).get("connected", True):
-        parts.append("no broker")
-    return cells(", ".join(parts))
+        yield "no broker"

@@ -1,29 +1,36 @@
 """The live view as lines: pure, from what the daemon said last to what a terminal of some size shows.
 
-Every text that came from elsewhere passes through `cells`, so no line is wider than the screen and none holds anything
-but one-column characters. What does not fit the height is left out, least important first: the gate, the reason and
-the heat stay to the end. A value that the daemon did not tell leaves its line out, so an older one is no failure.
+What its lines are made of is in `watch_parts`. What does not fit the height is left out, least important first: the
+gate, the reason and the heat stay to the end. A value that the daemon did not tell leaves its line out, so an older one
+is no failure.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from agent.cli.terminal import Screen, cut, span, wrap
 from agent.cli.text import value
+from agent.cli.watch_parts import (
+    BAR_LEAST,
+    COLOURS,
+    LABEL,
+    Line,
+    Part,
+    Scene,
+    against,
+    bar,
+    cells,
+    clock,
+    drawn,
+    figure,
+)
 from agent.cli.when import wall_s
-from agent.printable import printable
 
-LABEL = 9
-BAR_MOST, BAR_LEAST = 30, 8
 MARKS = {"open": "█", "hold": "▒", "closed": "░"}
-COLOURS = {"open": "green", "hold": "yellow", "closed": "red"}
 SEVERITY = {"open": 0, "hold": 1, "closed": 2}
-WIDE = {"W", "F"}
 UNLIKE = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, OSError)
 """What an answer of another version, or one that is not as it should be, makes of a section: it is left out."""
 
@@ -33,43 +40,7 @@ AMBIENT = "Vehicle.Exterior.AirTemperature"
 LOW_VOLTAGE = "Vehicle.LowVoltageBattery.CurrentVoltage"
 
 
-class Scene(NamedTuple):
-    """What is known: the daemon's newest answers (None or empty: none yet), and what is in the way of newer ones."""
-
-    now_s: float
-    status: dict[str, Any] | None = None
-    signals: Sequence[dict[str, Any]] = ()
-    timeline: dict[str, Any] | None = None
-    hours: float = 6.0
-    slices_per_s: float | None = None
-    trouble: str = ""
-    heard_s: float = 0.0
-
-
-class Part(NamedTuple):
-    """A piece of a line in a colour ("": none)."""
-
-    text: str
-    colour: str = ""
-
-
-Line = list[Part]
 Section = Callable[[Scene, Screen], Iterator[Line]]
-
-
-def cells(text: str) -> str:
-    """The text, each character of which takes one column: what takes two or none is a question mark."""
-    shown = printable(text)
-    if shown.isascii():
-        return shown
-    return "".join(
-        "?" if unicodedata.combining(one) or unicodedata.east_asian_width(one) in WIDE or _invisible(one) else one
-        for one in shown
-    )
-
-
-def _invisible(one: str) -> bool:
-    return unicodedata.category(one) in {"Mn", "Me", "Cf"}
 
 
 def lines(scene: Scene, on: Screen) -> list[str]:
@@ -86,33 +57,23 @@ def lines(scene: Scene, on: Screen) -> list[str]:
     left = on.rows - len(shown)
     with contextlib.suppress(*UNLIKE):
         shown += list(_lately(scene, left))
-    return [_drawn(line, on) for line in shown[: on.rows]]
-
-
-def _drawn(line: Line, on: Screen) -> str:
-    """The line as it goes out: cut to the screen, in its characters, and painted."""
-    left, drawn = on.columns, []
-    for part in line:
-        text = cut(on.show(cells(part.text)) if part.text.strip() else part.text, left)
-        left -= len(text)
-        drawn.append(on.paint(text, part.colour) if part.colour else text)
-    return "".join(drawn)
+    return [drawn(line, on) for line in shown[: on.rows]]
 
 
 # --- the sections -------------------------------------------------------------------------------------------------
 
 
 def _head(scene: Scene, on: Screen) -> Iterator[Line]:
-    clock = _clock(scene.now_s, "%H:%M:%S")
+    now = clock(scene.now_s, "%H:%M:%S")
     status = scene.status
     if status is None:
-        yield [Part(cut("driveway", on.columns - 10).ljust(on.columns - 9)), Part(clock)]
+        yield [Part(cut("driveway", on.columns - 10).ljust(on.columns - 9)), Part(now)]
         return
     state, gate = str(status["state"]), str(status["gate"])
     said = f"{state.upper()}, gate {gate}"
     name = f"driveway {status.get('version', '')}  " if on.columns >= 60 else ""
-    room = max(0, on.columns - len(name) - len(said) - len(clock))
-    yield [Part(name), Part(said, COLOURS.get(gate, "yellow")), Part(" " * room), Part(clock, "grey")]
+    room = max(0, on.columns - len(name) - len(said) - len(now))
+    yield [Part(name), Part(said, COLOURS.get(gate, "yellow")), Part(" " * room), Part(now, "grey")]
 
 
 def _trouble(scene: Scene, on: Screen) -> Iterator[Line]:
@@ -137,7 +98,7 @@ def _gates(scene: Scene, on: Screen) -> Iterator[Line]:
     for state, mark in _runs(_history(changes, begin_s, scene.now_s, width)):
         parts.append(Part(mark, COLOURS.get(state, "")))
     yield parts
-    ends = _clock(begin_s, "%H:%M"), "now"
+    ends = clock(begin_s, "%H:%M"), "now"
     legend = " ".join(f"{mark} {state}" for state, mark in MARKS.items())
     if width >= len(legend) + 12:
         yield [Part(f"{'':<{LABEL}}{ends[0]} {legend:^{width - 10}} {ends[1]}", "grey")]
@@ -191,12 +152,12 @@ def _heat(scene: Scene, on: Screen) -> Iterator[Line]:
     die_c, power_w = status["computer"]["die_c"], status["computer"]["power_w"]
     cap_w = status["power_cap_w"]
     if limits is None:
-        yield _figure("die", value(die_c, "°C"), "", "")
-        yield _figure("power", value(power_w, "W"), "", f"cap {value(cap_w, 'W')}")
+        yield figure("die", value(die_c, "°C"), "", "")
+        yield figure("power", value(power_w, "W"), "", f"cap {value(cap_w, 'W')}")
         return
-    yield _against(on, "die", die_c, "°C", limits["die"], low=0.0)
-    bar = _bar(on, power_w, 0.0, limits["power_max_w"], {cap_w: "|"})
-    yield _figure("power", value(power_w, "W"), bar, f"cap {value(cap_w)} of {value(limits['power_max_w'])}")
+    yield against(on, "die", die_c, "°C", limits["die"], low=0.0)
+    shown = bar(on, power_w, 0.0, limits["power_max_w"], {cap_w: "|"})
+    yield figure("power", value(power_w, "W"), shown, f"cap {value(cap_w)} of {value(limits['power_max_w'])}")
 
 
 def _battery(scene: Scene, on: Screen) -> Iterator[Line]:
@@ -215,52 +176,9 @@ def _battery(scene: Scene, on: Screen) -> Iterator[Line]:
         if one is None or (one["value"] is None and not one["problem"]):
             continue
         if one["problem"]:
-            yield _figure(label, "-", "", f"{one['problem'].replace('_', ' ')}", "yellow")
+            yield figure(label, "-", "", f"{one['problem'].replace('_', ' ')}", "yellow")
         else:
-            yield _against(on, label, one["value"], unit, limits[limit], low=low, high=high)
-
-
-def _against(
-    on: Screen,
-    label: str,
-    found: float | None,
-    unit: str,
-    limit: dict[str, Any],
-    *,
-    low: float,
-    high: float | None = None,
-) -> Line:
-    """A figure with its bar, and whether it is on the wrong side of its limits."""
-    begin, stop, rising = limit["begin"], limit["stop"], limit["rising"]
-    top = high if high is not None else stop + max(1.0, (stop - low) * 0.1)
-    bar = _bar(on, found, low, top, {begin: "|", stop: "!"})
-    colour = ""
-    if found is not None:
-        over_stop, over_begin = (found >= stop, found >= begin) if rising else (found < stop, found < begin)
-        colour = "red" if over_stop else "yellow" if over_begin else "green"
-    said = f"|from {value(float(begin))}" if not rising else f"|below {value(float(begin))}"
-    return _figure(label, value(found, unit), bar, f"{said} !stop {value(float(stop))}", colour)
-
-
-def _figure(label: str, said: str, bar: str, held: str, colour: str = "") -> Line:
-    shown = [Part(f"{label:<{LABEL}}", "grey"), Part(f"{said:<9}", colour)]
-    return [*shown, *([Part(f"[{bar}] ", colour)] if bar else []), Part(held)]
-
-
-def _bar(on: Screen, found: float | None, low: float, high: float, marks: dict[float, str]) -> str:
-    """A bar from low to high with marks at the limits; "" where it does not fit."""
-    width = min(BAR_MOST, on.columns - LABEL - 9 - 26)
-    if width < BAR_LEAST or found is None or high <= low:
-        return ""
-
-    def place(at: float) -> int:
-        return min(width, max(0, round((at - low) / (high - low) * width)))
-
-    full = place(found)
-    cell = ["█"] * full + ["·"] * (width - full)
-    for at, mark in marks.items():
-        cell[min(width - 1, place(at))] = mark
-    return "".join(cell)
+            yield against(on, label, one["value"], unit, limits[limit], low=low, high=high)
 
 
 def _prices(scene: Scene, on: Screen) -> Iterator[Line]:
@@ -273,7 +191,7 @@ def _prices(scene: Scene, on: Screen) -> Iterator[Line]:
     wanted = [one for one in slots if one["chosen"]]
     windows = list(_joined(wanted))
     said = ", ".join(
-        f"{_clock(begin_s, '%H:%M')}-{_clock(end_s, '%H:%M')} at {price:.3g}" for begin_s, end_s, price in windows[:3]
+        f"{clock(begin_s, '%H:%M')}-{clock(end_s, '%H:%M')} at {price:.3g}" for begin_s, end_s, price in windows[:3]
     )
     said = f"work {said}" if windows else "no slot is wanted"
     yield [
@@ -289,7 +207,7 @@ def _prices(scene: Scene, on: Screen) -> Iterator[Line]:
             "█" if any(low <= begin_s + (cell + 0.5) * step_s < high for low, high, _ in windows) else "·"
             for cell in range(width)
         ]
-        yield [Part(f"{'to ' + _clock(end_s, '%H:%M'):<{LABEL}}", "grey"), Part("".join(marks), "green")]
+        yield [Part(f"{'to ' + clock(end_s, '%H:%M'):<{LABEL}}", "grey"), Part("".join(marks), "green")]
 
 
 def _joined(slots: list[dict[str, Any]]) -> Iterator[tuple[float, float, float]]:
@@ -312,15 +230,16 @@ def _lease(scene: Scene, on: Screen) -> Iterator[Line]:
     if status is None:
         return
     lease, rate = status["lease"], scene.slices_per_s
-    pace = "" if not rate else f", {rate:.1f}/s" if rate >= 1 else f", one in {span(1 / rate)}"
+    pace = "" if not rate else f", {rate:.1f}/s" if rate >= 0.1 else f", one in {span(1 / rate)}"
     if lease is None:
         kept = status["slices"]["kept"]
-        yield [Part(f"{'lease':<{LABEL}}", "grey"), Part(f"none; {kept} slices kept since the start{pace}")]
+        slices = "slice" if kept == 1 else "slices"
+        yield [Part(f"{'lease':<{LABEL}}", "grey"), Part(f"none; {kept} {slices} kept since the start{pace}")]
         return
     done, wanted = lease["slices_done"], lease["slices_wanted"]
-    bar = _bar(on, float(done), 0.0, float(max(1, wanted)), {})
+    shown = bar(on, float(done), 0.0, float(max(1, wanted)), {})
     said = f"{done}/{wanted} slices{pace}, {span(wall_s(lease['expires_at']) - scene.now_s)} left"
-    yield [Part(f"{'lease':<{LABEL}}", "grey"), Part(f"[{bar}] " if bar else "", "green"), Part(said)]
+    yield [Part(f"{'lease':<{LABEL}}", "grey"), Part(f"[{shown}] " if shown else "", "green"), Part(said)]
     name = f"{lease['job']}/{lease['epoch']} {lease['package']}, {lease['phase']}"
     worker = status["worker"]
     runs = "" if worker is None else f"; {worker['executor']} on {worker['device']}"
@@ -371,14 +290,10 @@ def _lately(scene: Scene, most: int) -> Iterator[Line]:
         said = f"{one['state']:<7}{one.get('code', '').replace('_', ' ')}"
         signal = f" ({one['signal']})" if one.get("signal") else ""
         yield [
-            Part(f"{_clock(wall_s(one['at']), '%H:%M:%S'):<{LABEL}}", "grey"),
+            Part(f"{clock(wall_s(one['at']), '%H:%M:%S'):<{LABEL}}", "grey"),
             Part(said, COLOURS.get(one["state"], "")),
             Part(signal, "grey"),
         ]
-
-
-def _clock(wall: float, form: str) -> str:
-    return dt.datetime.fromtimestamp(wall).astimezone().strftime(form)
 
 
 SECTIONS: tuple[tuple[int, Section], ...] = (
