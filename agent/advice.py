@@ -113,7 +113,7 @@ COMPUTER = {
     "die_rising": Advice(COOLS, "Nothing; if it stays, measure the bounds anew: `driveway bench --commission`."),
     "power_not_obeyed": Advice(
         "It clears after a rest, and is tried again.",
-        "If it comes back: `driveway doctor`, and who else computes there?",
+        "If it comes back: ask `driveway doctor`, and look who else computes there.",
     ),
     "power_missing": Advice("It clears with the next reading.", SENSOR),
     "throttled": Advice("It clears some seconds after the computer runs at full clock.", "Give it air and power."),
