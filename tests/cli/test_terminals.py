@@ -1,8 +1,10 @@
-"""The command as a process: a terminal without UTF-8, a pipe that nobody reads to its end, a disk that is full."""
+"""The command as a process: a terminal without UTF-8, a pipe nobody reads to its end, a full disk, a socket refused."""
 
 from __future__ import annotations
 
+import grp
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from agent.cli import exits
 from tests.daemon.test_shutdown import configured
+from tests.guests import needs_root, open_folder
 
 LONG = ["config", "show"]
 
@@ -48,3 +51,32 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         done = subprocess.run(line, env=environment, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     assert done.returncode == exits.FAILED
     assert done.stderr == b"driveway: the answer cannot be written: no space is left there\n"
+
+
+AS_STRANGER = """
+import grp, os, sys
+from agent.cli import main
+main.main(["status", "--socket", "/nowhere"])
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)
+sys.exit(main.main(["status", "--socket", sys.argv[1]]))
+"""
+"""What the first question imports may lie where only root may look."""
+
+
+@needs_root
+def test_who_may_not_open_the_socket_is_told_the_group_that_may() -> None:
+    users = grp.getgrgid(100)
+    with open_folder() as folder, socket.socket(socket.AF_UNIX) as listening:
+        path = folder / "control.sock"
+        listening.bind(str(path))
+        os.chown(path, 0, users.gr_gid)
+        path.chmod(0o660)
+        line = [sys.executable, "-c", AS_STRANGER, str(path)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == exits.UNREACHABLE
+    assert done.stdout == ""
+    assert f"driveway: this user may not open {path}" in done.stderr
+    assert f"sudo usermod --append --groups {users.gr_name} $USER" in done.stderr
+    assert "Traceback" not in done.stderr
