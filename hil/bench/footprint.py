@@ -127,10 +127,12 @@ def run(seconds: float = SECONDS) -> Figures:
 def judged(found: Figures, wanted: tuple[Limit, ...]) -> Figures:
     """The figures with their limits."""
     broken = {
-        one.figure: f"{value(found, one.figure):g}, {_bound(one)}: {one.why}" for one in wanted if not kept(found, one)
+        one.figure: f"{value(found, one.figure):g}, {bound(one)}: {one.why}"
+        for one in wanted
+        if not is_kept(found, one)
     }
     return msgspec.structs.replace(
-        found, held=not broken, broken=broken, limits={one.figure: _bound(one) for one in wanted}
+        found, held=not broken, broken=broken, limits={one.figure: bound(one) for one in wanted}
     )
 
 
@@ -142,7 +144,7 @@ def limits(path: Path = LIMITS) -> tuple[Limit, ...]:
         raise DrivewayError(f"{path}: {error}") from error
 
 
-def kept(figures: Figures, limit: Limit) -> bool:
+def is_kept(figures: Figures, limit: Limit) -> bool:
     """Whether a limit is kept; what was not measured breaks none."""
     found = value(figures, limit.figure)
     if found is None:
@@ -183,6 +185,7 @@ def flash(idle: Waiting, leases: Working) -> Flash:
     )
 
 
-def _bound(limit: Limit) -> str:
+def bound(limit: Limit) -> str:
+    """A limit as people read it."""
     said = f"at most {limit.at_most:g}" if limit.at_most is not None else f"at least {limit.at_least:g}"
     return f"{said} (aim {limit.aim:g})" if limit.aim is not None else said

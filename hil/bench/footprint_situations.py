@@ -38,6 +38,8 @@ from hil.rig import Rig
 LEASES, ITEMS, WARM_UP_LEASES = 60, 24, 5
 WORK_MS, SLICE_ITEMS, SLICES = 50.0, 20 * MICRO_BATCH, 100
 """Made work: slices of twenty micro-batches of so many milliseconds."""
+COMPUTING_S = 12.0
+"""A lease is handed in after some two dozen slices, so its watch is shorter than the others."""
 WAIT_S = 60.0
 TRIES = 3
 START_SETTLE_S = 30.0
@@ -198,13 +200,13 @@ def working(folder: Path, seconds: float) -> Working:
 
 
 def computing(folder: Path, seconds: float) -> Computing:
-    """One long lease, so long watched. Raises DrivewayError, also where the lease ended before the watch did."""
+    """One long lease, watched so long, `COMPUTING_S` at most. Raises DrivewayError where no lease is that long, too."""
     with _fleet(folder) as (rig, disk):
         package = rig.publish("work", lambda place: build_work(place, WORK_MS))
         rig.submit(package, work_items(SLICES * SLICE_ITEMS), slice_items=SLICE_ITEMS, price_micro_per_item=1)
         pid = _park(rig)
         for _ in range(TRIES):
-            if (found := _within_a_lease(rig, pid, disk, seconds)) is not None:
+            if (found := _within_a_lease(rig, pid, disk, min(seconds, COMPUTING_S))) is not None:
                 return found
     raise DrivewayError(f"{TRIES} leases were over before they were watched to the end", hint="is the machine busy?")
 

@@ -16,7 +16,9 @@ from hil.bench.footprint import (
     WRITE_AMPLIFICATION,
     Figures,
     Limit,
+    bound,
     flash,
+    is_kept,
     judged,
     limits,
     value,
@@ -27,6 +29,8 @@ from hil.bench.footprint_process import Use
 from hil.bench.footprint_situations import Computing, Waiting, Working
 from hil.bench.footprint_starts import Package, Spread, repeated, started
 from hil.vm.footprint import Footprint
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 IDLE = Waiting(
     gate="open",
@@ -160,3 +164,17 @@ def test_a_file_of_limits_that_is_none_explains_itself(tmp_path: Path) -> None:
         limits(file)
     with pytest.raises(DrivewayError, match=r"no figure .parked\.rs."):
         judged(good(), (Limit("parked.rs", "?", at_most=1),))
+
+
+def test_the_documents_table_is_the_newest_run_with_every_limit() -> None:
+    """`docs/proof.md` says what `docs/benchmarks/footprint.json` holds: figure, measured, limit (aim), reason."""
+    kept = msgspec.json.decode((DOCS / "benchmarks" / "footprint.json").read_bytes(), type=Figures)
+    rows = [
+        f"| `{limit.figure}` | {found:g} | {bound(limit)} | {limit.why} |"
+        for limit in limits()
+        if (found := value(kept, limit.figure)) is not None
+    ]
+    page = (DOCS / "proof.md").read_text("utf-8")
+    told = [line for line in page.partition("### Footprint")[2].partition("\n#")[0].splitlines() if line[:3] == "| `"]
+    assert told == rows
+    assert set(kept.broken) == {limit.figure for limit in limits() if not is_kept(kept, limit)}
